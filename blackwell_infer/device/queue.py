@@ -1,0 +1,81 @@
+"""The one handle with effects: a stream, its memory, its architecture. Everything above sees only these protocols."""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import numpy as np
+
+from blackwell_infer.device.tensor import Tensor
+from blackwell_infer.kernels.kernel import Variant
+from blackwell_infer.types import Array
+
+Scalar = int | float
+Dim = tuple[int, int, int]
+
+
+class Pending(Protocol):
+    """A download under way."""
+
+    def result(self) -> np.ndarray[Any, Any]:
+        """Wait for the bytes and return them as a host array of their own."""
+        ...
+
+
+class Memory(Protocol):
+    """What the engine needs of a backend: arrays in, arrays out, and a scope for a step's temporaries."""
+
+    def put(self, host: np.ndarray[Any, Any]) -> Array:
+        """Copy a host array to the backend: a persistent block outside a step, arena memory inside one."""
+        ...
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """A persistent zero-filled array. OutOfMemoryError gives bytes needed and available."""
+        ...
+
+    def download(self, src: Array) -> Pending:
+        """Start copying an array to the host, in stream order."""
+        ...
+
+    def step(self) -> AbstractContextManager[None]:
+        """Scope of one step: memory from `empty` and `put` inside it is reused by the next step."""
+        ...
+
+    def memory(self) -> tuple[int, int]:
+        """(free, total) bytes of the backend's memory."""
+        ...
+
+    def close(self) -> None:
+        """Release everything. Idempotent."""
+        ...
+
+
+class Queue(Memory, Protocol):
+    """A stream of launches on one device of architecture `arch` (for example "sm_90a")."""
+
+    arch: str
+    sm_count: int
+    libraries: frozenset[str]
+    """Libraries that may be called through `library`: {"cublaslt"} or nothing."""
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Tensor:
+        """Uninitialised memory: from the step's arena inside `step()`, a block of its own outside."""
+        ...
+
+    def upload(self, dst: Array, src: np.ndarray[Any, Any]) -> None:
+        """Copy host bytes into existing device memory, in stream order; `src` may be reused on return."""
+        ...
+
+    def launch(self, v: Variant, grid: Dim, block: Dim, *args: Array | Scalar | None, smem: int = 0,
+               pdl: bool = False) -> None:
+        """Launch with one argument per declared parameter (None = null pointer); types and dtypes are checked.
+
+        Array arguments must be Tensors: the protocols say Array so that ops need no casts.
+        """
+        ...
+
+    def library(self, name: str, call: Callable[[int, int, int], None], reads: Sequence[Array],
+                writes: Sequence[Array]) -> None:
+        """Run `call(stream, workspace pointer, workspace bytes)` of a vendor library in stream order."""
+        ...

@@ -1,0 +1,68 @@
+"""A model family is data plus a few pure functions. Nothing here knows a device, a file format or a rank."""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+
+from blackwell_infer.kv.spec import CacheSpec, KVState
+from blackwell_infer.ops.api import Ops
+from blackwell_infer.ops.batch import Batch
+from blackwell_infer.quant.format import Linear, Weight
+from blackwell_infer.types import Array
+
+
+class Take(Protocol):
+    """How a family asks for its parameters, once, by Hugging Face name. Loading, measuring and checking are three
+    implementations of this protocol; CheckpointError names a missing or misshapen tensor."""
+
+    def table(self, name: str, shape: tuple[int, int]) -> Weight:
+        """A matrix that is looked up by row (embeddings)."""
+        ...
+
+    def linear(self, names: Sequence[str], shapes: Sequence[tuple[int, int]]) -> Linear:
+        """Row blocks of one fused projection; neighbours of equal format are joined."""
+        ...
+
+    def vector(self, name: str, size: int) -> Array:
+        """A 1-D parameter as float32 (norm weights, biases)."""
+        ...
+
+    def constant(self, name: str, value: np.ndarray[Any, Any]) -> Array:
+        """A computed table (rope)."""
+        ...
+
+    def host(self, name: str) -> np.ndarray[Any, Any] | None:
+        """A small tensor's values as float32 on the host, None if the checkpoint has no such tensor (rope_freqs)."""
+        ...
+
+    def has(self, name: str) -> bool:
+        """Whether the checkpoint has this tensor (lm_head, or tied)."""
+        ...
+
+
+class Geometry(msgspec.Struct, frozen=True):
+    """What the engine must know of a model besides its functions."""
+
+    vocab: int
+    hidden: int
+    max_context: int
+    cache: tuple[CacheSpec, ...]
+    """one per attention layer; format "" takes the activation dtype"""
+
+
+class Family(msgspec.Struct, frozen=True):
+    """`config` decodes Hugging Face config.json into the family's own frozen struct (typed errors name the field)."""
+
+    name: str
+    architectures: tuple[str, ...]
+    config: Callable[[Mapping[str, Any]], Any]
+    geometry: Callable[[Any], Geometry]
+    build: Callable[[Any, Take, int], Any]
+    """build(cfg, take, max_context) -> params"""
+    forward: Callable[[Ops, Any, Any, KVState, Batch, str], Array]
+    """forward(ops, cfg, params, state, batch, dtype) -> hidden states [T, H], after the final norm"""
+    logits: Callable[[Ops, Any, Any, Array], Array]
+    """logits(ops, cfg, params, hidden [N, H]) -> [N, V] float32"""

@@ -1,0 +1,95 @@
+"""The op table that models and the engine are written against: signatures, shapes, and what each op means.
+
+Ops are pure unless the name ends in an underscore; those write to the handle passed first. Activations x have one dtype
+per model (float32, float16 or bfloat16); every op computes in float32 and rounds once, to that dtype, at its end.
+`ops.ref` is the specification in NumPy, `ops.cuda` launches kernels; `ops.cases` holds inputs and tolerances.
+Law: the result of a row never depends on the rows beside it for matmuls of up to 16 rows and for every other op.
+"""
+from __future__ import annotations
+
+from typing import Protocol
+
+from blackwell_infer.kv.spec import PagedKV
+from blackwell_infer.ops.batch import Batch, PenaltyState, Sampled, SampleParams
+from blackwell_infer.quant.format import Linear, Weight
+from blackwell_infer.types import Array
+
+
+class Ops(Protocol):
+    """One implementation of every op. Activation dtype follows the inputs; `embed` takes it explicitly."""
+
+    def embed(self, table: Weight, ids: Array, dtype: str) -> Array:
+        """Rows of `table` [V, H] at ids [T] int32 -> [T, H] of dtype ("float32", "float16", "bfloat16").
+
+        An id outside [0, V) gives a row of zeros (the engine refuses such ids earlier).
+        """
+        ...
+
+    def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
+        """x / sqrt(mean(x^2) + eps) * weight; x [T, H], weight [H] float32. NaN and Inf propagate within their row."""
+        ...
+
+    def add_rms_norm(self, x: Array, residual: Array, weight: Array, eps: float) -> tuple[Array, Array]:
+        """s = round(x + residual); returns (s, rms_norm(s)). Both [T, H]."""
+        ...
+
+    def linear(self, x: Array, w: Linear, bias: Array | None = None) -> Array:
+        """x [T, K] times the transpose of each row block of w, outputs side by side -> [T, sum of rows].
+
+        bias [sum of rows] float32.
+        """
+        ...
+
+    def logits(self, x: Array, w: Linear) -> Array:
+        """Like `linear`, but returns float32 [N, V] without the final rounding."""
+        ...
+
+    def swiglu(self, gate_up: Array) -> Array:
+        """gate_up [T, 2I] -> silu(gate_up[:, :I]) * gate_up[:, I:], [T, I], in float32, rounded once."""
+        ...
+
+    def take_rows(self, x: Array, index: Array) -> Array:
+        """x [T, H] at index [N] int32 -> [N, H]."""
+        ...
+
+    def qkv_rope_append_(self, kv: PagedKV, qkv: Array, batch: Batch, rope_table: Array, heads: int,
+                         q_norm: Array | None = None, k_norm: Array | None = None, eps: float = 0.0) -> Array:
+        """Split qkv [T, (heads + 2 kv_heads) D]; norm q, k per head, rotate, append k and v; return q [T, heads, D].
+
+        `rope_table` [C, 2, d/2] float32 holds cos (0) and sin (1) per position; the first d of D dims are rotated
+        in pairs (j, j + d/2), the rest pass through. q_norm, k_norm [D] float32 are RMS norm weights applied before rotation.
+        Values are rounded to the activation dtype once, after rotation; the cache stores its own dtype.
+        """
+        ...
+
+    def attend(self, q: Array, kv: PagedKV, batch: Batch, scale: float, window: int) -> Array:
+        """Causal attention of q [T, heads, D] over the pages of each token's row -> [T, heads * D].
+
+        A token at position p sees keys j with 0 <= p - j, and p - j < window if window > 0. Query head h reads KV head
+        h // (heads / kv_heads). Softmax in float32. Padding tokens give zeros.
+        """
+        ...
+
+    def sample_(self, state: PenaltyState, logits: Array, params: SampleParams) -> Sampled:
+        """Choose one token per row of logits [N, V] float32. Exact: equal logits give equal tokens on every backend.
+
+        z = logits + bias (biases of one id add up in order); penalties per `types.Sampling` (repetition:
+        z>0 ? z/r : z*r for tokens in prompt or answer; then z -= frequency * count; then z -= presence if count > 0),
+        all in float32 with one rounding per operation. temperature 0: the highest z, lowest id first. Otherwise z /= temperature and
+        e = exp_f32(z - max z) with the polynomial of `ops/ref/sample.py`, whose float32 operations are rounded one by
+        one (no fused multiply-add) so that every backend gives the same bits. Kept: e >= min_p; then the top_k largest
+        (ties at the boundary are kept); then the smallest set of largest whose mass reaches top_p of the mass kept so
+        far (ties kept). Mass is the integer floor(e * 2^40), so sums have no order. Then a 64-bit Philox4x32-10 draw
+        with key = seed and counter = (position, 0, 0, 0) is scaled by mulhi to the total mass and picks the first id
+        (ascending) whose running mass exceeds it. NaN logits and -inf are never chosen; +inf counts as the largest
+        float32. A row with no usable logit gives token -1. Rows with slot >= 0 add the chosen token to state.counts.
+        """
+        ...
+
+    def penalty_load_(self, state: PenaltyState, slot: int, prompt: Array, answer: Array) -> None:
+        """Clear a slot, then flag the tokens of prompt [n] int32 and count those of answer [m] int32."""
+        ...
+
+    def token_logprobs(self, logits: Array, targets: Array) -> Array:
+        """log_softmax(logits [N, V])[i, targets[i]] -> [N] float32; a target of -1 gives 0."""
+        ...

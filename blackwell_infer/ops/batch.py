@@ -1,0 +1,83 @@
+"""The ragged batch of one step and the settings of its sampling, as plain arrays (host or device)."""
+from __future__ import annotations
+
+import msgspec
+
+from blackwell_infer.types import Array
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """Tokens of all rows of a step, row after row. Padding tokens (row -1) may follow; they write and read nothing.
+
+    `max_new` and `max_length` bound the per-row token and key counts; grids are sized from them, never from the data.
+    """
+
+    ids: Array
+    """[T] int32 token ids"""
+    positions: Array
+    """[T] int32 position of each token in its own row"""
+    rows: Array
+    """[T] int32 row of each token, -1 for padding; tokens of a row are adjacent and in order"""
+    starts: Array
+    """[R+1] int32 first token of each row; starts[R] is the number of real tokens"""
+    lengths: Array
+    """[R] int32 keys of each row once this step's tokens are appended (last position + 1)"""
+    pages: Array
+    """[R, P] int32 block table; unused entries are 0"""
+    outputs: Array
+    """[N] int32 token indices whose logits are wanted"""
+    max_new: int
+    max_length: int
+
+
+class SampleParams(msgspec.Struct, frozen=True):
+    """Sampling settings of N rows, see `types.Sampling`. Arrays are [N] unless said."""
+
+    temperature: Array
+    """float32; 0 is greedy"""
+    top_k: Array
+    """int32; 0 is off"""
+    top_p: Array
+    """float32"""
+    min_p: Array
+    """float32"""
+    repetition: Array
+    """float32"""
+    presence: Array
+    """float32"""
+    frequency: Array
+    """float32"""
+    seed: Array
+    """uint64: Philox key"""
+    position: Array
+    """int32: absolute position that the sampled token will take; Philox counter"""
+    slot: Array
+    """int32: row of the PenaltyState, -1 when the row has no penalties"""
+    bias_starts: Array
+    """[N+1] int32: range of each row in bias_ids"""
+    bias_ids: Array
+    """[B] int32"""
+    bias_values: Array
+    """[B] float32"""
+    top: int = 0
+    """alternatives to report per row (0 to 20)"""
+
+
+class Sampled(msgspec.Struct, frozen=True):
+    """Result of sampling N rows."""
+
+    tokens: Array
+    """[N] int32; -1 where a row has no usable logit"""
+    logprobs: Array
+    """[N] float32: log-softmax of the unmodified logits at the chosen token"""
+    top_ids: Array
+    """[N, top] int32, best first, lowest id first among equals"""
+    top_logprobs: Array
+    """[N, top] float32"""
+
+
+class PenaltyState(msgspec.Struct, frozen=True):
+    """What penalties count, one row per slot: `counts` [S, V] int32 of the answer, `prompt` [S, V] uint8 flags."""
+
+    counts: Array
+    prompt: Array

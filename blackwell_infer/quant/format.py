@@ -1,0 +1,56 @@
+"""Weights and the formats that describe their bytes. NumPy only: nothing here knows a device."""
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+
+from blackwell_infer.types import Array
+
+
+class Weight(msgspec.Struct, frozen=True):
+    """A matrix [rows, cols] in some format. `parts` are the format's arrays, on the host or on a device.
+
+    Dense formats ("f32", "f16", "bf16") have one part [rows, cols] of that dtype. GGUF block formats ("q8_0", "q4_0",
+    "q4_k", "q5_k", "q6_k") have one uint8 part [rows, bytes of a row]: the blocks exactly as in the file.
+    `format` is the key of every dispatch table.
+    """
+
+    format: str
+    shape: tuple[int, int]
+    parts: tuple[Array, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parts, scales and metadata included."""
+        return sum(int(np.prod(p.shape)) * p.dtype.itemsize for p in self.parts)
+
+
+Linear = tuple[Weight, ...]
+"""Row blocks of one projection (q, k and v of a fused qkv may differ in format); outputs stand side by side."""
+
+
+class Format(Protocol):
+    """One way to store a matrix [rows, cols]. Blocks run along cols, so any set of rows is a valid matrix."""
+
+    name: str
+    block: int
+    """Elements of one block along cols (1 for dense formats); cols must be a multiple."""
+    block_bytes: int
+
+    def read(self, data: np.ndarray[Any, Any], shape: tuple[int, int]) -> Weight:
+        """View raw file bytes (uint8, 1-D, memory-mapped) as a Weight without copying. CheckpointError if misshapen."""
+        ...
+
+    def take_rows(self, w: Weight, rows: np.ndarray[Any, Any]) -> Weight:
+        """The matrix of the given rows, in that order (permutations and shards)."""
+        ...
+
+    def concat(self, ws: tuple[Weight, ...]) -> Weight:
+        """One matrix of all rows; every input has this format and the same cols."""
+        ...
+
+    def dequantize(self, w: Weight) -> np.ndarray[Any, Any]:
+        """float32 [rows, cols]: the reference meaning of the bytes."""
+        ...

@@ -1,0 +1,134 @@
+"""Vocabulary shared by every layer: arrays, sampling settings, messages, events and outputs.
+
+Shape letters used throughout the project: T tokens of all rows (ragged), R rows (sequences) of a step, N rows whose
+logits are wanted, H hidden width, V vocabulary, D head dimension, C context length.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol, Self, runtime_checkable
+
+import msgspec
+import numpy as np
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+@runtime_checkable
+class Array(Protocol):
+    """What an op reads and returns: `numpy.ndarray` on the host, `device.tensor.Tensor` on a GPU."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    def reshape(self, *shape: int) -> Self: ...
+    def __getitem__(self, index: Any, /) -> Any: ...
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How tokens are chosen. Order: logit_bias, penalties, temperature, min_p, top_k, top_p, then one Philox draw.
+
+    `temperature=0` is greedy. `top_k=0`, `top_p=1`, `min_p=0` switch a filter off. The repetition penalty counts prompt
+    and answer, presence and frequency penalties count the answer only. `seed=None` takes a fresh seed per request; a
+    seed gives the same tokens on every backend, alone or in a batch. `logprobs=k` returns the log-probability of each
+    token and of its k best alternatives (of the unmodified distribution; k may be 0).
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = {}
+    logprobs: int | None = None
+    seed: int | None = None
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    n: int = 1
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One turn of a conversation, as chat templates see it."""
+
+    role: str
+    content: str = ""
+    reasoning_content: str | None = None
+    name: str | None = None
+
+
+class TokenLogprob(msgspec.Struct, frozen=True):
+    """Log-probability of one token and of its best alternatives, best first."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Token counts and times of one request (seconds, host clock)."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    queue_seconds: float = 0.0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """A piece of an answer. `text` and `reasoning` are deltas that never hold half a character.
+
+    The last event of a choice carries `finish_reason`; the last event of a request carries `usage`.
+    """
+
+    request_id: int
+    index: int = 0
+    text: str = ""
+    reasoning: str = ""
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    error: str | None = None
+
+
+class Choice(msgspec.Struct, frozen=True, kw_only=True):
+    """One finished answer."""
+
+    text: str
+    reasoning: str = ""
+    token_ids: tuple[int, ...] = ()
+    finish_reason: FinishReason = "stop"
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+class Output(msgspec.Struct, frozen=True, kw_only=True):
+    """The result of one prompt: `Sampling.n` choices; the properties read the first."""
+
+    prompt_token_ids: tuple[int, ...]
+    choices: tuple[Choice, ...]
+    usage: Usage
+
+    @property
+    def text(self) -> str:
+        return self.choices[0].text
+
+    @property
+    def reasoning(self) -> str:
+        return self.choices[0].reasoning
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        return self.choices[0].token_ids
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        return self.choices[0].finish_reason
+
+    @property
+    def logprobs(self) -> tuple[TokenLogprob, ...] | None:
+        return self.choices[0].logprobs

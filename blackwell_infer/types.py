@@ -5,8 +5,8 @@ logits are wanted, H hidden width, V vocabulary, D head dimension, C context len
 """
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal, Protocol, Self, runtime_checkable
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import msgspec
 import numpy as np
@@ -22,7 +22,8 @@ class Array(Protocol):
     def shape(self) -> tuple[int, ...]: ...
     @property
     def dtype(self) -> np.dtype[Any]: ...
-    def reshape(self, *shape: int) -> Self: ...
+    @property
+    def reshape(self) -> Callable[..., Any]: ...
     def __getitem__(self, index: Any, /) -> Any: ...
 
 

@@ -1,23 +1,266 @@
-"""Settings. The only reader of BWINFER_* variables and of bwinfer.toml; command-line flags come from these structs."""
+"""Settings: the only reader of BWINFER_* variables and of bwinfer.toml; command-line flags come from these structs.
+
+A setting is a field of a section's struct. Flags win over variables, variables over the file, the file over defaults.
+One name serves everywhere: field `max_context` of [engine] is `--max-context`, BWINFER_MAX_CONTEXT and
+`max_context = ...` under [engine]. Field names are unique over all sections.
+"""
 from __future__ import annotations
 
+import difflib
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
 import msgspec
+from msgspec import Meta
+
+from blackwell_infer.errors import ConfigError
+from blackwell_infer.types import Sampling
+
+PREFIX = "BWINFER_"
+FILE = "bwinfer.toml"
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a model is loaded and served. Every field is an `LLM` keyword, a flag, a bwinfer.toml key and a variable."""
 
-    device: str = "auto"
-    """auto, cuda, cuda:N or numpy; auto takes the first usable GPU"""
-    dtype: str = "auto"
-    """auto, float32, float16 or bfloat16: the type of activations and of the KV cache"""
-    max_context: int = 0
-    """longest prompt plus answer in tokens; 0 takes the model's own limit, or what fits"""
-    max_batch: int = 32
-    """most requests that run at once"""
-    max_step_tokens: int = 4096
-    """most tokens of one step; longer prompts are prefilled in chunks"""
-    kv_pages: int = 0
-    """pages of the KV cache, 32 tokens each; 0 takes what the context and the batch need, or what fits"""
-    revision: str = "main"
-    """branch, tag or commit of a hub model"""
+    device: Annotated[str, Meta(
+        pattern=r"^(auto|cuda(:\d+)?|numpy)$",
+        description="auto, cuda, cuda:N or numpy; auto takes the first usable GPU",
+    )] = "auto"
+    dtype: Annotated[str, Meta(
+        pattern="^(auto|float32|float16|bfloat16)$",
+        description="auto, float32, float16 or bfloat16: the type of activations and of the KV cache",
+    )] = "auto"
+    max_context: Annotated[int, Meta(
+        ge=0, description="longest prompt plus answer in tokens; 0 takes the model's own limit, or what fits",
+    )] = 0
+    max_batch: Annotated[int, Meta(ge=1, description="most requests that run at once")] = 32
+    max_step_tokens: Annotated[int, Meta(
+        ge=1, description="most tokens of one step; longer prompts are prefilled in chunks",
+    )] = 4096
+    kv_pages: Annotated[int, Meta(
+        ge=0,
+        description="pages of the KV cache, 32 tokens each; 0 takes what the context and the batch need, or what fits",
+    )] = 0
+    revision: Annotated[str, Meta(description="branch, tag or commit of a hub model")] = "main"
+
+
+class ChatConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a prompt becomes a conversation, and how the terminal shows it."""
+
+    mode: Annotated[Literal["auto", "chat", "raw"], Meta(
+        description="chat renders the model's chat template, raw continues the text as it stands; "
+                    "auto takes chat, and `run` takes raw if the model has no template",
+    )] = "auto"
+    system: Annotated[str, Meta(description="system prompt of a new conversation")] = ""
+    show_reasoning: Annotated[bool, Meta(description="show the model's reasoning")] = True
+    history: Annotated[str, Meta(
+        description="file of typed lines; empty takes bwinfer/history in the user's state folder",
+    )] = ""
+
+
+SECTIONS: Mapping[str, type[msgspec.Struct]] = {"engine": EngineConfig, "sampling": Sampling, "chat": ChatConfig}
+
+
+class Setting(msgspec.Struct, frozen=True):
+    """One field of one section: what flags, variables and file keys are generated from."""
+
+    section: str
+    name: str
+    type: Any
+    default: Any
+    help: str
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return PREFIX + self.name.upper()
+
+    @property
+    def kind(self) -> msgspec.inspect.Type:
+        """The type without its annotations, and without None where None is allowed."""
+        return plain(msgspec.inspect.type_info(self.type))
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Resolved settings. `sampling` holds only what was set: the rest is the model's own default."""
+
+    engine: EngineConfig = EngineConfig()
+    sampling: Mapping[str, Any] = {}
+    chat: ChatConfig = ChatConfig()
+    file: Path | None = None
+
+
+def plain(kind: msgspec.inspect.Type) -> msgspec.inspect.Type:
+    """Strip metadata and an optional None from a type description."""
+    while isinstance(kind, msgspec.inspect.Metadata):
+        kind = kind.type
+    if isinstance(kind, msgspec.inspect.UnionType):
+        kind = plain(next(t for t in kind.types if not isinstance(t, msgspec.inspect.NoneType)))
+    return kind
+
+
+def settings_of(section: str) -> tuple[Setting, ...]:
+    """The settings of "engine", "sampling" or "chat", in the order of their struct."""
+    struct = SECTIONS[section]
+    described = msgspec.inspect.type_info(struct)
+    assert isinstance(described, msgspec.inspect.StructType)
+    found = []
+    for field, info in zip(msgspec.structs.fields(struct), described.fields, strict=True):
+        extra = info.type.extra_json_schema if isinstance(info.type, msgspec.inspect.Metadata) else None
+        default = field.default_factory() if field.default is msgspec.NODEFAULT else field.default
+        found.append(Setting(section, field.name, field.type, default, (extra or {}).get("description", "")))
+    return tuple(found)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """"; did you mean NAME?" for the known name closest to `name`, or the list of known names."""
+    known = tuple(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(sorted(known))}"
+
+
+def build(struct: type[msgspec.Struct], values: Mapping[str, Any], where: str) -> Any:
+    """An instance of a section's struct from typed values. ConfigError names an unknown or ill-typed field."""
+    return struct(**checked(struct, values, where))
+
+
+def checked(struct: type[msgspec.Struct], values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """`values` converted to the types of the struct's fields; see `build`."""
+    types = {f.name: f.type for f in msgspec.structs.fields(struct)}
+    result = {}
+    for name, value in values.items():
+        if name not in types:
+            raise ConfigError(f"{where}: unknown setting {name}{nearest(name, types)}")
+        result[name] = convert(value, types[name], f"{where}: {name}")
+    return result
+
+
+def convert(value: Any, kind: Any, where: str) -> Any:
+    """`value` as a field of type `kind`. ConfigError says what was expected, what came, and what the field means."""
+    try:
+        return msgspec.convert(value, kind, str_keys=True)
+    except msgspec.ValidationError as error:
+        described = msgspec.inspect.type_info(kind)
+        extra = described.extra_json_schema if isinstance(described, msgspec.inspect.Metadata) else None
+        about = (extra or {}).get("description", "")
+        raise ConfigError(f"{where} = {value!r}: {reason(error)}" + (f" ({about})" if about else "")) from None
+
+
+def reason(error: msgspec.ValidationError) -> str:
+    """The library's message without its markup and without the text of a pattern."""
+    text = str(error).replace("`", "")
+    return "not one of the accepted values" if "regex" in text else text[:1].lower() + text[1:]
+
+
+def parse(setting: Setting, text: str, where: str) -> Any:
+    """The value that a flag or a variable spells. ConfigError if it is none.
+
+    Lists are comma separated (strings: one item) or a JSON array; mappings are KEY=VALUE,... or a JSON object;
+    "none" unsets an optional value; booleans are true/false, yes/no, on/off, 1/0.
+    """
+    return convert(spelled(setting, text), setting.type, where)
+
+
+def spelled(setting: Setting, text: str) -> Any:
+    """`text` as the plain value that `convert` then checks; an unreadable spelling stays text and fails there."""
+    kind = setting.kind
+    if setting.default is None and text.lower() == "none":
+        return None
+    if isinstance(kind, msgspec.inspect.VarTupleType | msgspec.inspect.DictType) and text[:1] in ("[", "{"):
+        try:
+            return msgspec.json.decode(text)
+        except msgspec.DecodeError:
+            return text
+    if isinstance(kind, msgspec.inspect.VarTupleType):
+        strings = isinstance(plain(kind.item_type), msgspec.inspect.StrType)
+        return [text] if strings else [number(part) for part in text.split(",") if part.strip()]
+    if isinstance(kind, msgspec.inspect.DictType):
+        pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+        return {key.strip(): number(value) for key, _, value in pairs}
+    if isinstance(kind, msgspec.inspect.BoolType):
+        word = text.lower()
+        return word in ("true", "yes", "on", "1") or (False if word in ("false", "no", "off", "0") else text)
+    if isinstance(kind, msgspec.inspect.IntType | msgspec.inspect.FloatType):
+        return number(text)
+    return text
+
+
+def number(text: str) -> int | float | str:
+    """An int if it is one, else a float, else the text itself."""
+    for read in (int, float):
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    return text
+
+
+def config_home(environ: Mapping[str, str]) -> Path:
+    """The user's configuration folder of this program."""
+    base = environ.get("XDG_CONFIG_HOME")
+    return (Path(base) if base else Path.home() / ".config") / "bwinfer"
+
+
+def state_home(environ: Mapping[str, str]) -> Path:
+    """The user's state folder of this program (history of typed lines)."""
+    base = environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "bwinfer"
+
+
+def find_file(start: Path, environ: Mapping[str, str]) -> Path | None:
+    """The bwinfer.toml of `start` or its nearest parent that has one, else the user's, else None."""
+    for folder in (start, *start.parents, config_home(environ)):
+        if (folder / FILE).is_file():
+            return folder / FILE
+    return None
+
+
+def read_file(path: Path) -> dict[str, dict[str, Any]]:
+    """Sections of a bwinfer.toml, typed. ConfigError names the file, and the unknown section or key."""
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    result: dict[str, dict[str, Any]] = {}
+    for section, values in raw.items():
+        if section not in SECTIONS:
+            raise ConfigError(f"{path}: unknown section [{section}]{nearest(section, SECTIONS)}")
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: {section} must be a section: [{section}]")
+        result[section] = checked(SECTIONS[section], values, f"{path}: [{section}]")
+    return result
+
+
+def read_environment(environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Sections set by BWINFER_* variables. ConfigError names an unknown variable and the nearest known one."""
+    table = {s.variable: s for section in SECTIONS for s in settings_of(section)}
+    result: dict[str, dict[str, Any]] = {}
+    for variable, text in environ.items():
+        if not variable.startswith(PREFIX):
+            continue
+        if variable not in table:
+            raise ConfigError(f"unknown variable {variable}{nearest(variable, table)}")
+        setting = table[variable]
+        result.setdefault(setting.section, {})[setting.name] = parse(setting, text, variable)
+    return result
+
+
+def load(flags: Mapping[str, Mapping[str, Any]] | None = None, *, path: Path | None = None, start: Path | None = None,
+         environ: Mapping[str, str] | None = None) -> Settings:
+    """Resolve all settings. `flags` holds typed values per section; `path` names a file to read instead of searching.
+
+    ConfigError: an unknown section, key or variable, a value of the wrong type or out of range, an unreadable file.
+    """
+    environ = os.environ if environ is None else environ
+    path = path or find_file(start or Path.cwd(), environ)
+    layers = [read_file(path) if path else {}, read_environment(environ), flags or {}]
+    merged = {section: {k: v for layer in layers for k, v in layer.get(section, {}).items()} for section in SECTIONS}
+    return Settings(engine=EngineConfig(**merged["engine"]), sampling=merged["sampling"],
+                    chat=ChatConfig(**merged["chat"]), file=path)

@@ -6,10 +6,11 @@ logits are wanted, H hidden width, V vocabulary, D head dimension, C context len
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import msgspec
 import numpy as np
+from msgspec import Meta
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
@@ -36,21 +37,21 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     token and of its k best alternatives (of the unmodified distribution; k may be 0).
     """
 
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: Mapping[int, float] = {}
-    logprobs: int | None = None
-    seed: int | None = None
-    max_tokens: int | None = None
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
-    n: int = 1
+    temperature: Annotated[float, Meta(ge=0, description="sharpness of the choice; 0 is greedy")] = 1.0
+    top_k: Annotated[int, Meta(ge=0, description="keep the k likeliest tokens; 0 is off")] = 0
+    top_p: Annotated[float, Meta(ge=0, le=1, description="keep the likeliest tokens up to this mass; 1 is off")] = 1.0
+    min_p: Annotated[float, Meta(ge=0, le=1, description="drop tokens below this share of the likeliest")] = 0.0
+    repetition_penalty: Annotated[float, Meta(gt=0, description="divides logits of seen tokens; 1 is off")] = 1.0
+    presence_penalty: Annotated[float, Meta(description="subtracted once from tokens of the answer")] = 0.0
+    frequency_penalty: Annotated[float, Meta(description="subtracted per use of a token in the answer")] = 0.0
+    logit_bias: Annotated[Mapping[int, float], Meta(description="added to the logits of token ids: ID=BIAS,...")] = {}
+    logprobs: Annotated[int | None, Meta(description="report log-probabilities and this many alternatives")] = None
+    seed: Annotated[int | None, Meta(description="equal seeds give equal tokens; none takes a fresh one")] = None
+    max_tokens: Annotated[int | None, Meta(description="longest answer in tokens; none fills the context")] = None
+    stop: Annotated[tuple[str, ...], Meta(description="end the answer before this text")] = ()
+    stop_token_ids: Annotated[tuple[int, ...], Meta(description="end the answer at these token ids")] = ()
+    ignore_eos: Annotated[bool, Meta(description="go on after the model's own end token")] = False
+    n: Annotated[int, Meta(ge=1, description="number of answers to one prompt")] = 1
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

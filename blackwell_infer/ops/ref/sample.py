@@ -111,7 +111,8 @@ def log_softmax(z: Floats) -> Floats:
     """log softmax of one row of usable logits."""
     largest = z.max()
     total = np.exp(z - largest).sum(dtype=np.float64)
-    return (z - largest) - F32(np.log(total))
+    logp: Floats = (z - largest) - F32(np.log(total))
+    return logp
 
 
 def sample_(state: PenaltyState, logits: Array, params: SampleParams) -> Sampled:

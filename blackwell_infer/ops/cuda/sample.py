@@ -1,0 +1,62 @@
+"""Launchers of ptx/sample: sampling, penalties and teacher-forced log-probabilities."""
+from __future__ import annotations
+
+import numpy as np
+
+from blackwell_infer.device.queue import Queue
+from blackwell_infer.kernels.kernel import Kernel, Param
+from blackwell_infer.ops.batch import PenaltyState, Sampled, SampleParams
+from blackwell_infer.types import Array
+
+THREADS = 512
+SOURCE = "sample/sample.cu"
+
+SAMPLE = Kernel(SOURCE, "sample", (
+    Param("logits", "in", "float32"), Param("scratch", "out", "float32"), Param("temperature", "in", "float32"),
+    Param("top_k", "in", "int32"), Param("top_p", "in", "float32"), Param("min_p", "in", "float32"),
+    Param("repetition", "in", "float32"), Param("presence", "in", "float32"), Param("frequency", "in", "float32"),
+    Param("seed", "in", "uint64"), Param("position", "in", "int32"), Param("slot", "in", "int32"),
+    Param("bias_starts", "in", "int32"), Param("bias_ids", "in", "int32"), Param("bias_values", "in", "float32"),
+    Param("counts", "inout", "int32"), Param("prompt", "in", "uint8"), Param("tokens", "out", "int32"),
+    Param("logprobs", "out", "float32"), Param("top_ids", "out", "int32"), Param("top_logprobs", "out", "float32"),
+    Param("V", "i32"), Param("top", "i32")))
+TOKEN_LOGPROBS = Kernel(SOURCE, "token_logprobs", (
+    Param("logits", "in", "float32"), Param("targets", "in", "int32"), Param("out", "out", "float32"),
+    Param("V", "i32")))
+PENALTY_CLEAR = Kernel(SOURCE, "penalty_clear", (
+    Param("counts", "out", "int32"), Param("prompt", "out", "uint8"), Param("slot", "i32"), Param("V", "i32")))
+PENALTY_COUNT = Kernel(SOURCE, "penalty_count", (
+    Param("counts", "inout", "int32"), Param("prompt", "inout", "uint8"), Param("prompt_ids", "in", "int32"),
+    Param("answer_ids", "in", "int32"), Param("slot", "i32"), Param("n_prompt", "i32"), Param("n_answer", "i32"),
+    Param("V", "i32")))
+KERNELS = (SAMPLE, TOKEN_LOGPROBS, PENALTY_CLEAR, PENALTY_COUNT)
+
+
+def sample_(q: Queue, state: PenaltyState, logits: Array, params: SampleParams) -> Sampled:
+    rows, vocab = logits.shape
+    out = Sampled(q.empty((rows,), np.int32), q.empty((rows,), np.float32), q.empty((rows, params.top), np.int32),
+                  q.empty((rows, params.top), np.float32))
+    q.launch(SAMPLE.variant(), (rows, 1, 1), (THREADS, 1, 1), logits, q.empty((rows, vocab), np.float32),
+             params.temperature, params.top_k, params.top_p, params.min_p, params.repetition, params.presence,
+             params.frequency, params.seed, params.position, params.slot, params.bias_starts, params.bias_ids,
+             params.bias_values, state.counts, state.prompt, out.tokens, out.logprobs, out.top_ids, out.top_logprobs,
+             vocab, params.top, pdl=True)
+    return out
+
+
+def penalty_load_(q: Queue, state: PenaltyState, slot: int, prompt: Array, answer: Array) -> None:
+    vocab, n_prompt, n_answer = state.counts.shape[1], prompt.shape[0], answer.shape[0]
+    block = (THREADS, 1, 1)
+    q.launch(PENALTY_CLEAR.variant(), (-(-vocab // THREADS), 1, 1), block, state.counts, state.prompt, slot, vocab,
+             pdl=True)
+    blocks = -(-max(n_prompt, n_answer) // THREADS)
+    if blocks:
+        q.launch(PENALTY_COUNT.variant(), (blocks, 1, 1), block, state.counts, state.prompt, prompt, answer, slot,
+                 n_prompt, n_answer, vocab, pdl=True)
+
+
+def token_logprobs(q: Queue, logits: Array, targets: Array) -> Array:
+    rows, vocab = logits.shape
+    out = q.empty((rows,), np.float32)
+    q.launch(TOKEN_LOGPROBS.variant(), (rows, 1, 1), (THREADS, 1, 1), logits, targets, out, vocab, pdl=True)
+    return out

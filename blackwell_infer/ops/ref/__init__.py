@@ -1,1 +1,23 @@
-"""ops ref"""
+"""The op table in NumPy: the specification that every other implementation is compared with, and the CPU backend.
+
+The module itself satisfies `ops.api.Ops`; the last lines let the type checker prove it.
+"""
+from typing import TYPE_CHECKING
+
+from blackwell_infer.ops.ref.activation import swiglu, take_rows
+from blackwell_infer.ops.ref.attention import attend
+from blackwell_infer.ops.ref.linear import embed, linear, logits
+from blackwell_infer.ops.ref.norm import add_rms_norm, rms_norm
+from blackwell_infer.ops.ref.rope import qkv_rope_append_
+from blackwell_infer.ops.ref.sample import penalty_load_, sample_, token_logprobs
+
+__all__ = [
+    "add_rms_norm", "attend", "embed", "linear", "logits", "penalty_load_", "qkv_rope_append_", "rms_norm", "sample_",
+    "swiglu", "take_rows", "token_logprobs",
+]
+
+if TYPE_CHECKING:
+    from blackwell_infer.ops import ref
+    from blackwell_infer.ops.api import Ops
+
+    REFERENCE: Ops = ref

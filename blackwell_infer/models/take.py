@@ -1,0 +1,86 @@
+"""A dry run of loading: records what a family asks for and checks names and shapes, without reading a value."""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+
+from blackwell_infer.errors import CheckpointError
+from blackwell_infer.quant.format import Linear, Weight
+from blackwell_infer.types import Array
+
+
+class Stored(Protocol):
+    """What is read of a checkpoint's tensor entry (`checkpoint.reader.TensorInfo` is one)."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def format(self) -> str: ...
+    @property
+    def nbytes(self) -> int: ...
+
+
+class Need(msgspec.Struct, frozen=True):
+    """One parameter of a family: `nbytes` in memory once loaded, in its own `format` (vectors become float32)."""
+
+    name: str
+    shape: tuple[int, ...]
+    format: str
+    nbytes: int
+
+
+class Expect:
+    """A `models.spec.Take` over tensor headers alone. `needs` fills up, by name, while a family's `build` runs.
+
+    CheckpointError names a tensor that is missing or misshapen. The weights it hands out have no parts, the arrays
+    hold zeros (ones for `host`).
+    """
+
+    def __init__(self, tensors: Mapping[str, Stored]) -> None:
+        self.tensors = tensors
+        self.needs: dict[str, Need] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parameters; one that is used twice (tied embeddings) counts once."""
+        return sum(n.nbytes for n in self.needs.values())
+
+    def stored(self, name: str, shape: tuple[int, ...]) -> Stored:
+        """The header of a tensor; CheckpointError if it is missing or has another shape."""
+        info = self.tensors.get(name)
+        if info is None:
+            raise CheckpointError(f"tensor {name} {list(shape)} is missing; is the checkpoint complete?")
+        if tuple(info.shape) != shape:
+            raise CheckpointError(f"tensor {name} has shape {list(info.shape)}, "
+                                  f"the configuration asks for {list(shape)}")
+        return info
+
+    def matrix(self, name: str, shape: tuple[int, int]) -> Weight:
+        info = self.stored(name, shape)
+        self.needs[name] = Need(name, shape, info.format, info.nbytes)
+        return Weight(info.format, shape, ())
+
+    def table(self, name: str, shape: tuple[int, int]) -> Weight:
+        return self.matrix(name, shape)
+
+    def linear(self, names: Sequence[str], shapes: Sequence[tuple[int, int]]) -> Linear:
+        return tuple(self.matrix(name, shape) for name, shape in zip(names, shapes, strict=True))
+
+    def vector(self, name: str, size: int) -> Array:
+        self.stored(name, (size,))
+        self.needs[name] = Need(name, (size,), "f32", 4 * size)
+        return np.zeros(size, np.float32)
+
+    def constant(self, name: str, value: np.ndarray[Any, Any]) -> Array:
+        self.needs[name] = Need(name, value.shape, "f32", value.nbytes)
+        return value
+
+    def host(self, name: str) -> np.ndarray[Any, Any] | None:
+        info = self.tensors.get(name)
+        return None if info is None else np.ones(info.shape, np.float32)
+
+    def has(self, name: str) -> bool:
+        return name in self.tensors

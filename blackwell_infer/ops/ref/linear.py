@@ -1,0 +1,61 @@
+"""Embedding lookup and matrix products of dense and quantised weights: dequantise, multiply in float32, round once.
+
+Letters: T tokens, K inputs, N outputs, V vocabulary, H width.
+"""
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from blackwell_infer.quant import FORMATS
+from blackwell_infer.quant.format import Linear, Weight
+from blackwell_infer.types import Array
+
+DTYPES = {
+    "float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+SMALL = 16
+"""Up to this many rows are multiplied one by one, so that a row's bits do not depend on the rows beside it."""
+
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+
+
+def embed(table: Weight, ids: Array, dtype: str) -> Array:
+    wanted = np.asarray(ids)
+    inside = (wanted >= 0) & (wanted < table.shape[0])
+    rows = FORMATS[table.format].take_rows(table, np.where(inside, wanted, 0))
+    values = np.where(inside[:, None], FORMATS[table.format].dequantize(rows), np.float32(0))  # [T, H]
+    with np.errstate(over="ignore", invalid="ignore"):
+        return values.astype(DTYPES[dtype])
+
+
+def product(x: Floats, w: Floats) -> Floats:
+    """x [T, K] times w [N, K] transposed -> [T, N].
+
+    BLAS picks its summation order by the number of rows, so few rows go through one matrix-vector product each.
+    """
+    if x.shape[0] <= SMALL:
+        return np.asarray(np.matmul(x[:, None, :], w.T)[:, 0])
+    return np.asarray(np.matmul(x, w.T))
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def blocks(x: Array, w: Linear) -> Floats:
+    """Float32 products with every row block, side by side."""
+    x32 = np.ascontiguousarray(x, dtype=np.float32)
+    outs = [product(x32, FORMATS[b.format].dequantize(b)) for b in w]
+    return outs[0] if len(outs) == 1 else np.concatenate(outs, axis=1)
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def linear(x: Array, w: Linear, bias: Array | None = None) -> Array:
+    y = blocks(x, w)
+    if bias is not None:
+        y = y + np.asarray(bias)
+    return y.astype(x.dtype, copy=False)
+
+
+def logits(x: Array, w: Linear) -> Array:
+    return blocks(x, w)

@@ -57,9 +57,6 @@ class ChatConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     )] = "auto"
     system: Annotated[str, Meta(description="system prompt of a new conversation")] = ""
     show_reasoning: Annotated[bool, Meta(description="show the model's reasoning")] = True
-    history: Annotated[str, Meta(
-        description="file of typed lines; empty takes bwinfer/history in the user's state folder",
-    )] = ""
 
 
 SECTIONS: Mapping[str, type[msgspec.Struct]] = {"engine": EngineConfig, "sampling": Sampling, "chat": ChatConfig}
@@ -119,11 +116,11 @@ def settings_of(section: str) -> tuple[Setting, ...]:
     return tuple(found)
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """"; did you mean NAME?" for the known name closest to `name`, or the list of known names."""
-    known = tuple(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(sorted(known))}"
+def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """"; did you mean NAME?" for the known name closest to `name`, or the known names. A common prefix says nothing."""
+    known = {k.removeprefix(prefix): k for k in known}
+    close = difflib.get_close_matches(name.removeprefix(prefix), known, n=1, cutoff=0.5)
+    return f"; did you mean {known[close[0]]}?" if close else f"; known: {', '.join(sorted(known.values()))}"
 
 
 def build(struct: type[msgspec.Struct], values: Mapping[str, Any], where: str) -> Any:
@@ -202,19 +199,19 @@ def number(text: str) -> int | float | str:
     return text
 
 
-def config_home(environ: Mapping[str, str]) -> Path:
+def config_home(environ: Mapping[str, str] = os.environ) -> Path:
     """The user's configuration folder of this program."""
     base = environ.get("XDG_CONFIG_HOME")
     return (Path(base) if base else Path.home() / ".config") / "bwinfer"
 
 
-def state_home(environ: Mapping[str, str]) -> Path:
+def state_home(environ: Mapping[str, str] = os.environ) -> Path:
     """The user's state folder of this program (history of typed lines)."""
     base = environ.get("XDG_STATE_HOME")
     return (Path(base) if base else Path.home() / ".local" / "state") / "bwinfer"
 
 
-def find_file(start: Path, environ: Mapping[str, str]) -> Path | None:
+def find_file(start: Path, environ: Mapping[str, str] = os.environ) -> Path | None:
     """The bwinfer.toml of `start` or its nearest parent that has one, else the user's, else None."""
     for folder in (start, *start.parents, config_home(environ)):
         if (folder / FILE).is_file():
@@ -238,7 +235,7 @@ def read_file(path: Path) -> dict[str, dict[str, Any]]:
     return result
 
 
-def read_environment(environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+def read_environment(environ: Mapping[str, str] = os.environ) -> dict[str, dict[str, Any]]:
     """Sections set by BWINFER_* variables. ConfigError names an unknown variable and the nearest known one."""
     table = {s.variable: s for section in SECTIONS for s in settings_of(section)}
     result: dict[str, dict[str, Any]] = {}
@@ -246,19 +243,18 @@ def read_environment(environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
         if not variable.startswith(PREFIX):
             continue
         if variable not in table:
-            raise ConfigError(f"unknown variable {variable}{nearest(variable, table)}")
+            raise ConfigError(f"unknown variable {variable}{nearest(variable, table, PREFIX)}")
         setting = table[variable]
         result.setdefault(setting.section, {})[setting.name] = parse(setting, text, variable)
     return result
 
 
 def load(flags: Mapping[str, Mapping[str, Any]] | None = None, *, path: Path | None = None, start: Path | None = None,
-         environ: Mapping[str, str] | None = None) -> Settings:
+         environ: Mapping[str, str] = os.environ) -> Settings:
     """Resolve all settings. `flags` holds typed values per section; `path` names a file to read instead of searching.
 
     ConfigError: an unknown section, key or variable, a value of the wrong type or out of range, an unreadable file.
     """
-    environ = os.environ if environ is None else environ
     path = path or find_file(start or Path.cwd(), environ)
     layers = [read_file(path) if path else {}, read_environment(environ), flags or {}]
     merged = {section: {k: v for layer in layers for k, v in layer.get(section, {}).items()} for section in SECTIONS}

@@ -1,0 +1,75 @@
+"""A conversation as plain data: what /save writes, and what each answer is asked with."""
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from blackwell_infer import config
+from blackwell_infer.errors import ConfigError, RequestError
+from blackwell_infer.types import Message, Sampling
+
+
+class Session(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`messages` without the system prompt in chat mode, `text` so far in raw mode; `sampling` holds what was set."""
+
+    mode: Literal["chat", "raw"] = "chat"
+    system: str = ""
+    messages: tuple[Message, ...] = ()
+    text: str = ""
+    sampling: Mapping[str, Any] = {}
+    model: str = ""
+
+    def conversation(self, line: str) -> list[Message]:
+        """The messages to render when `line` is what the user says next."""
+        first = [Message(role="system", content=self.system)] if self.system else []
+        return [*first, *self.messages, Message(role="user", content=line)]
+
+    def answered(self, line: str, answer: str, reasoning: str) -> Session:
+        """The session after an answer, whole or stopped."""
+        if self.mode == "raw":
+            return msgspec.structs.replace(self, text=self.text + line + answer)
+        turns = (Message(role="user", content=line),
+                 Message(role="assistant", content=answer, reasoning_content=reasoning or None))
+        return msgspec.structs.replace(self, messages=(*self.messages, *turns))
+
+    def emptied(self) -> Session:
+        """The session without its turns; system prompt and settings stay."""
+        return msgspec.structs.replace(self, messages=(), text="")
+
+    def set(self, name: str, text: str) -> Session:
+        """Set one sampling setting from its text. ConfigError names an unknown one or says what is wrong."""
+        table = {s.name: s for s in config.settings_of("sampling")}
+        key = name.replace("-", "_")
+        if key not in table:
+            raise ConfigError(f"unknown setting {name}{config.nearest(key, table)}")
+        return msgspec.structs.replace(self, sampling={**self.sampling, key: config.parse(table[key], text, name)})
+
+    def chosen(self, default: Sampling) -> Sampling:
+        """The model's default sampling with this session's settings on top."""
+        return msgspec.structs.replace(default, **self.sampling)
+
+    def save(self, path: Path) -> None:
+        """Write the session as JSON, in one move. RequestError if the file cannot be written."""
+        beside = path.with_name(path.name + ".part")
+        try:
+            beside.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n")
+            os.replace(beside, path)
+        except OSError as error:
+            beside.unlink(missing_ok=True)
+            raise RequestError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def load(path: Path) -> Session:
+    """Read a saved session. RequestError if the file is missing or holds something else."""
+    try:
+        saved = msgspec.json.decode(path.read_bytes(), type=Session)
+        values = config.checked(Sampling, saved.sampling, str(path))
+    except OSError as error:
+        raise RequestError(f"{path}: cannot be read: {error.strerror}") from None
+    except msgspec.DecodeError as error:
+        raise RequestError(f"{path}: not a saved conversation: {error}") from None
+    return msgspec.structs.replace(saved, sampling=values)

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -13,6 +13,15 @@ from blackwell_infer.types import Array
 
 Scalar = int | float
 Dim = tuple[int, int, int]
+
+
+class Closable(Protocol):
+    """Something that holds resources until it is closed."""
+
+    def close(self) -> None: ...
+
+
+T = TypeVar("T", bound=Closable)
 
 
 class Pending(Protocol):
@@ -78,4 +87,8 @@ class Queue(Memory, Protocol):
     def library(self, name: str, call: Callable[[int, int, int], None], reads: Sequence[Array],
                 writes: Sequence[Array]) -> None:
         """Run `call(stream, workspace pointer, workspace bytes)` of a vendor library in stream order."""
+        ...
+
+    def owned(self, kind: Callable[[], T]) -> T:
+        """The queue's one object made by `kind()`, on first use; closed with the queue (plans of a library)."""
         ...

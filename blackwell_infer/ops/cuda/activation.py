@@ -1,0 +1,44 @@
+"""Launchers of ptx/activation: the gated activation of the MLP, and the choice of rows."""
+from __future__ import annotations
+
+from blackwell_infer.device.queue import Queue
+from blackwell_infer.errors import KernelError
+from blackwell_infer.kernels.kernel import Kernel, Param, Variant
+from blackwell_infer.types import Array
+
+THREADS = 128
+ACT = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+DEFINES = {"ACT": ("f32", "f16", "bf16")}
+
+SWIGLU = Kernel("activation/swiglu.cu", "swiglu", (
+    Param("gate_up", "in"), Param("y", "out"), Param("I", "i32")), DEFINES)
+TAKE_ROWS = Kernel("activation/take_rows.cu", "take_rows", (
+    Param("x", "in"), Param("index", "in", "int32"), Param("y", "out"), Param("T", "i32"), Param("H", "i32")), DEFINES)
+KERNELS = (SWIGLU, TAKE_ROWS)
+
+
+def swiglu(q: Queue, gate_up: Array) -> Array:
+    tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
+    y = q.empty((tokens, width), gate_up.dtype)
+    if tokens:
+        grid = (tokens, -(-width // (8 * THREADS)), 1)
+        q.launch(variant(q, SWIGLU, gate_up), grid, (THREADS, 1, 1), gate_up, y, width, pdl=True)
+    return y
+
+
+def take_rows(q: Queue, x: Array, index: Array) -> Array:
+    """An index outside [0, T) gives a row of zeros."""
+    rows, width = index.shape[0], x.shape[1]
+    y = q.empty((rows, width), x.dtype)
+    if rows:
+        grid = (rows, -(-width * x.dtype.itemsize // (16 * THREADS)), 1)
+        q.launch(variant(q, TAKE_ROWS, x), grid, (THREADS, 1, 1), x, index, y, x.shape[0], width, pdl=True)
+    return y
+
+
+def variant(q: Queue, kernel: Kernel, x: Array) -> Variant:
+    """The kernel for x's type. KernelError names what exists."""
+    act = ACT.get(x.dtype.name)
+    if act is None:
+        raise KernelError(f"{kernel.entry}: no kernel for {x.dtype.name} on {q.arch}; it exists for {', '.join(ACT)}")
+    return kernel.variant(ACT=act)

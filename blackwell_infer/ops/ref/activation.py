@@ -18,4 +18,4 @@ def swiglu(gate_up: Array) -> Array:
 
 
 def take_rows(x: Array, index: Array) -> Array:
-    return np.asarray(x)[np.asarray(index)]
+    return np.asarray(np.asarray(x)[np.asarray(index)])

@@ -1,0 +1,307 @@
+"""Named inputs and a tolerance for every op of `ops.api`: one list for parity tests, tuning and micro-benchmarks.
+
+The expected outputs of a case are those of `ops.ref` on the same inputs, which are already rounded to the activation
+dtype. Integers (tokens, ids, counts) are always compared exactly, floats as `|got - want| <= atol + rtol * |want|`;
+NaN matches NaN and an infinity the same infinity.
+"""
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from blackwell_infer.ops import inputs
+from blackwell_infer.ops.api import Ops
+from blackwell_infer.ops.inputs import Bad, Kwargs, Random, Rows, Values
+from blackwell_infer.quant.format import Weight
+
+F32, F16, BF16 = "float32", "float16", "bfloat16"
+
+
+class Case(msgspec.Struct, frozen=True):
+    """`make(rng)` gives the keyword arguments of `op` as NumPy arrays, Weights, Batch and PagedKV."""
+
+    name: str
+    op: str
+    make: Callable[[Random], Kwargs]
+    rtol: float
+    atol: float
+
+
+ULP = {F32: 1e-5, F16: 2.0**-10, BF16: 2.0**-7}
+"""Relative tolerance of an output that is rounded once. Two float32 sums in different orders may fall on either side of
+a rounding boundary of the output: one unit in the last place, 2^-10 (float16) or 2^-7 (bfloat16) of the value. Float32
+outputs carry the summation error itself, about sqrt(K) * 2^-24, below 1e-5 for the sizes here."""
+
+FLOOR = {F32: 1e-5, F16: 1e-4, BF16: 1e-4}
+"""Absolute floor where terms of size 1 cancel: the summation error of float32, and subnormals of float16."""
+
+ROUNDED = {F32: 2e-5, F16: 1.5e-3, BF16: 1.2e-2}
+"""Absolute floor of matrix products and attention: tensor cores take operands of the activation dtype, so weights of
+other formats and softmax weights are rounded to it first (2^-12 or 2^-9 each, relative). With K terms whose squares
+sum to about 1 the error is normal with that deviation; the floor is 6 deviations. Accumulation is float32."""
+
+
+NAN, INF = float("nan"), float("inf")
+BAD: Bad = ((1, NAN), (3, INF), (5, -INF))
+DTYPES = (F32, F16, BF16)
+BLOCKS = ("q8_0", "q4_0", "q4_k", "q5_k", "q6_k")
+
+NORMS: tuple[tuple[str, int, int, Bad], ...] = (
+    # dtype, T, H, bad rows
+    (F32, 1, 64, ()), (F32, 7, 172, ()), (F32, 33, 256, BAD), (F16, 2, 172, ()), (F16, 17, 256, BAD),
+    (F16, 130, 64, ()), (BF16, 1, 4096, ()), (BF16, 3, 64, ()), (BF16, 7, 172, BAD), (BF16, 16, 256, ()),
+    (BF16, 33, 2048, ()), (BF16, 130, 172, ()), (BF16, 5, 8192, ((2, NAN),)))
+
+EMBEDS: tuple[tuple[str, str, int, int, tuple[int, ...]], ...] = (
+    # dtype, format, V, H, ids (those outside [0, V) give zeros)
+    (F32, "f32", 320, 64, (0,)), (F32, "bf16", 77, 172, (76, 0, 76)), (F32, "q6_k", 33, 256, (32, 1, 7, -1, 33)),
+    (F16, "f16", 320, 172, (5, 319, -1, 320, 1 << 30)), (F16, "q8_0", 50, 64, (49, 48, 0)),
+    (F16, "q4_0", 50, 96, (1, 1, 49)), (BF16, "f32", 320, 100, (3, 2, 1)), (BF16, "f16", 40, 64, (39,)),
+    (BF16, "bf16", 1000, 256, tuple(range(0, 990, 30))), (BF16, "q4_k", 33, 512, (32, 31, 0, 5)),
+    (BF16, "q5_k", 33, 256, (32, -5, 8)), (BF16, "q6_k", 320, 256, tuple(range(130))),
+    (BF16, "q8_0", 320, 64, (7, 300)), (BF16, "q4_0", 320, 64, (7, 300)), (F32, "q4_k", 9, 256, (8,)),
+    (F32, "q5_k", 9, 256, (8,)), (F32, "q8_0", 9, 32, (8, 0)), (F32, "q4_0", 9, 32, (8, 0)))
+
+LINEARS: tuple[tuple[str, tuple[str, ...], int, int, tuple[int, ...], bool, Bad], ...] = (
+    # dtype, format and rows of each block, T, K, bias, bad rows
+    *((dtype, (form,), tokens, 256, (77,), False, ()) for dtype in DTYPES for form in ("f32", "f16", "bf16", *BLOCKS)
+      for tokens in (1, 17)),
+    *((BF16, (form,), tokens, 512, (172,), False, ()) for form in ("bf16", "q8_0", "q4_0", "q4_k", "q5_k", "q6_k")
+      for tokens in (2, 3, 7, 16, 33, 130)),
+    (F32, ("f32",), 1, 64, (1,), False, ()), (F32, ("f32",), 7, 172, (64,), True, ()),
+    (F32, ("f32",), 33, 172, (100,), False, BAD), (F16, ("f16",), 3, 172, (65,), True, ()),
+    (F16, ("f16",), 130, 64, (33,), False, BAD), (BF16, ("bf16",), 1, 172, (64,), True, ()),
+    (BF16, ("bf16",), 7, 172, (130,), False, BAD), (BF16, ("bf16",), 130, 172, (67,), True, BAD),
+    (BF16, ("bf16",), 1, 2048, (1030,), False, ()), (BF16, ("bf16",), 16, 4096, (129,), False, ()),
+    (BF16, ("bf16",), 600, 256, (320,), False, ()), (F16, ("f16",), 300, 320, (257,), True, ()),
+    (BF16, ("q8_0",), 7, 96, (33,), True, BAD), (BF16, ("q4_0",), 3, 32, (17,), False, ()),
+    (BF16, ("q8_0",), 1, 2048, (1030,), False, ()), (BF16, ("q4_0",), 1, 2048, (257,), False, ()),
+    (BF16, ("q4_k",), 1, 4096, (515,), False, ()), (BF16, ("q5_k",), 1, 2048, (259,), False, ()),
+    (BF16, ("q6_k",), 1, 2048, (261,), False, ()), (BF16, ("q4_k",), 300, 768, (129,), True, ()),
+    (BF16, ("q6_k",), 19, 256, (64,), False, BAD), (F16, ("q4_k",), 16, 1024, (130,), False, BAD),
+    (F16, ("q6_k",), 5, 768, (31,), True, ()), (F32, ("q4_k",), 16, 512, (48,), True, BAD),
+    (BF16, ("bf16", "bf16", "bf16"), 5, 172, (64, 33, 33), True, ()),
+    (BF16, ("q4_k", "q6_k"), 1, 256, (128, 64), False, ()),
+    (BF16, ("q4_k", "q5_k", "q6_k"), 33, 512, (65, 33, 31), True, ()),
+    (F16, ("q8_0", "f16"), 9, 64, (40, 24), False, ()), (F32, ("f32", "bf16", "q8_0"), 4, 64, (7, 9, 11), True, ()))
+
+LOGITS: tuple[tuple[str, str, int, int, int], ...] = (
+    # dtype, format, N, H, V
+    (F32, "f32", 1, 64, 320), (F32, "f32", 17, 172, 512), (F32, "q8_0", 2, 64, 105), (F16, "f16", 3, 256, 320),
+    (F16, "q6_k", 2, 256, 1001), (BF16, "bf16", 1, 64, 151936), (BF16, "bf16", 7, 172, 320),
+    (BF16, "q6_k", 16, 512, 1003), (BF16, "q4_k", 33, 256, 320), (BF16, "q5_k", 2, 256, 320),
+    (BF16, "q8_0", 32, 128, 4099), (BF16, "q4_0", 1, 128, 333))
+
+SWIGLUS: tuple[tuple[str, int, int, Bad], ...] = (
+    # dtype, T, I, bad rows
+    (F32, 1, 172, ()), (F32, 7, 64, BAD), (F16, 3, 172, ()), (F16, 33, 512, BAD), (BF16, 1, 688, ()),
+    (BF16, 2, 3, ()), (BF16, 17, 172, BAD), (BF16, 130, 256, ()), (BF16, 16, 14336, ()))
+
+TAKES: tuple[tuple[str, int, int, tuple[int, ...]], ...] = (
+    # dtype, T, H, index
+    (F32, 1, 64, (0,)), (F32, 33, 172, (32, 0, 5)), (F16, 130, 172, (129, 1, 1, 7)), (BF16, 7, 256, (6,)),
+    (BF16, 130, 65, tuple(range(129, -1, -3))))
+
+RAGGED: Rows = ((0, 5), (40, 1), (0, 33), (63, 2), (31, 1), (7, 17), (0, 1), (100, 33))
+"""Prompts, continued chunks and decoding rows in one step, around the edges of pages"""
+DECODE: Rows = ((0, 1), (1, 1), (31, 1), (32, 1), (33, 1), (127, 1), (128, 1), (200, 1))
+
+ROPES: tuple[tuple[str, tuple[int, int], int, int, Rows, int, bool, Bad], ...] = (
+    # dtype, (heads, kv_heads), D, d, rows, padding, head norms, bad tokens
+    (F32, (8, 4), 8, 8, RAGGED, 3, False, ()), (F32, (4, 4), 64, 64, ((0, 1),), 0, False, ()),
+    (F32, (6, 2), 128, 32, ((0, 7), (31, 2)), 0, True, ((1, NAN), (8, INF))),
+    (F16, (2, 1), 16, 16, DECODE, 0, False, ()),
+    (F16, (8, 1), 64, 64, RAGGED, 35, True, ()), (F16, (4, 2), 256, 64, ((0, 130),), 0, True, ()),
+    (BF16, (8, 4), 8, 8, DECODE, 8, False, ()), (BF16, (4, 2), 128, 128, RAGGED, 7, True, ()),
+    (BF16, (8, 1), 128, 128, ((0, 1), (64, 16)), 15, False, ((0, NAN),)),
+    (BF16, (16, 2), 256, 256, DECODE, 0, True, ()),
+    (BF16, (4, 4), 64, 32, ((5, 3), (1000, 2)), 1, True, ((3, INF),)), (BF16, (3, 1), 80, 80, ((0, 33),), 0, False, ()))
+
+Keys = tuple[tuple[int, int, float], ...]
+STALE: Keys = ((0, 3, NAN), (2, 40, INF))
+"""(row, position, value) of bad keys and values: seen by later tokens of that row only"""
+
+ATTENDS: tuple[tuple[str, tuple[int, int], int, Rows, int, int, float, Keys], ...] = (
+    # dtype, (heads, kv_heads), D, rows, padding, window, content of unowned slots, bad keys and values
+    (F32, (8, 4), 8, RAGGED, 3, 0, 1e4, ()), (F32, (8, 4), 8, DECODE, 0, 0, NAN, ()),
+    (F32, (4, 4), 64, ((0, 1),), 0, 0, 1e4, ()), (F32, (4, 2), 64, ((0, 130),), 0, 8, 1e4, ()),
+    (F32, (8, 1), 128, ((1499, 1), (700, 1), (3, 1)), 0, 0, NAN, ()),
+    (F32, (2, 1), 16, ((0, 7), (50, 3)), 5, 20, NAN, STALE[:1]),
+    (F16, (4, 1), 16, RAGGED, 0, 0, NAN, ()), (F16, (6, 2), 64, DECODE, 8, 32, 1e4, ()),
+    (F16, (8, 1), 128, RAGGED, 1, 0, 1e4, ()), (F16, (2, 2), 256, ((0, 33), (130, 17)), 0, 0, 1e4, ()),
+    (F16, (8, 2), 64, ((1499, 1), (1024, 1), (1023, 1)), 0, 0, 1e4, ()),
+    (BF16, (8, 4), 8, RAGGED, 3, 0, 1e4, ()), (BF16, (8, 4), 8, DECODE, 24, 0, NAN, ()),
+    (BF16, (2, 1), 16, ((0, 2), (0, 3), (0, 16)), 0, 0, 1e4, ()), (BF16, (4, 4), 64, RAGGED, 0, 0, NAN, ()),
+    (BF16, (4, 2), 64, ((0, 130),), 0, 0, 1e4, ()), (BF16, (4, 2), 64, ((0, 130), (130, 1), (100, 30)), 3, 8, 1e4, ()),
+    (BF16, (4, 2), 128, DECODE, 0, 0, 1e4, ()), (BF16, (8, 2), 128, RAGGED, 7, 0, 1e4, ()),
+    (BF16, (8, 2), 128, ((256, 130),), 0, 64, NAN, ()),
+    (BF16, (8, 1), 128, ((1499, 1), (511, 1), (512, 1)), 0, 0, NAN, ()),
+    (BF16, (32, 8), 128, ((1500, 1), (1499, 4)), 0, 0, 1e4, ()),
+    (BF16, (8, 2), 128, ((1499, 1), (2000, 1)), 0, 700, NAN, ()),
+    (BF16, (8, 1), 256, RAGGED, 0, 0, 1e4, ()), (BF16, (2, 1), 256, ((1300, 1), (0, 17)), 0, 0, 1e4, ()),
+    (BF16, (8, 2), 128, ((1400, 120),), 8, 0, NAN, ()), (BF16, (7, 1), 64, RAGGED, 0, 0, 1e4, ()),
+    (BF16, (3, 3), 80, ((0, 33), (64, 1)), 0, 0, 1e4, ()), (BF16, (4, 2), 64, RAGGED, 0, 0, 1e4, STALE),
+    (F16, (8, 2), 128, ((10, 1), (50, 1), (60, 1)), 0, 0, 1e4, STALE),
+    (BF16, (8, 2), 128, ((10, 1), (50, 1), (60, 1)), 0, 8, 1e4, STALE))
+
+Row = Mapping[str, Any]
+GREEDY: tuple[Row, ...] = (
+    {"temperature": 0}, {"temperature": 0, "step": 2}, {"temperature": 0, "at": {5: NAN, 6: -INF}},
+    {"temperature": 0, "at": {7: INF, 9: INF}}, {"temperature": 0, "fill": NAN}, {"temperature": 0, "fill": -INF},
+    {"temperature": 0, "fill": 0.5}, {"temperature": 0, "fill": -INF, "at": {319: -1e30}},
+    {"temperature": 0, "bias": {3: 100.0}}, {"temperature": 0, "at": {0: -0.0}, "fill": 0.0})
+FILTERS: tuple[Row, ...] = (
+    {}, {"temperature": 0.3}, {"temperature": 2.5}, {"top_k": 1}, {"top_k": 5}, {"top_k": 50, "step": 1.5},
+    {"top_k": 1 << 30}, {"top_p": 0.9}, {"top_p": 0.5, "step": 1}, {"top_p": 1e-6}, {"top_p": 0.999}, {"min_p": 0.1},
+    {"min_p": 1.0, "step": 2}, {"top_k": 40, "top_p": 0.8, "min_p": 0.02, "temperature": 0.7},
+    {"top_k": 3, "top_p": 0.3, "step": 3}, {"temperature": 1e-4}, {"temperature": 100.0},
+    {"at": {1: INF}}, {"at": {1: NAN, 2: -INF}, "top_p": 0.7}, {"fill": NAN}, {"fill": -INF, "at": {9: 0.0}},
+    {"fill": 1.0, "top_k": 10}, {"fill": 1.0, "top_p": 0.5})
+PENALTIES: tuple[Row, ...] = (
+    {"slot": 0, "repetition": 1.3}, {"slot": 2, "repetition": 0.8, "temperature": 0}, {"slot": 1, "presence": 1.5},
+    {"slot": 4, "frequency": 0.7, "temperature": 0}, {"repetition": 5.0},
+    {"slot": 5, "repetition": 1.1, "presence": -0.5, "frequency": 0.2, "top_k": 20, "top_p": 0.9, "temperature": 0.8},
+    {"bias": {0: -INF, 4: 2.5, 100: -1.0}},
+    {"slot": 3, "bias": {4: 1.25, 319: 3.0}, "repetition": 1.7, "temperature": 0},
+    {"slot": 7, "fill": NAN}, {"slot": 6, "repetition": 1.2, "at": {8: INF, 9: -INF}})
+SAMPLES: tuple[tuple[str, int, tuple[Row, ...], int], ...] = (
+    # what, V, rows, top
+    ("greedy", 320, GREEDY, 0), ("greedy", 320, GREEDY, 20), ("greedy", 151936, GREEDY, 3),
+    ("filters", 320, FILTERS, 0),
+    ("filters", 320, FILTERS, 5), ("filters", 1025, FILTERS, 0), ("filters", 151936, FILTERS[::3], 1),
+    ("penalties", 320, PENALTIES, 2), ("penalties", 151936, PENALTIES[:6], 0), ("one", 105, ({"top_p": 0.9},), 20),
+    ("draws", 33, tuple({"temperature": 1.0, "seed": s << 40 | s, "position": s} for s in range(64)), 0))
+
+PENALTY_LOADS = ((320, 1, 50, 20), (320, 0, 0, 0), (320, 2, 1, 0), (151936, 2, 700, 300))
+LOGPROBS: tuple[tuple[int, tuple[int, ...]], ...] = (
+    (320, (0, 319, -1, 7)), (105, (3,)), (151936, (151935, -1, 0)), (1025, tuple(range(-1, 40))))
+
+
+def text(*parts: object) -> str:
+    """A case's name: sizes and formats, with `/` between them; nested tuples are written with `+` and `x`."""
+    def one(part: object) -> str:
+        if isinstance(part, tuple):
+            return ("+" if part and isinstance(part[0], (tuple, str)) else "x").join(map(one, part))
+        return str(part)
+    return "/".join(one(p) for p in parts)
+
+
+def listed() -> Iterable[Case]:
+    """Every row of the tables above as a case."""
+    for dtype, t, h, bad in NORMS:
+        name = text(dtype, f"T{t}", f"H{h}", *("bad" for _ in bad[:1]))
+        yield Case(f"rms_norm/{name}", "rms_norm", partial(inputs.make_norm, dtype=dtype, tokens=t, hidden=h, bad=bad),
+                   ULP[dtype], FLOOR[dtype])
+        yield Case(f"add_rms_norm/{name}", "add_rms_norm",
+                   partial(inputs.make_add_norm, dtype=dtype, tokens=t, hidden=h, bad=bad), ULP[dtype], FLOOR[dtype])
+    for dtype, form, v, h, ids in EMBEDS:
+        yield Case(text("embed", dtype, form, f"{v}x{h}"), "embed", partial(
+            inputs.make_embed, dtype=dtype, form=form, vocab=v, hidden=h, ids=ids), 0, 0)
+    for dtype, forms, t, k, rows, bias, bad in LINEARS:
+        name = text("linear", dtype, forms, f"T{t}", f"K{k}", rows, *("bias",) * bias, *("bad" for _ in bad[:1]))
+        yield Case(name, "linear", partial(inputs.make_linear, dtype=dtype, forms=forms, tokens=t, cols=k, rows=rows,
+                                           bias=bias, bad=bad), ULP[dtype], ROUNDED[dtype])
+    for dtype, form, t, k, v in LOGITS:
+        yield Case(text("logits", dtype, form, f"N{t}", f"H{k}", f"V{v}"), "logits", partial(
+            inputs.make_logits, dtype=dtype, form=form, tokens=t, cols=k, vocab=v), ULP[F32], ROUNDED[dtype])
+    for dtype, t, inner, bad in SWIGLUS:
+        yield Case(text("swiglu", dtype, f"T{t}", f"I{inner}", *("bad" for _ in bad[:1])), "swiglu", partial(
+            inputs.make_swiglu, dtype=dtype, tokens=t, inner=inner, bad=bad), ULP[dtype], FLOOR[dtype])
+    for dtype, t, h, index in TAKES:
+        yield Case(text("take_rows", dtype, f"T{t}", f"H{h}", f"N{len(index)}"), "take_rows", partial(
+            inputs.make_take_rows, dtype=dtype, tokens=t, hidden=h, index=index), 0, 0)
+    for i, (dtype, heads, d, rotated, batch, padding, norms, bad) in enumerate(ROPES):
+        name = text("qkv_rope_append_", dtype, heads, f"D{d}", f"d{rotated}", f"R{len(batch)}", *("norms",) * norms, i)
+        yield Case(name, "qkv_rope_append_", partial(
+            inputs.make_rope, dtype=dtype, heads=heads, dim=d, rotated=rotated, rows=batch, padding=padding,
+            norms=norms, bad=bad), ULP[dtype], FLOOR[dtype])
+    for i, (dtype, heads, d, batch, padding, window, junk, keys) in enumerate(ATTENDS):
+        name = text("attend", dtype, heads, f"D{d}", f"R{len(batch)}", f"W{window}", *("bad" for _ in keys[:1]), i)
+        yield Case(name, "attend", partial(
+            inputs.make_attend, dtype=dtype, heads=heads, dim=d, rows=batch, padding=padding, window=window, junk=junk,
+            bad=keys), ULP[dtype], ROUNDED[dtype])
+    for what, v, settings, top in SAMPLES:
+        yield Case(text("sample_", what, f"V{v}", f"top{top}"), "sample_", partial(
+            inputs.make_sample, vocab=v, rows=settings, top=top), ULP[F32], FLOOR[F32])
+    for v, slot, prompt, answer in PENALTY_LOADS:
+        yield Case(text("penalty_load_", f"V{v}", slot, prompt, answer), "penalty_load_", partial(
+            inputs.make_penalty, vocab=v, slot=slot, prompt=prompt, answer=answer), 0, 0)
+    for v, targets in LOGPROBS:
+        yield Case(text("token_logprobs", f"V{v}", f"N{len(targets)}"), "token_logprobs", partial(
+            inputs.make_logprobs, vocab=v, targets=targets), ULP[F32], FLOOR[F32])
+
+
+CASES: tuple[Case, ...] = tuple(listed())
+
+
+def make(case: Case) -> Kwargs:
+    """The inputs of a case: always the same, seeded by its name."""
+    return case.make(np.random.default_rng(zlib.crc32(case.name.encode())))
+
+
+def walk(value: Any, leaf: Callable[[Any], Any], place: Callable[[Weight], Any] | None = None) -> Any:
+    """The same structure with `leaf` applied to every array (and `place`, if given, to every Weight)."""
+    if place is not None and isinstance(value, Weight):
+        return place(value)
+    if isinstance(value, msgspec.Struct):
+        fields = {name: walk(getattr(value, name), leaf, place) for name in value.__struct_fields__}
+        return type(value)(**fields)
+    if isinstance(value, tuple):
+        return tuple(walk(v, leaf, place) for v in value)
+    return value if value is None or isinstance(value, (int, float, str)) else leaf(value)
+
+
+def flat(name: str, value: Any) -> Iterable[tuple[str, Values]]:
+    """Every array of a structure of host arrays, by dotted name."""
+    if isinstance(value, msgspec.Struct):
+        for field in value.__struct_fields__:
+            yield from flat(f"{name}.{field}", getattr(value, field))
+    elif isinstance(value, tuple):
+        for i, v in enumerate(value):
+            yield from flat(f"{name}.{i}", v)
+    elif isinstance(value, np.ndarray):
+        yield name, value
+
+
+def run_case(ops: Ops, case: Case, put: Callable[[Values], Any], get: Callable[[Any], Values],
+             put_weight: Callable[[str, Weight], Weight] | None = None) -> dict[str, Values]:
+    """Run a case on a backend; outputs by name: `out...` is the result, `handle...` what an op with `_` wrote to.
+
+    `put` moves a host array to the backend, `get` moves it back; `put_weight(op, weight)` places a weight where the
+    backend wants it in an order of its own, else `put` moves its parts.
+    """
+    place = None if put_weight is None else partial(put_weight, case.op)
+    kwargs = {name: walk(value, put, place) for name, value in make(case).items()}
+    result = getattr(ops, case.op)(**kwargs)
+    outputs = dict(flat("out", walk(result, get)))
+    if case.op.endswith("_"):
+        outputs |= flat("handle", walk(next(iter(kwargs.values())), get))
+    return outputs
+
+
+def check(case: Case, expected: Mapping[str, Values], got: Mapping[str, Values]) -> None:
+    """AssertionError with the worst element if an output is missing, of another shape or dtype, or out of tolerance."""
+    if list(expected) != list(got):
+        raise AssertionError(f"{case.name}: outputs {list(got)}, expected {list(expected)}")
+    for name, want in expected.items():
+        have = got[name]
+        if have.shape != want.shape or have.dtype != want.dtype:
+            raise AssertionError(f"{case.name}: {name} is {have.dtype} {list(have.shape)}, "
+                                 f"expected {want.dtype} {list(want.shape)}")
+        exact = want.dtype.kind in "iu"
+        a, b = (have.astype(np.int64 if exact else np.float64), want.astype(np.int64 if exact else np.float64))
+        same = a == b if exact else (a == b) | (np.isnan(a) & np.isnan(b))
+        with np.errstate(invalid="ignore"):
+            allowed = 0.0 if exact else case.atol + case.rtol * np.abs(b)
+            excess = np.where(same, 0.0, np.abs(a - b) / (allowed + 1e-300))
+        excess = np.where(np.isnan(excess), np.inf, excess)
+        if excess.size and excess.max() > 1:
+            worst = np.unravel_index(int(excess.argmax()), excess.shape)
+            at = ", ".join(str(int(i)) for i in worst)
+            raise AssertionError(f"{case.name}: {name}[{at}] is {a[worst]}, expected {b[worst]}; {(excess > 1).sum()} of "
+                                 f"{excess.size} elements are out of tolerance, the worst {excess.max():.3g} times")

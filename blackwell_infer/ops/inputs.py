@@ -1,0 +1,184 @@
+"""Random inputs of every op, as NumPy arrays, Weights, Batch and PagedKV: what the cases of `ops.cases` are made of."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from blackwell_infer.kv.spec import PAGE, PagedKV
+from blackwell_infer.ops.batch import Batch, PenaltyState, SampleParams
+from blackwell_infer.quant import FORMATS
+from blackwell_infer.quant.format import Weight
+
+Values = np.ndarray[Any, Any]
+Random = np.random.Generator
+Kwargs = dict[str, Any]
+Bad = tuple[tuple[int, float], ...]
+"""(row, value): numbers such as NaN to put into rows"""
+Rows = tuple[tuple[int, int], ...]
+"""(past, new) tokens of each row of a batch"""
+
+DTYPES: Mapping[str, np.dtype[Any]] = {
+    "float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+STORAGE: Mapping[str, str] = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+DENSE: Mapping[str, str] = {form: dtype for dtype, form in STORAGE.items()}
+
+
+def activations(rng: Random, shape: tuple[int, ...], dtype: str, bad: Bad = ()) -> Values:
+    """Standard normal values; `bad` puts a number into the middle of a row."""
+    x = rng.standard_normal(shape).astype(DTYPES[dtype])
+    for row, value in bad:
+        x[row, shape[1] // 2] = value
+    return x
+
+
+HALVES = {"q8_0": ((0, 127),), "q4_0": ((0, 8),), "q4_k": ((0, 472), (2, 63)), "q5_k": ((0, 976), (2, 63)),
+          "q6_k": ((208, 2048),)}
+"""Byte offset of each float16 scale of a block, and the divisor that brings weights to size 1"""
+
+
+def weight(rng: Random, form: str, rows: int, cols: int) -> Weight:
+    """A matrix of size about 1/sqrt(cols). Blocks hold random bits, so that every code and sub-scale occurs."""
+    size = cols**-0.5
+    if form not in HALVES:
+        return Weight(form, (rows, cols), ((rng.standard_normal((rows, cols)) * size).astype(DTYPES[DENSE[form]]),))
+    f = FORMATS[form]
+    blocks = rng.integers(0, 256, (rows * cols // f.block, f.block_bytes), np.uint8)
+    for offset, divisor in HALVES[form]:
+        scale = rng.uniform(0.5, 1.0, len(blocks)) * rng.choice((-1.0, 1.0), len(blocks)) * size / divisor
+        blocks[:, offset : offset + 2] = scale.astype("<f2")[:, None].view(np.uint8)
+    return f.read(blocks.reshape(-1), (rows, cols))
+
+
+def ragged(rng: Random, rows: Rows, padding: int) -> tuple[Batch, int]:
+    """A batch of (past, new) rows and the number of pages of a cache for it; pages are scattered, 3 stay unused."""
+    new = [n for _, n in rows]
+    lengths = [past + n for past, n in rows]
+    used = [-(-length // PAGE) for length in lengths]
+    scattered = rng.permutation(sum(used) + 3)
+    pages = np.zeros((len(rows), max(used) + 2), np.int32)
+    for i, count in enumerate(used):
+        pages[i, :count] = scattered[sum(used[:i]) : sum(used[: i + 1])]
+    total = sum(new)
+    positions = [past + j for past, n in rows for j in range(n)] + [0] * padding
+    starts = np.concatenate(([0], np.cumsum(new)))
+    batch = Batch(
+        ids=rng.integers(0, 100, total + padding).astype(np.int32), positions=np.asarray(positions, np.int32),
+        rows=np.asarray([i for i, n in enumerate(new) for _ in range(n)] + [-1] * padding, np.int32),
+        starts=starts.astype(np.int32), lengths=np.asarray(lengths, np.int32), pages=pages,
+        outputs=(starts[1:] - 1).astype(np.int32), max_new=max(new), max_length=max(lengths))
+    return batch, len(scattered)
+
+
+def cache(rng: Random, batch: Batch, pages: int, kv_heads: int, dim: int, dtype: str, junk: float) -> PagedKV:
+    """Every slot that a row of the batch owns holds normal values, all others `junk`."""
+    data = np.full((pages, 2, kv_heads, PAGE, dim), junk, DTYPES[dtype])
+    table = np.asarray(batch.pages)
+    for row, length in enumerate(np.asarray(batch.lengths)):
+        at = np.arange(length)
+        data[table[row, at // PAGE], :, :, at % PAGE] = rng.standard_normal((length, 2, kv_heads, dim))
+    return PagedKV(STORAGE[dtype], data)
+
+
+def make_embed(rng: Random, dtype: str, form: str, vocab: int, hidden: int, ids: tuple[int, ...]) -> Kwargs:
+    return {"table": weight(rng, form, vocab, hidden), "ids": np.asarray(ids, np.int32), "dtype": dtype}
+
+
+def make_norm(rng: Random, dtype: str, tokens: int, hidden: int, bad: Bad) -> Kwargs:
+    return {"x": activations(rng, (tokens, hidden), dtype, bad),
+            "weight": rng.uniform(-2, 2, hidden).astype(np.float32), "eps": 1e-5}
+
+
+def make_add_norm(rng: Random, dtype: str, tokens: int, hidden: int, bad: Bad) -> Kwargs:
+    return {"x": activations(rng, (tokens, hidden), dtype, bad), "residual": activations(rng, (tokens, hidden), dtype),
+            "weight": rng.uniform(-2, 2, hidden).astype(np.float32), "eps": 1e-6}
+
+
+def make_linear(rng: Random, dtype: str, forms: tuple[str, ...], tokens: int, cols: int, rows: tuple[int, ...],
+                bias: bool, bad: Bad) -> Kwargs:
+    w = tuple(weight(rng, form, n, cols) for form, n in zip(forms, rows, strict=True))
+    return {"x": activations(rng, (tokens, cols), dtype, bad), "w": w,
+            "bias": rng.standard_normal(sum(rows)).astype(np.float32) if bias else None}
+
+
+def make_logits(rng: Random, dtype: str, form: str, tokens: int, cols: int, vocab: int) -> Kwargs:
+    return {"x": activations(rng, (tokens, cols), dtype), "w": (weight(rng, form, vocab, cols),)}
+
+
+def make_swiglu(rng: Random, dtype: str, tokens: int, inner: int, bad: Bad) -> Kwargs:
+    x = activations(rng, (tokens, 2 * inner), dtype, bad)
+    x[0, : min(inner, 4)] = np.asarray([0.0, 90.0, -90.0, 1e-4])[: min(inner, 4)]
+    return {"gate_up": x}
+
+
+def make_take_rows(rng: Random, dtype: str, tokens: int, hidden: int, index: tuple[int, ...]) -> Kwargs:
+    return {"x": activations(rng, (tokens, hidden), dtype), "index": np.asarray(index, np.int32)}
+
+
+def make_rope(rng: Random, dtype: str, heads: tuple[int, int], dim: int, rotated: int, rows: Rows,
+              padding: int, norms: bool, bad: Bad) -> Kwargs:
+    batch, pages = ragged(rng, rows, padding)
+    angles = np.arange(int(np.asarray(batch.lengths).max()))[:, None] * 1e4 ** (-np.arange(rotated // 2) * 2 / rotated)
+    width = (heads[0] + 2 * heads[1]) * dim
+    scales = rng.uniform(0.5, 2, (2, dim)).astype(np.float32)
+    return {"kv": cache(rng, batch, pages, heads[1], dim, dtype, 3.0),
+            "qkv": activations(rng, (batch.ids.shape[0], width), dtype, bad), "batch": batch,
+            "rope_table": np.stack((np.cos(angles), np.sin(angles)), axis=1).astype(np.float32), "heads": heads[0],
+            "q_norm": scales[0] if norms else None, "k_norm": scales[1] if norms else None, "eps": 1e-6}
+
+
+def make_attend(rng: Random, dtype: str, heads: tuple[int, int], dim: int, rows: Rows,
+                padding: int, window: int, junk: float, bad: tuple[tuple[int, int, float], ...]) -> Kwargs:
+    """`bad` holds (row, position, value): one component of that token's keys and values."""
+    batch, pages = ragged(rng, rows, padding)
+    kv = cache(rng, batch, pages, heads[1], dim, dtype, junk)
+    for row, position, value in bad:
+        np.asarray(kv.data)[batch.pages[row, position // PAGE], :, :, position % PAGE, dim // 2] = value
+    return {"q": activations(rng, (batch.ids.shape[0], heads[0], dim), dtype), "kv": kv, "batch": batch,
+            "scale": dim**-0.5, "window": window}
+
+
+SETTINGS: Mapping[str, tuple[float, type[np.generic]]] = {
+    "temperature": (1.0, np.float32), "top_k": (0, np.int32), "top_p": (1.0, np.float32), "min_p": (0.0, np.float32),
+    "repetition": (1.0, np.float32), "presence": (0.0, np.float32), "frequency": (0.0, np.float32),
+    "seed": (0, np.uint64), "position": (0, np.int32), "slot": (-1, np.int32)}
+
+
+def make_sample(rng: Random, vocab: int, rows: tuple[Mapping[str, Any], ...], top: int) -> Kwargs:
+    """One mapping per row: settings, plus `bias` {id: value}, `step` (logits are multiples of it: ties), `at` {id:
+    logit} and `fill` (every logit)."""
+    logits = (rng.standard_normal((len(rows), vocab)) * 3).astype(np.float32)
+    bias: list[tuple[int, float]] = []
+    starts = [0]
+    for i, row in enumerate(rows):
+        step = row.get("step", 0)
+        logits[i] = np.rint(logits[i] / step) * step if step else logits[i]
+        logits[i] = row.get("fill", logits[i])
+        for token, value in row.get("at", {}).items():
+            logits[i, token] = value
+        bias += row.get("bias", {}).items()
+        starts.append(len(bias))
+    columns = {name: np.asarray([row.get(name, default) for row in rows], kind)
+               for name, (default, kind) in SETTINGS.items()}
+    if "seed" not in rows[0]:
+        columns["seed"] = rng.integers(0, 2**64, len(rows), np.uint64)
+        columns["position"] = rng.integers(0, 5000, len(rows)).astype(np.int32)
+    state = PenaltyState(rng.poisson(0.3, (len(rows) + 1, vocab)).astype(np.int32),
+                         (rng.random((len(rows) + 1, vocab)) < 0.2).astype(np.uint8))
+    return {"state": state, "logits": logits, "params": SampleParams(
+        **columns, bias_starts=np.asarray(starts, np.int32), bias_ids=np.asarray([b[0] for b in bias], np.int32),
+        bias_values=np.asarray([b[1] for b in bias], np.float32), top=top)}
+
+
+def make_penalty(rng: Random, vocab: int, slot: int, prompt: int, answer: int) -> Kwargs:
+    state = PenaltyState(rng.integers(0, 9, (3, vocab)).astype(np.int32),
+                         rng.integers(0, 2, (3, vocab)).astype(np.uint8))
+    return {"state": state, "slot": slot, "prompt": rng.integers(0, vocab, prompt).astype(np.int32),
+            "answer": rng.integers(0, min(vocab, 7), answer).astype(np.int32)}
+
+
+def make_logprobs(rng: Random, vocab: int, targets: tuple[int, ...]) -> Kwargs:
+    return {"logits": (rng.standard_normal((len(targets), vocab)) * 4).astype(np.float32),
+            "targets": np.asarray(targets, np.int32)}

@@ -23,7 +23,7 @@ from blackwell_infer.kernels.source import read_source, source_root
 from blackwell_infer.log import Progress, logger, silent
 
 OPTIONS = ("--std=c++17", "--generate-line-info", "--ptxas-options=-v")
-MAGIC = b"bwinfer-cubin-1\n"
+MAGIC = b"bwinfer-cubin-2\n"
 
 Defines = tuple[tuple[str, Value], ...]
 
@@ -38,9 +38,10 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class Unit(msgspec.Struct, frozen=True):
-    """One compiled source: the machine code of all its entries and what each uses."""
+    """One compiled source: the machine code of all its entries, the PTX it came from, and what each entry uses."""
 
     cubin: bytes
+    ptx: str
     usage: dict[str, Usage]
     log: str
 
@@ -194,9 +195,10 @@ def compile_text(text: str, name: str, options: tuple[str, ...], key: str) -> Un
         if error != nvrtc.nvrtcResult.NVRTC_SUCCESS:
             raise KernelError(f"{key}: does not compile with {' '.join(options)}:\n{log or error.name}")
         cubin = _fetch(nvrtc, program, nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN, key)
+        ptx = _fetch(nvrtc, program, nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX, key).decode().rstrip("\0")
     finally:
         nvrtc.nvrtcDestroyProgram(program)
-    return Unit(cubin, parse_usage(log), log)
+    return Unit(cubin, ptx, parse_usage(log), log)
 
 
 def parse_usage(log: str) -> dict[str, Usage]:

@@ -31,11 +31,13 @@ def encode(x: np.ndarray[Any, Any], name: str) -> Weight:
 
 def _half_bytes(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     halves: np.ndarray[Any, Any] = x.reshape(-1, 1).astype("<f2")
-    return halves.view(np.uint8)                                               # [n, 2]
+    out: np.ndarray[Any, Any] = halves.view(np.uint8)                          # [n, 2]
+    return out
 
 
 def _inverse(d: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    return np.divide(1, d, out=np.zeros_like(d), where=d != 0)
+    out: np.ndarray[Any, Any] = np.divide(1, d, out=np.zeros_like(d), where=d != 0)
+    return out
 
 
 def _round(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -1,0 +1,131 @@
+"""A GGUF model, in one file or split over several, in Hugging Face spelling."""
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from blackwell_infer.checkpoint.gguf_file import GGUFFile, StoredTensor, read_gguf
+from blackwell_infer.checkpoint.mapped import shorten
+from blackwell_infer.checkpoint.names import Source, translate
+from blackwell_infer.checkpoint.reader import TensorInfo
+from blackwell_infer.errors import CheckpointError, UnsupportedModelError
+from blackwell_infer.quant import FORMATS, Weight
+
+SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+MOST_PARTS = 1000
+
+
+class GGUFCheckpoint:
+    """An open GGUF model (see `reader.Checkpoint`). Weights are views of the mapped files; permuted rows are copies."""
+
+    def __init__(self, path: Path, files: tuple[GGUFFile, ...]) -> None:
+        self.path = path
+        self.metadata: Mapping[str, Any] = files[0].metadata
+        self._stored: dict[str, tuple[GGUFFile, StoredTensor]] = {}
+        for file in files:
+            for tensor in file.tensors.values():
+                if tensor.name in self._stored:
+                    first = self._stored[tensor.name][0].path.name
+                    raise CheckpointError(f"{file.path}: tensor {shorten(tensor.name)} is in {first} as well")
+                self._stored[tensor.name] = (file, tensor)
+        shapes = {name: tensor.shape for name, (_, tensor) in self._stored.items()}
+        translation = translate(path, self.metadata, shapes)
+        self.config = translation.config
+        self.generation = translation.generation
+        self._sources = translation.sources
+        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(
+            {name: self._info(name, source) for name, source in translation.sources.items()}
+        )
+
+    def _info(self, name: str, source: Source) -> TensorInfo:
+        file, tensor = self._stored[source.name]
+        if source.known and tensor.kind not in FORMATS:
+            raise self._unsupported(source.name)
+        nbytes = (tensor.nbytes or 0) // tensor.shape[0] * (source.stop - source.start)
+        return TensorInfo(name, source.shape, tensor.kind if tensor.kind in FORMATS else "", nbytes, str(file.path))
+
+    def _unsupported(self, stored: str) -> UnsupportedModelError:
+        file, tensor = self._stored[stored]
+        return UnsupportedModelError(
+            f"{file.path}: tensor {shorten(stored)} is stored as {tensor.kind}; supported are {', '.join(FORMATS)}. "
+            "Take another quantisation of this model"
+        )
+
+    def weight(self, name: str) -> Weight:
+        """See `reader.Checkpoint.weight`. UnsupportedModelError for a type without a format."""
+        if not self._stored:
+            raise CheckpointError(f"{self.path}: is closed, or holds no tensors")
+        if name not in self._sources:
+            raise CheckpointError(f"{self.path}: has no tensor {shorten(name)}; the file does not fit its architecture")
+        source = self._sources[name]
+        file, tensor = self._stored[source.name]
+        if tensor.kind not in FORMATS:
+            raise self._unsupported(source.name)
+        form = FORMATS[tensor.kind]
+        if len(tensor.shape) > 2:
+            dims = len(tensor.shape)
+            raise CheckpointError(f"{file.path}: tensor {shorten(source.name)} has {dims} dimensions, not 1 or 2")
+        if len(tensor.shape) == 1:
+            return self._vector(name, source, form.read(file.bytes_of(tensor), (1, tensor.shape[0])))
+        w = form.read(file.bytes_of(tensor), (tensor.shape[0], tensor.shape[1]))
+        rows = source.stop - source.start
+        w = Weight(w.format, (rows, w.shape[1]), (w.parts[0][source.start:source.stop],))
+        return form.take_rows(w, unpermuted(rows, source.heads)) if source.heads else w
+
+    def _vector(self, name: str, source: Source, w: Weight) -> Weight:
+        """The slice of a [1, n] weight that `source` describes; slicing along blocks makes no sense."""
+        if not source.heads and source.stop - source.start == w.shape[1]:
+            return w
+        if FORMATS[w.format].block > 1:
+            raise CheckpointError(f"{self.path}: tensor {shorten(name)} is a vector stored as {w.format}; expected f32")
+        data = np.asarray(w.parts[0])[:, source.start:source.stop]
+        if source.heads:
+            data = data[:, unpermuted(data.shape[1], source.heads)]
+        return Weight(w.format, (1, data.shape[1]), (data,))
+
+    def close(self) -> None:
+        """Let go of the mappings. Weights that are still referenced stay readable."""
+        self._stored = {}
+        self._sources = {}
+
+
+def unpermuted(rows: int, heads: int) -> np.ndarray[Any, Any]:
+    """Stored row of every Hugging Face row [rows]: per head the file has [d/2, 2], Hugging Face [2, d/2]."""
+    return np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).reshape(-1)
+
+
+def part_paths(path: Path) -> tuple[Path, ...]:
+    """All files of the model that `path` belongs to: itself, or every part of `name-0000I-of-0000N.gguf`."""
+    match = SPLIT.fullmatch(path.name)
+    if match is None:
+        return (path,)
+    count = int(match["count"])
+    if not 1 <= int(match["number"]) <= count <= MOST_PARTS:
+        raise CheckpointError(f"{path}: part {int(match['number'])} of {count} makes no sense; rename the file")
+    return tuple(path.with_name(f"{match['stem']}-{i:05d}-of-{count:05d}.gguf") for i in range(1, count + 1))
+
+
+def open_gguf(path: Path) -> GGUFCheckpoint:
+    """Open a GGUF model; any part of a split one will do. CheckpointError names a missing or foreign part."""
+    paths = part_paths(path)
+    for part in paths:
+        if len(paths) > 1 and not part.is_file():
+            raise CheckpointError(f"{part}: this part of a model in {len(paths)} files is missing; download it too")
+    files = tuple(read_gguf(part) for part in paths)
+    total = sum(len(file.tensors) for file in files)
+    for index, file in enumerate(files):
+        count = file.metadata.get("split.count", 1) or 1
+        if count != len(files) or file.metadata.get("split.no", 0) != index:
+            raise CheckpointError(
+                f"{file.path}: says it is part {file.metadata.get('split.no', 0)!r} (from 0) of {count!r}, "
+                f"its name says {index} of {len(files)}; keep the names name-00001-of-0000N.gguf"
+            )
+        if file.metadata.get("split.tensors.count", total) != total:
+            wanted = file.metadata["split.tensors.count"]
+            raise CheckpointError(f"{file.path}: the parts hold {total} tensors, not {wanted!r}; download them again")
+    return GGUFCheckpoint(path, files)

@@ -1,0 +1,236 @@
+"""GGUF metadata and tensor names -> Hugging Face config and names, and which stored rows make up a tensor.
+
+Conversion to GGUF permutes the rows of q and k per head for arch `llama` (Hugging Face [2, d/2] -> [d/2, 2], for
+interleaved rope); a `Source` says so, and the reader undoes it. Facts: the GGUF specification and its converters.
+"""
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NoReturn
+
+import msgspec
+
+from blackwell_infer.errors import CheckpointError, UnsupportedModelError
+
+GLOBAL: Mapping[str, str] = MappingProxyType({
+    "token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head",
+})
+LAYER: Mapping[str, str] = MappingProxyType({
+    "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
+    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+})
+ROPE_FREQS = "rope_freqs.weight"
+PERMUTED = ("llama",)
+"""Architectures whose q and k rows are stored permuted."""
+
+_BLOCK = re.compile(r"blk\.(\d+)\.([a-z_]+)\.(weight|bias)")
+_NO_TOKEN = 0xFFFFFFFF
+
+
+class Source(msgspec.Struct, frozen=True):
+    """Rows `start` to `stop` of stored tensor `name`; `heads` > 0: their order per head is to be undone.
+
+    `shape` is the resulting tensor's, in NumPy order. `known`: the name was translated, so the family will read it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+    heads: int = 0
+    known: bool = True
+
+
+class Translation(msgspec.Struct, frozen=True):
+    """A GGUF model in Hugging Face terms."""
+
+    config: Mapping[str, Any]
+    generation: Mapping[str, Any]
+    sources: Mapping[str, Source]
+
+
+class _Keys:
+    """Typed look-ups of `<arch>.<key>`; errors name the key."""
+
+    def __init__(self, path: Path, metadata: Mapping[str, Any], arch: str) -> None:
+        self.path = path
+        self.metadata = metadata
+        self.arch = arch
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        value = self.metadata.get(f"{self.arch}.{key}", default)
+        if isinstance(value, list) and value and all(v == value[0] for v in value):
+            value = value[0]                     # some converters write one value per layer
+        if isinstance(value, list):
+            what = f"{self.path}: metadata '{self.arch}.{key}'"
+            raise UnsupportedModelError(f"{what} differs between layers; that is not supported")
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 31:
+            self._fail(key, value, "a positive integer")
+        return int(value)
+
+    def real(self, key: str, default: float | None = None) -> float:
+        value = self.metadata.get(f"{self.arch}.{key}", default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            self._fail(key, value, "a finite number")
+        return float(value)
+
+    def has(self, key: str) -> bool:
+        return f"{self.arch}.{key}" in self.metadata
+
+    def _fail(self, key: str, value: Any, wanted: str) -> NoReturn:
+        state = "is missing" if value is None else f"is {value!r}, not {wanted}"
+        raise CheckpointError(f"{self.path}: metadata '{self.arch}.{key}' {state}; convert the model again")
+
+
+def translate(path: Path, metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Translation:
+    """Config, generation settings and tensor sources of a GGUF model.
+
+    `shapes` are the stored tensors' (NumPy order). An architecture without a mapping keeps its own name in
+    `config["architectures"]` and its own tensor names, so that whoever picks the family can refuse it by name.
+    """
+    arch = metadata.get("general.architecture")
+    if not isinstance(arch, str) or not arch:
+        raise CheckpointError(f"{path}: metadata 'general.architecture' is missing or empty; convert it again")
+    generation = _generation(metadata)
+    if arch not in ("llama", "qwen3"):
+        config: dict[str, Any] = {"architectures": [arch], "model_type": arch, **_tokens(metadata)}
+        sources = {name: Source(name, shape, 0, shape[0], known=False) for name, shape in shapes.items()}
+        return Translation(config, generation, MappingProxyType(sources))
+    keys = _Keys(path, metadata, arch)
+    config = _config(keys, shapes) | _tokens(metadata)
+    return Translation(config, generation, MappingProxyType(_sources(path, arch, config, shapes)))
+
+
+def _config(keys: _Keys, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    hidden, heads = keys.integer("embedding_length"), keys.integer("attention.head_count")
+    head_dim = keys.integer("attention.key_length", max(hidden // heads, 1))
+    if keys.integer("attention.value_length", head_dim) != head_dim:
+        raise UnsupportedModelError(f"{keys.path}: keys and values of different head length are not supported")
+    if keys.integer("rope.dimension_count", head_dim) != head_dim:
+        raise UnsupportedModelError(f"{keys.path}: rope over a part of the head is not supported for '{keys.arch}'")
+    if keys.metadata.get(f"{keys.arch}.attention.causal", True) is not True:
+        raise UnsupportedModelError(f"{keys.path}: a model without causal attention (an encoder) is not supported")
+    embedding = shapes.get("token_embd.weight")
+    tokens = keys.metadata.get("tokenizer.ggml.tokens") if embedding is None and not keys.has("vocab_size") else None
+    vocab = embedding[0] if embedding else keys.integer("vocab_size", len(tokens) if tokens else None)
+    window = keys.metadata.get(f"{keys.arch}.attention.sliding_window", 0)
+    experts = keys.metadata.get(f"{keys.arch}.expert_count", 0)
+    kind = _architecture(keys.arch, bool(window), bool(experts))
+    return {
+        "architectures": [kind[0]],
+        "model_type": kind[1],
+        "hidden_size": hidden,
+        "intermediate_size": keys.integer("feed_forward_length"),
+        "num_hidden_layers": keys.integer("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": keys.integer("attention.head_count_kv", heads),
+        "head_dim": head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": keys.real("attention.layer_norm_rms_epsilon"),
+        "rope_theta": keys.real("rope.freq_base", 10000.0),
+        "rope_scaling": None if ROPE_FREQS in shapes else _rope_scaling(keys),
+        "sliding_window": keys.integer("attention.sliding_window") if window else None,
+        "attention_bias": any(_BLOCK.fullmatch(n) and n.endswith((".attn_q.bias", ".attn_qkv.bias")) for n in shapes),
+        "mlp_bias": any(_BLOCK.fullmatch(n) and n.endswith(".ffn_up.bias") for n in shapes),
+        "tie_word_embeddings": "output.weight" not in shapes,
+        "vocab_size": vocab,
+        "max_position_embeddings": keys.integer("context_length"),
+    }
+
+
+def _architecture(arch: str, window: bool, experts: bool) -> tuple[str, str]:
+    """(architecture, model_type): GGUF stores Llama, Mistral and Mixtral as `llama`."""
+    if arch == "qwen3":
+        return "Qwen3ForCausalLM", "qwen3"
+    if experts:
+        return "MixtralForCausalLM", "mixtral"
+    return ("MistralForCausalLM", "mistral") if window else ("LlamaForCausalLM", "llama")
+
+
+def _rope_scaling(keys: _Keys) -> dict[str, Any] | None:
+    """rope.scaling.* in Hugging Face terms. Unknown kinds keep their name, for the family to refuse.
+
+    The attention factor of yarn is 0.1 ln(factor) + 1 (Peng et al., YaRN, eq. 22), times the file's own if it has one.
+    """
+    kind = keys.metadata.get(f"{keys.arch}.rope.scaling.type", "linear" if keys.has("rope.scaling.factor") else "none")
+    if kind == "none":
+        return None
+    scaling: dict[str, Any] = {"rope_type": kind, "factor": keys.real("rope.scaling.factor", 1.0)}
+    if keys.has("rope.scaling.original_context_length"):
+        scaling["original_max_position_embeddings"] = keys.integer("rope.scaling.original_context_length")
+    for ours, theirs in (("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")):
+        if keys.has(f"rope.scaling.{theirs}"):
+            scaling[ours] = keys.real(f"rope.scaling.{theirs}")
+    if keys.has("rope.scaling.attn_factor"):
+        base = 0.1 * math.log(max(scaling["factor"], 1.0)) + 1 if kind == "yarn" else 1.0
+        scaling["attention_factor"] = base * keys.real("rope.scaling.attn_factor")
+    return scaling
+
+
+def _token(metadata: Mapping[str, Any], name: str) -> int | None:
+    value = metadata.get(f"tokenizer.ggml.{name}_token_id")
+    return value if isinstance(value, int) and 0 <= value < _NO_TOKEN else None
+
+
+def _tokens(metadata: Mapping[str, Any]) -> dict[str, int]:
+    pairs = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding", "unk_token_id": "unknown"}
+    return {key: value for key, name in pairs.items() if (value := _token(metadata, name)) is not None}
+
+
+def _generation(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What generation_config.json would say: every id that ends an answer, and the author's sampling settings."""
+    out: dict[str, Any] = {k: v for k, v in _tokens(metadata).items() if k in ("bos_token_id", "pad_token_id")}
+    ends = [value for name in ("eos", "eot", "eom") if (value := _token(metadata, name)) is not None]
+    if ends:
+        out["eos_token_id"] = list(dict.fromkeys(ends))
+    names = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
+    for key, name in names.items():
+        value = metadata.get(f"general.sampling.{name}")
+        if isinstance(value, int | float):
+            out[key] = value
+    return out
+
+
+def _sources(
+    path: Path, arch: str, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, Source]:
+    heads, kv_heads, dim = config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]
+    order = {"attn_q": heads, "attn_k": kv_heads} if arch in PERMUTED else {}
+    out: dict[str, Source] = {}
+
+    def put(name: str, source: Source) -> None:
+        if name in out:
+            raise CheckpointError(f"{path}: tensors '{out[name].name}' and '{source.name}' are both {name}")
+        out[name] = source
+
+    for name, shape in shapes.items():
+        stem, _, suffix = name.rpartition(".")
+        match = _BLOCK.fullmatch(name)
+        if match is None:
+            known = stem in GLOBAL or name == ROPE_FREQS
+            put(f"{GLOBAL[stem]}.{suffix}" if stem in GLOBAL else name, Source(name, shape, 0, shape[0], known=known))
+            continue
+        layer, part = f"model.layers.{match[1]}", match[2]
+        if part == "attn_qkv":
+            sizes = {"attn_q": heads * dim, "attn_k": kv_heads * dim, "attn_v": kv_heads * dim}
+            if shape[0] != sum(sizes.values()):
+                raise CheckpointError(f"{path}: tensor '{name}' has {shape[0]} rows, not {sum(sizes.values())}")
+            start = 0
+            for piece, rows in sizes.items():
+                source = Source(name, (rows, *shape[1:]), start, start + rows, order.get(piece, 0))
+                put(f"{layer}.{LAYER[piece]}.{suffix}", source)
+                start += rows
+        elif part in LAYER:
+            count = order.get(part, 0)
+            if count and shape[0] % (2 * count):
+                raise CheckpointError(f"{path}: tensor '{name}' has {shape[0]} rows, no pairs for {count} heads")
+            put(f"{layer}.{LAYER[part]}.{suffix}", Source(name, shape, 0, shape[0], count))
+        else:
+            put(name, Source(name, shape, 0, shape[0], known=False))
+    return out

@@ -60,11 +60,16 @@ def add_setting(group: argparse._ArgumentGroup, setting: config.Setting) -> None
 
 def describe(setting: config.Setting) -> str:
     """Help text with the default, percent signs doubled for argparse."""
+    shown = shown_default(setting)
+    return (setting.help + (f" (default: {shown})" if shown else "")).replace("%", "%%")
+
+
+def shown_default(setting: config.Setting) -> str:
+    """The default as a user would write it; nothing for an unset or empty one."""
     default = setting.default
-    shown = "" if default is None or default in ("", (), {}) else f" (default: {str(default).lower()})"
-    if isinstance(default, str) and default:
-        shown = f" (default: {default})"
-    return (setting.help + shown).replace("%", "%%")
+    if default is None or default in ("", (), {}):
+        return ""
+    return str(default).lower() if isinstance(default, bool) else str(default)
 
 
 def metavar(kind: msgspec.inspect.Type) -> str:

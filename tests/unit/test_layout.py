@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -135,3 +136,9 @@ def test_ci_runs_the_main_job_of_the_readme() -> None:
     command = re.search(r"<!-- main job -->\n```sh\nmake chat MODEL=\S+\n```", readme)
     assert command is not None
     assert "make chat MODEL=" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_the_table_of_settings_in_the_docs_is_fresh() -> None:
+    done = subprocess.run([sys.executable, "tools/docs.py", "--check"], cwd=ROOT, check=False,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, "run: python tools/docs.py"

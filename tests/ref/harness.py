@@ -1,0 +1,101 @@
+"""A minimal engine for tests: loads a checkpoint whole and runs one row on the reference ops, cut into any chunks."""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from blackwell_infer.checkpoint import open_checkpoint
+from blackwell_infer.checkpoint.reader import Checkpoint
+from blackwell_infer.errors import CheckpointError
+from blackwell_infer.kv.spec import PAGE, KVState, PagedKV
+from blackwell_infer.models.registry import find_family
+from blackwell_infer.ops import ref
+from blackwell_infer.ops.batch import Batch
+from blackwell_infer.ops.ref.linear import DTYPES
+from blackwell_infer.quant import FORMATS
+from blackwell_infer.quant.format import Linear, Weight
+
+
+class Load:
+    """A `models.spec.Take` that reads every parameter into host memory, in its own format."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+
+    def table(self, name: str, shape: tuple[int, int]) -> Weight:
+        if name not in self.checkpoint.tensors:
+            raise CheckpointError(f"tensor {name} is missing")
+        weight = self.checkpoint.weight(name)
+        assert weight.shape == shape, (name, weight.shape, shape)
+        return weight
+
+    def linear(self, names: Sequence[str], shapes: Sequence[tuple[int, int]]) -> Linear:
+        return tuple(self.table(name, shape) for name, shape in zip(names, shapes, strict=True))
+
+    def vector(self, name: str, size: int) -> np.ndarray[Any, Any]:
+        values = self.host(name)
+        assert values is not None and values.shape == (size,), name
+        return values
+
+    def constant(self, name: str, value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return value
+
+    def host(self, name: str) -> np.ndarray[Any, Any] | None:
+        if name not in self.checkpoint.tensors:
+            return None
+        weight = self.checkpoint.weight(name)
+        return FORMATS[weight.format].dequantize(weight).reshape(self.checkpoint.tensors[name].shape)
+
+    def has(self, name: str) -> bool:
+        return name in self.checkpoint.tensors
+
+
+class Model:
+    """One checkpoint and one row's cache of `context` tokens, its pages in shuffled order."""
+
+    def __init__(self, path: Path, dtype: str = "float32", context: int = 512) -> None:
+        self.checkpoint = open_checkpoint(path)
+        self.config: Mapping[str, Any] = self.checkpoint.config
+        self.family = find_family(self.config)
+        self.cfg = self.family.config(self.config)
+        self.dtype = dtype
+        self.context = min(context, self.family.geometry(self.cfg).max_context)
+        self.params = self.family.build(self.cfg, Load(self.checkpoint), self.context)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the row."""
+        pages = -(-self.context // PAGE)
+        self.table = np.random.default_rng(7).permutation(pages).astype(np.int32)[None]
+        self.state = KVState(tuple(
+            PagedKV(self.dtype, np.full((pages, 2, c.kv_heads, PAGE, c.head_dim), np.nan, DTYPES[self.dtype]))
+            for c in self.family.geometry(self.cfg).cache))
+        self.length = 0
+
+    def feed(self, ids: Sequence[int]) -> np.ndarray[Any, Any]:
+        """Append tokens to the row; logits [n, V] of all of them."""
+        n = len(ids)
+        batch = Batch(
+            ids=np.asarray(ids, np.int32), positions=np.arange(self.length, self.length + n, dtype=np.int32),
+            rows=np.zeros(n, np.int32), starts=np.asarray([0, n], np.int32),
+            lengths=np.asarray([self.length + n], np.int32), pages=self.table, outputs=np.arange(n, dtype=np.int32),
+            max_new=n, max_length=self.length + n)
+        self.length += n
+        hidden = self.family.forward(ref, self.cfg, self.params, self.state, batch, self.dtype)
+        return np.asarray(self.family.logits(ref, self.cfg, self.params, hidden))
+
+    def prefill(self, ids: Sequence[int], chunk: int) -> np.ndarray[Any, Any]:
+        """Start over with a prompt, `chunk` tokens at a time; logits [n, V]."""
+        self.reset()
+        return np.concatenate([self.feed(ids[i : i + chunk]) for i in range(0, len(ids), chunk)])
+
+    def greedy(self, ids: Sequence[int], count: int, chunk: int = 1 << 30) -> list[int]:
+        """`count` tokens after a prompt, each the highest logit."""
+        last = self.prefill(ids, chunk)[-1]
+        out = [int(last.argmax())]
+        while len(out) < count:
+            out.append(int(self.feed(out[-1:])[-1].argmax()))
+        return out

@@ -1,0 +1,184 @@
+#!/usr/bin/env python3
+"""Make the small reference checkpoints of tests/data: random weights, and what transformers computes from them.
+
+Runs in an environment of its own, with torch and transformers, which the engine never imports:
+
+    python -m venv golden && golden/bin/pip install torch==2.13.0 transformers==5.23.0 safetensors
+    golden/bin/python tools/golden.py --out tests/data [--family llama,mistral,qwen3]
+
+Per family it writes config.json, generation_config.json, model.safetensors (bfloat16), tokenizer.json,
+tokenizer_config.json and golden.npz with
+    input_ids [83] int64; logits and logits_bf16 [83, V] float32 (computed in float32 and in bfloat16, same weights);
+    greedy [16] int64 (float32 continuation); margins [16] float32 (best logit minus the second, at each step).
+Seeds are tried in order until the greedy tokens differ enough, have margins above 0.05, and survive bfloat16.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+VOCAB, PROMPT, NEW = 320, 83, 16
+BYTES = 256
+SPECIALS = ("<|begin|>", "<|end|>", "<|pad|>", "<|turn|>", "<|think|>", "<|/think|>")
+MERGES = ("\u0120 t", "\u0120 a", "h e", "i n", "\u0120t he", "r e", "o n", "\u0120 s", "e r", "n d")
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<|turn|>{{ message['role'] }}\n{{ message['content'] }}<|end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}")
+COMMON: dict[str, Any] = {
+    "vocab_size": VOCAB, "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "bos_token_id": BYTES, "eos_token_id": BYTES + 1, "pad_token_id": BYTES + 2}
+
+
+def llama() -> Any:
+    """Llama3 rope scaling, and an output matrix of its own."""
+    return transformers.LlamaConfig(
+        **COMMON, hidden_size=64, intermediate_size=160, num_hidden_layers=3, head_dim=16, tie_word_embeddings=False,
+        rope_parameters={"rope_type": "llama3", "rope_theta": 10000.0, "factor": 4.0, "low_freq_factor": 1.0,
+                         "high_freq_factor": 4.0, "original_max_position_embeddings": 32})
+
+
+def mistral() -> Any:
+    """A window of 8 tokens, and heads wider than hidden_size / heads."""
+    return transformers.MistralConfig(
+        **COMMON, hidden_size=64, intermediate_size=128, num_hidden_layers=3, head_dim=32, tie_word_embeddings=False,
+        sliding_window=8, rope_parameters={"rope_type": "default", "rope_theta": 100000.0})
+
+
+def qwen3() -> Any:
+    """Tied embeddings, and RMS norms of queries and keys."""
+    return transformers.Qwen3Config(
+        **COMMON, hidden_size=96, intermediate_size=160, num_hidden_layers=2, head_dim=32, tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 1000000.0})
+
+
+FAMILIES: dict[str, tuple[Callable[[], Any], Any]] = {
+    "llama": (llama, transformers.LlamaForCausalLM),
+    "mistral": (mistral, transformers.MistralForCausalLM),
+    "qwen3": (qwen3, transformers.Qwen3ForCausalLM)}
+RELEASED = ("llama", "mistral")
+"""Written with the config fields of released models (rope_theta, rope_scaling, torch_dtype), not of transformers 5"""
+
+
+def fill(model: Any, seed: int) -> None:
+    """Normal weights whose gain keeps attention and logits decisive; norms spread around 1; all exact in bfloat16."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, p in model.named_parameters():
+        noise = torch.randn(p.shape, generator=generator)
+        if "norm" in name:
+            values = 1.0 + 0.25 * noise
+        elif "embed_tokens" in name:
+            values = 0.15 * noise if model.config.tie_word_embeddings else noise
+        else:
+            values = noise * 1.5 / p.shape[-1] ** 0.5
+        p.data.copy_(values.to(torch.bfloat16).to(p.dtype))
+
+
+def prompt(seed: int) -> torch.Tensor:
+    """The beginning token and random bytes, [1, PROMPT]."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.cat((torch.tensor([BYTES]), torch.randint(0, BYTES, (PROMPT - 1,), generator=generator)))[None]
+
+
+@torch.no_grad()
+def goldens(model: Any, twin: Any, ids: torch.Tensor) -> tuple[dict[str, np.ndarray], bool]:
+    """The arrays of golden.npz, and whether they make a good test. `twin` is the same model in bfloat16."""
+    sequence, steps = ids, []
+    for _ in range(NEW):
+        last = model(sequence, use_cache=False).logits[0, -1].float()
+        steps.append(last)
+        sequence = torch.cat((sequence, last.argmax().reshape(1, 1)), dim=1)
+    best = torch.stack(steps).topk(2, dim=-1).values
+    greedy, margins = sequence[0, PROMPT:], best[:, 0] - best[:, 1]
+    rounded = twin(sequence, use_cache=False).logits[0].float()
+    good = bool(torch.equal(rounded[PROMPT - 1 : -1].argmax(-1), greedy) and margins.min() > 0.05
+                and len(set(greedy.tolist())) >= 8)
+    return {
+        "input_ids": ids[0].numpy(), "logits": model(ids, use_cache=False).logits[0].float().numpy(),
+        "logits_bf16": rounded[:PROMPT].numpy(), "greedy": greedy.numpy(), "margins": margins.numpy()}, good
+
+
+def tokenizer() -> Tokenizer:
+    """Byte-level BPE: 256 bytes, then the special tokens, a few merges at the end, unused ids between."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in printable]
+    letters = {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
+    vocab = {letters[b]: b for b in range(BYTES)}
+    merges = [(a, b) for a, b in (m.split(" ") for m in MERGES)]
+    vocab |= {a + b: VOCAB - len(merges) + i for i, (a, b) in enumerate(merges)}
+    names = list(SPECIALS) + [f"<|unused_{i}|>" for i in range(BYTES + len(SPECIALS), VOCAB - len(merges))]
+    vocab |= {name: BYTES + i for i, name in enumerate(names)}
+    tk = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    tk.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tk.decoder = decoders.ByteLevel()
+    tk.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+    return tk
+
+
+def write(name: str, folder: Path, model: Any, arrays: dict[str, np.ndarray]) -> None:
+    """Save one checkpoint folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)
+    if name in RELEASED:
+        config = json.loads((folder / "config.json").read_text())
+        rope = config.pop("rope_parameters")
+        config |= {"rope_theta": rope.pop("rope_theta"), "torch_dtype": config.pop("dtype"),
+                   "rope_scaling": rope if rope["rope_type"] != "default" else None}
+        (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    tokenizer().save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({
+        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": SPECIALS[0], "eos_token": SPECIALS[1],
+        "pad_token": SPECIALS[2], "chat_template": TEMPLATE, "model_max_length": COMMON["max_position_embeddings"],
+        "clean_up_tokenization_spaces": False}, indent=2) + "\n")
+    np.savez_compressed(folder / "golden.npz", **arrays)
+
+
+def make(name: str, out: Path, tries: int) -> str:
+    """Make one family's folder; a line that describes it."""
+    config, kind = FAMILIES[name]
+    for seed in range(tries):
+        torch.manual_seed(seed)
+        settings = config()
+        settings._attn_implementation = "eager"
+        model, twin = kind(settings).float().eval(), kind(settings).float().eval()
+        fill(model, seed)
+        twin.load_state_dict(model.state_dict())
+        twin.to(torch.bfloat16)
+        for buffer, value in twin.named_buffers():
+            value.data = model.get_buffer(buffer).data.clone()  # rope frequencies stay float32, as when loading in bf16
+        arrays, good = goldens(model, twin, prompt(seed + 1000))
+        if good:
+            write(name, out / name, model, arrays)
+            size = sum(f.stat().st_size for f in (out / name).iterdir())
+            return f"{name}: seed {seed}, {size} bytes, smallest margin {arrays['margins'].min():.3f}"
+    raise SystemExit(f"{name}: none of {tries} seeds gives decisive greedy tokens")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Make the reference checkpoints of tests/data.")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--family", default=",".join(FAMILIES))
+    parser.add_argument("--tries", type=int, default=200)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    transformers.utils.logging.disable_progress_bar()
+    for name in options.family.split(","):
+        print(make(name, options.out, options.tries), flush=True)
+
+
+if __name__ == "__main__":
+    main()

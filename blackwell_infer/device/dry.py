@@ -60,6 +60,8 @@ class DryQueue:
         self.libraries = libraries
         self.total = total
         self.trace: list[Launch] = []
+        self.variants: dict[str, Variant] = {}
+        """every variant launched so far by its key: what a GPU must compile before it can run the same"""
         self.inside = False
         self.persistent = 0
         """bytes of blocks that live now, the arena's excluded"""
@@ -120,6 +122,7 @@ class DryQueue:
         for p, arg in zip(v.kernel.params, args, strict=True):
             if isinstance(arg, Tensor):
                 self._check_alive(arg, f"{v.key}: {p.name}")
+        self.variants[v.key] = v
         self.trace.append(Launch(v.kernel.entry, v.defines, grid, block, smem, pdl, tuple(map(describe, args))))
 
     def library(self, name: str, call: Callable[[int, int, int], None], reads: Sequence[Array],

@@ -22,7 +22,7 @@ from blackwell_infer.kernels.kernel import Value, Variant
 from blackwell_infer.kernels.source import read_source, source_root
 from blackwell_infer.log import Progress, logger, silent
 
-OPTIONS = ("--std=c++17", "--generate-line-info", "--ptxas-options=-v")
+OPTIONS = ("--std=c++17", "--generate-line-info", "--ptxas-options=-v", "--no-cache")
 MAGIC = b"bwinfer-cubin-2\n"
 
 Defines = tuple[tuple[str, Value], ...]

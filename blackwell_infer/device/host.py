@@ -1,0 +1,58 @@
+"""Memory of the NumPy backend: host arrays are the arrays, and a step needs no arena."""
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+
+from blackwell_infer.device.check import describe, out_of_memory
+from blackwell_infer.errors import DeviceError
+from blackwell_infer.types import Array
+
+
+class HostPending:
+    """A copy that has already been made."""
+
+    def __init__(self, value: np.ndarray[Any, Any]) -> None:
+        self._value = value
+
+    def result(self) -> np.ndarray[Any, Any]:
+        return self._value
+
+
+class HostMemory:
+    """`device.queue.Memory` on the host. `put` keeps the array itself (a mapped file stays mapped)."""
+
+    def put(self, host: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return host
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
+        needed = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        free, total = self.memory()
+        if needed > free:
+            raise out_of_memory(f"a host array {shape}", needed, free, total)
+        return np.zeros(shape, dtype)
+
+    def download(self, src: Array) -> HostPending:
+        if not isinstance(src, np.ndarray):
+            raise DeviceError(f"a download needs a host array here, not {describe(src)}")
+        return HostPending(src.copy())
+
+    def step(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def memory(self) -> tuple[int, int]:
+        """(free, total) bytes of the machine; free counts what the kernel can reclaim (MemAvailable) where known."""
+        page = os.sysconf("SC_PAGE_SIZE")
+        total = page * os.sysconf("SC_PHYS_PAGES")
+        try:
+            with open("/proc/meminfo", encoding="ascii") as file:
+                fields = dict(line.split(":", 1) for line in file)
+            return int(fields["MemAvailable"].split()[0]) * 1024, total
+        except (OSError, KeyError, ValueError, IndexError):
+            return page * os.sysconf("SC_AVPHYS_PAGES"), total
+
+    def close(self) -> None:
+        """Nothing to release."""

@@ -1,0 +1,154 @@
+"""Copies between host arrays and the device through page-locked memory: uploads in two alternating slots, downloads
+into blocks that are used again."""
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from blackwell_infer.device.driver import Driver, PinnedBlock
+from blackwell_infer.device.tensor import Tensor
+
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+
+SMALL_SLOT = 1 << 20
+LARGE_SLOT = 64 << 20
+PIECE = 4 << 20
+"""Bytes that one thread copies at a time: enough that page faults of a mapped file spread over threads."""
+
+
+class Uploader:
+    """Host bytes to device memory in stream order; the source may be reused on return.
+
+    Two slots alternate: while the device reads one, the host fills the other. At most `2 * slot_bytes` of host memory,
+    taken on first use.
+    """
+
+    def __init__(self, driver: Driver, stream: Any, slot_bytes: int) -> None:
+        self._driver = driver
+        self._stream = stream
+        self._size = slot_bytes
+        self._slots: list[PinnedBlock] = []
+        self._events: list[Any] = [None, None]
+        self._current = 0
+        self._offset = 0
+        self._pool: ThreadPoolExecutor | None = None
+
+    def copy(self, ptr: int, src: Bytes) -> None:
+        """Queue the copy of 1-D bytes to device address `ptr`."""
+        if not self._slots:
+            self._slots = [self._driver.allocate_pinned(self._size) for _ in range(2)]
+        api, done = self._driver.api, 0
+        while done < src.nbytes:
+            if self._offset >= self._size:
+                self._turn()
+            slot, start = self._slots[self._current], self._offset
+            n = min(src.nbytes - done, self._size - start)
+            self._fill(slot.view[start:start + n], src[done:done + n])
+            self._driver.call(api.cuMemcpyHtoDAsync(ptr + done, slot.ptr + start, n, self._stream.handle), "an upload")
+            self._offset = -(-(start + n) // 256) * 256
+            done += n
+
+    def close(self) -> None:
+        """Stop the copying threads."""
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+
+    def _turn(self) -> None:
+        self._events[self._current] = self._stream.record()
+        self._current, self._offset = 1 - self._current, 0
+        if self._events[self._current] is not None:
+            self._driver.wait(self._events[self._current])
+
+    def _fill(self, dst: Bytes, src: Bytes) -> None:
+        if src.nbytes <= PIECE:
+            np.copyto(dst, src)
+            return
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1), "upload")
+        starts = range(0, src.nbytes, PIECE)
+        list(self._pool.map(lambda i: np.copyto(dst[i:i + PIECE], src[i:i + PIECE]), starts))
+
+
+def contiguous_parts(host: np.ndarray[Any, Any]) -> Iterator[Bytes]:
+    """The bytes of `host` in C order: one view if it is contiguous, else copies of at most `LARGE_SLOT` at a time."""
+    if host.flags.c_contiguous:
+        yield host.reshape(-1).view(np.uint8)
+    elif host.nbytes <= LARGE_SLOT:
+        yield np.ascontiguousarray(host).reshape(-1).view(np.uint8)
+    else:
+        rows = max(1, LARGE_SLOT * len(host) // host.nbytes)
+        for first in range(0, len(host), rows):
+            yield from contiguous_parts(host[first] if rows == 1 else host[first:first + rows])
+
+
+class CudaPending:
+    """A download under way: the bytes land in page-locked memory; `result` copies them out."""
+
+    def __init__(self, src: Tensor, block: PinnedBlock, event: Any, downloader: Downloader) -> None:
+        self._driver = downloader.driver
+        self._block = block
+        self._event = event
+        self._shape = src.shape
+        self._dtype = src.dtype
+        self._nbytes = src.nbytes
+        self._value: np.ndarray[Any, Any] | None = None
+        self._release = weakref.finalize(self, downloader.give, block, event)
+        self._release.atexit = False
+
+    def result(self) -> np.ndarray[Any, Any]:
+        """Wait for the bytes; every call returns the same array."""
+        if self._value is None:
+            self._driver.wait(self._event)
+            self._value = self._block.view[:self._nbytes].copy().view(self._dtype).reshape(self._shape)
+            self._release()
+        return self._value
+
+
+class CudaFetched:
+    """A download that was too large for page-locked memory and has already ended."""
+
+    def __init__(self, value: np.ndarray[Any, Any]) -> None:
+        self._value = value
+
+    def result(self) -> np.ndarray[Any, Any]:
+        return self._value
+
+
+class Downloader:
+    """Device memory to the host in stream order. Blocks grow in powers of two and return here when read or dropped."""
+
+    def __init__(self, driver: Driver, stream: Any) -> None:
+        self.driver = driver
+        self._stream = stream
+        self._free: dict[int, list[tuple[PinnedBlock, Any]]] = {}
+
+    def start(self, src: Tensor) -> CudaPending | CudaFetched:
+        """Queue a copy; above 64 MiB it is done before this returns, into ordinary memory."""
+        api, what, stream = self.driver.api, "a download", self._stream.handle
+        if src.nbytes > LARGE_SLOT:
+            value = np.empty(src.shape, src.dtype)
+            self.driver.call(api.cuMemcpyDtoHAsync(value.ctypes.data, src.ptr, src.nbytes, stream), what)
+            self.driver.wait(self._stream)
+            return CudaFetched(value)
+        block = self._take(max(4096, 1 << (src.nbytes - 1).bit_length()))
+        if src.nbytes:
+            self.driver.call(api.cuMemcpyDtoHAsync(block.ptr, src.ptr, src.nbytes, stream), what)
+        return CudaPending(src, block, self._stream.record(), self)
+
+    def give(self, block: PinnedBlock, event: Any) -> None:
+        """Take back a block that may be used again once `event` has passed."""
+        self._free.setdefault(block.nbytes, []).append((block, event))
+
+    def _take(self, size: int) -> PinnedBlock:
+        free = self._free.get(size)
+        if not free:
+            return self.driver.allocate_pinned(size)
+        block, event = free.pop(0)
+        self.driver.wait(event)
+        return block

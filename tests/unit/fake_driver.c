@@ -1,0 +1,122 @@
+// A CUDA driver without a GPU for tests: one pretended device (9.0, 1 GiB) whose memory is the host's and whose
+// streams run at once. The kernel "scale" (y[i] = a * x[i]) really runs, so addresses and argument widths are tested.
+// FAKE_DRIVER_VERSION and FAKE_DRIVER_MAJOR change what it says of itself.
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef int R;
+typedef struct { unsigned grid[3], block[3], shared; void *stream; struct Attr *attrs; unsigned count; } Config;
+struct Attr { int id; char pad[4]; int value[16]; };
+
+static size_t total = 1ul << 30, used = 0, sizes[4096];
+static void *blocks[4096];
+static __thread void *current;
+static int context, pinned, live_pinned;
+static unsigned launches, last_shared, last_pdl, allowed_shared;
+
+static int number(const char *name, int otherwise) { const char *s = getenv(name); return s ? atoi(s) : otherwise; }
+
+R cuInit(unsigned f) { return number("FAKE_DRIVER_DEVICES", 1) ? 0 : 100; }
+R cuDriverGetVersion(int *v) { *v = number("FAKE_DRIVER_VERSION", 13000); return 0; }
+R cuDeviceGetCount(int *n) { *n = number("FAKE_DRIVER_DEVICES", 1); return 0; }
+R cuDeviceGet(int *d, int i) { *d = i; return i ? 101 : 0; }
+R cuDeviceGetName(char *s, int n, int d) { snprintf(s, n, "Fake GPU"); return 0; }
+R cuDeviceTotalMem(size_t *n, int d) { *n = total; return 0; }
+R cuDeviceGetUuid(char *u, int d) { memset(u, 0, 16); return 0; }
+R cuDeviceGetAttribute(int *v, int a, int d) {
+    *v = a == 75 ? number("FAKE_DRIVER_MAJOR", 9) : a == 76 ? 0 : a == 16 ? 132 : 1;
+    return 0;
+}
+R cuDevicePrimaryCtxRetain(void **c, int d) { *c = &context; return 0; }
+R cuDevicePrimaryCtxRelease(int d) { return 0; }
+R cuCtxGetCurrent(void **c) { *c = current; return 0; }
+R cuCtxSetCurrent(void *c) { current = c; return 0; }
+R cuCtxPushCurrent(void *c) { current = c; return 0; }
+R cuCtxPopCurrent(void **c) { if (c) *c = current; current = 0; return 0; }
+R cuCtxGetDevice(int *d) { *d = 0; return current ? 0 : 201; }
+R cuCtxGetStreamPriorityRange(int *a, int *b) { *a = 0; *b = -5; return 0; }
+R cuCtxSynchronize(void) { return 0; }
+R cuGetErrorName(R e, const char **s) { *s = e == 2 ? "CUDA_ERROR_OUT_OF_MEMORY" : "CUDA_ERROR"; return 0; }
+R cuGetErrorString(R e, const char **s) { *s = e == 2 ? "out of memory" : "invalid argument"; return 0; }
+
+R cuMemGetInfo(size_t *f, size_t *t) { *f = total - used; *t = total; return current ? 0 : 201; }
+R cuMemAlloc(uint64_t *p, size_t n) {
+    if (!current) return 201;
+    if (used + n > total) return 2;
+    void *m = aligned_alloc(256, (n + 255) / 256 * 256);
+    memset(m, 0xCD, n);
+    for (int i = 0; i < 4096; i++)
+        if (!blocks[i]) { blocks[i] = m; sizes[i] = n; used += n; *p = (uint64_t)m; return 0; }
+    return 2;
+}
+R cuMemFree(uint64_t p) {
+    if (!current) return 201;
+    for (int i = 0; i < 4096; i++)
+        if (blocks[i] == (void *)p) { free((void *)p); blocks[i] = 0; used -= sizes[i]; return 0; }
+    return 1;
+}
+R cuMemAllocHost(void **p, size_t n) { *p = aligned_alloc(4096, (n + 4095) / 4096 * 4096); pinned++; live_pinned++; return current ? 0 : 201; }
+R cuMemFreeHost(void *p) { free(p); live_pinned--; return 0; }
+R cuMemcpyHtoDAsync(uint64_t d, const void *s, size_t n, void *stream) { memcpy((void *)d, s, n); return current ? 0 : 201; }
+R cuMemcpyDtoHAsync(void *d, uint64_t s, size_t n, void *stream) { memcpy(d, (void *)s, n); return current ? 0 : 201; }
+R cuMemsetD8Async(uint64_t d, unsigned char v, size_t n, void *stream) { memset((void *)d, v, n); return current ? 0 : 201; }
+
+R cuStreamCreateWithPriority(void **s, unsigned f, int p) { *s = malloc(8); return 0; }
+R cuStreamCreate(void **s, unsigned f) { *s = malloc(8); return 0; }
+R cuStreamDestroy(void *s) { free(s); return 0; }
+R cuStreamSynchronize(void *s) { return 0; }
+R cuStreamGetCtx(void *s, void **c) { *c = &context; return 0; }
+R cuStreamIsCapturing(void *s, int *v) { *v = 0; return 0; }
+R cuEventCreate(void **e, unsigned f) { *e = malloc(8); return 0; }
+R cuEventDestroy(void *e) { free(e); return 0; }
+R cuEventRecord(void *e, void *s) { return 0; }
+R cuEventSynchronize(void *e) { return 0; }
+R cuEventQuery(void *e) { return 0; }
+R cuEventElapsedTime(float *t, void *a, void *b) { *t = 1.25f; return 0; }
+
+R cuLibraryLoadData(void **l, const void *code, void **a, void **b, unsigned n, void **c, void **d, unsigned m) {
+    if (memcmp(code, "\177ELF", 4)) return 200;
+    *l = malloc(8);
+    return 0;
+}
+R cuLibraryUnload(void *l) { free(l); return 0; }
+R cuLibraryGetKernel(void **k, void *l, const char *name) { *k = strdup(name); return 0; }
+R cuKernelGetFunction(void **f, void *k) { *f = k; return current ? 0 : 201; }
+R cuKernelGetLibrary(void **l, void *k) { *l = 0; return 0; }
+R cuFuncSetAttribute(void *f, int a, int v) { if (a == 8) allowed_shared = v; return 0; }
+R cuLaunchKernelEx(const Config *c, void *f, void **args, void **extra) {
+    if (!current || !c->stream) return 201;
+    if (c->shared > 48 * 1024 && c->shared > allowed_shared) return 1;
+    launches++;
+    last_shared = c->shared;
+    last_pdl = c->count == 1 && c->attrs[0].id == 6 && c->attrs[0].value[0] == 1;
+    if (!strcmp(f, "scale")) {
+        const float *x = *(const float **)args[0];
+        float *y = *(float **)args[1];
+        int n = *(int *)args[2];
+        float a = *(float *)args[3];
+        for (int i = 0; i < n; i++) y[i] = a * x[i];
+    }
+    return 0;
+}
+
+// What the test asks of this driver, through ctypes.
+unsigned fake_launches(void) { return launches; }
+unsigned fake_last_shared(void) { return last_shared; }
+unsigned fake_last_pdl(void) { return last_pdl; }
+size_t fake_used(void) { return used; }
+int fake_pinned(void) { return pinned; }
+int fake_live_pinned(void) { return live_pinned; }
+
+R cuGetProcAddress_v2(const char *name, void **f, int version, uint64_t flags, int *status) {
+    void *self = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_NOLOAD);
+    *f = self ? dlsym(self, name) : 0;
+    if (getenv("FAKE_DRIVER_TRACE") && !*f) fprintf(stderr, "missing %s\n", name);
+    if (status) *status = *f ? 0 : 1;
+    return 0;
+}
+R cuGetProcAddress(const char *name, void **f, int version, uint64_t flags) { return cuGetProcAddress_v2(name, f, version, flags, 0); }

@@ -1,0 +1,191 @@
+"""The CUDA queue over a pretended driver: every call that it makes, without a GPU. Each test is its own process."""
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HEAD = '''
+import ctypes, gc, threading
+from pathlib import Path
+import numpy as np
+from blackwell_infer.device.cuda import CudaQueue
+from blackwell_infer.errors import DeviceError, OutOfMemoryError
+from blackwell_infer.kernels.compile import Builder
+from blackwell_infer.kernels.kernel import Kernel, Param
+SCALE = Kernel("scale.cu", "scale", (
+    Param("x", "in", "float32"), Param("y", "out", "float32"), Param("n", "i32"), Param("a", "f32"))).variant()
+ONE = (1, 1, 1)
+fake = ctypes.CDLL("libcuda.so.1")
+fake.fake_used.restype = ctypes.c_size_t
+q = CudaQueue(0, "sm_90a", Builder("sm_90a", None, Path(SOURCES)))
+def raises(kind, call):
+    try:
+        call()
+    except kind as error:
+        return str(error)
+    raise AssertionError(f"{kind.__name__} was not raised")
+'''
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler for the pretended driver")
+    folder = tmp_path_factory.mktemp("driver")
+    source = Path(__file__).with_name("fake_driver.c")
+    subprocess.run([compiler, "-shared", "-fPIC", "-w", "-o", folder / "libcuda.so.1", source, "-ldl"], check=True)
+    (folder / "scale.cu").write_text(
+        'extern "C" __global__ void scale(const float *x, float *y, int n, float a) { if (threadIdx.x < n) y[0] = a; }')
+    return folder
+
+
+@pytest.fixture
+def run(folder: Path) -> Callable[..., str]:
+    def run(code: str, head: str = HEAD, **environment: str) -> str:
+        env = {**os.environ, "LD_LIBRARY_PATH": str(folder), "PYTHONPATH": str(ROOT), **environment}
+        script = f"SOURCES = {str(folder)!r}\n{head}{code}"
+        done = subprocess.run([sys.executable, "-W", "error", "-c", script], env=env, capture_output=True, text=True,
+                              timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+    return run
+
+
+def test_launch_copies_and_timing(run: Callable[..., str]) -> None:
+    run('''
+x, y = q.put(np.arange(5, dtype=np.float32)), q.zeros((5,), np.float32)
+assert q.download(y).result().tolist() == [0] * 5
+q.launch(SCALE, ONE, (32, 1, 1), x, y, 5, 0.5, smem=100 * 1024, pdl=True)
+assert q.download(y).result().tolist() == [0, 0.5, 1, 1.5, 2]
+assert fake.fake_last_pdl() == 1 and fake.fake_last_shared() == 100 * 1024
+q.launch(SCALE, ONE, (32, 1, 1), x, y, 4, -1)
+assert q.download(y).result().tolist() == [0, -1, -2, -3, 2] and fake.fake_last_pdl() == 0
+assert q.elapsed_ms(lambda: q.launch(SCALE, ONE, ONE, x, y, 1, 0)) == 1.25 and fake.fake_launches() == 3
+text = raises(DeviceError, lambda: q.launch(SCALE, ONE, ONE, 1, y, 1, 0))
+assert "argument 0 (x) must be a device array of float32" in text
+assert "65535" in raises(DeviceError, lambda: q.launch(SCALE, (1, 1, 1 << 17), ONE, x, y, 1, 0))
+assert fake.fake_launches() == 3 and q.sm_count == 132
+''')
+
+
+def test_memory_is_freed_with_its_last_tensor(run: Callable[..., str]) -> None:
+    run('''
+free, total = q.memory()
+assert free == total == 1 << 30
+x = q.zeros((1 << 20,), np.float32)
+part = x[10:20].reshape(5, 2)
+del x
+gc.collect()
+assert q.memory()[0] == free - (4 << 20)
+def drop():
+    global part
+    del part
+worker = threading.Thread(target=drop)
+worker.start(); worker.join()
+gc.collect()
+assert q.memory()[0] == free
+text = raises(OutOfMemoryError, lambda: q.zeros((3 << 28,), np.float32))
+assert f"needs {3 << 30} bytes" in text and f"{free} bytes" in text and "1024.0 MiB" in text, text
+q.close(); q.close()
+''')
+
+
+def test_steps_reuse_the_arena(run: Callable[..., str]) -> None:
+    run('''
+def step():
+    with q.step():
+        a = q.put(np.full(300, 7, np.int32))
+        b, c = q.empty((9, 0), np.float32), q.empty((1, 65), np.float16)
+        return [t.ptr for t in (a, b, c)], q.download(a)
+first, pending = step()
+used = fake.fake_used()
+second, _ = step()
+assert first == second and used == fake.fake_used() and all(p % 256 == 0 for p in first)
+assert (pending.result() == 7).all() and pending.result() is pending.result()
+assert q.arena.peak == 1280 + 256
+with q.step():
+    assert "outside the arena" in raises(DeviceError, lambda: q.zeros((1,), np.int8))
+    assert "a step inside" in raises(DeviceError, lambda: q.step().__enter__())
+''')
+
+
+def test_large_and_strided_arrays_survive_the_staging(run: Callable[..., str]) -> None:
+    run('''
+import ml_dtypes
+from blackwell_infer.device import staging
+noise = np.random.default_rng(0).integers(0, 256, 150 << 20, dtype=np.uint8)
+for host in (noise, noise[:5], noise[: 70 << 20].reshape(-1, 1024).T, noise[:100].view(ml_dtypes.bfloat16), noise[:0],
+             np.float32(3.5).reshape(())):
+    back = q.download(q.put(host)).result()
+    assert back.dtype == host.dtype and back.shape == host.shape and back.tobytes() == host.tobytes()
+assert fake.fake_pinned() <= 4 + 3, "pinned memory is used again"
+x = q.zeros((4,), np.float32)
+q.upload(x[1:3], np.array([1, 2], np.float32))
+assert q.download(x).result().tolist() == [0, 1, 2, 0]
+assert "cannot upload" in raises(DeviceError, lambda: q.upload(x, np.zeros(3, np.float32)))
+assert "cannot upload" in raises(DeviceError, lambda: q.upload(x, np.zeros(4)))
+before = fake.fake_pinned()
+for i in range(50):
+    q.download(x)
+gc.collect()
+assert fake.fake_pinned() <= before + 1, "dropped downloads give their memory back"
+''')
+
+
+def test_any_thread_may_call(run: Callable[..., str]) -> None:
+    run('''
+found = []
+def work():
+    x = q.put(np.ones(4, np.float32))
+    q.launch(SCALE, ONE, ONE, x, x, 4, 3)
+    found.append(q.download(x).result().tolist())
+worker = threading.Thread(target=work)
+worker.start(); worker.join()
+assert found == [[3] * 4]
+''')
+
+
+def test_libraries_get_stream_and_workspace(run: Callable[..., str]) -> None:
+    said = run('''
+class Plans:
+    def close(self): print("closed")
+q.libraries = frozenset({"cublaslt"})
+seen = []
+q.library("cublaslt", lambda *a: seen.append(a), (), ())
+assert seen[0][0] == int(q.stream.handle) and seen[0][1] and seen[0][2] == 32 << 20
+assert "not installed" in raises(DeviceError, lambda: q.library("cudnn", None, (), ()))
+assert q.owned(Plans) is q.owned(Plans)
+q.close()
+''')
+    assert said == "closed\n"
+
+
+def test_open_and_info(run: Callable[..., str]) -> None:
+    code = '''
+from blackwell_infer.device.info import list_devices
+from blackwell_infer.device.open import open_queue
+from blackwell_infer.errors import DeviceError
+found = list_devices()
+print(found.driver, found.reason, [(d.name, d.arch, d.free_bytes, d.supported) for d in found.devices])
+for name in ("cuda", "cuda:0", "cuda:7", "cuda:x", "gpu"):
+    try:
+        print(open_queue(name).arch)
+    except DeviceError as error:
+        print(error)
+'''
+    lines = run(code, "").splitlines()
+    assert lines[0] == "(13, 0)  [('Fake GPU', 'sm_90a', 1073741824, True)]"
+    assert lines[1:3] == ["sm_90a", "sm_90a"]
+    assert lines[3] == "device cuda:7 does not exist; found cuda:0 Fake GPU (sm_90a)"
+    assert lines[4] == "device 'cuda:x' is not a GPU: write cuda or cuda:N" and "'gpu' is not a GPU" in lines[5]
+    assert "the driver speaks CUDA 12.8, 13.0 is needed" in run(code, "", FAKE_DRIVER_VERSION="12080")
+    assert "Fake GPU is sm_80; kernels exist for sm_90a" in run(code, "", FAKE_DRIVER_MAJOR="8")
+    assert "the NVIDIA driver shows no GPU" in run(code, "", FAKE_DRIVER_DEVICES="0")

@@ -1,0 +1,157 @@
+"""A queue without a GPU: launches run in the PTX interpreter, on the text that the compiler makes for a real device."""
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import numpy as np
+
+from blackwell_infer.device.arena import Arena, Lease, aligned
+from blackwell_infer.device.check import Signature, check_copy, check_shape, describe
+from blackwell_infer.device.queue import Closable, Dim, Scalar
+from blackwell_infer.device.tensor import Tensor
+from blackwell_infer.emulator.memory import Heap
+from blackwell_infer.emulator.parse import Module, parse_module
+from blackwell_infer.emulator.run import launch
+from blackwell_infer.errors import DeviceError
+from blackwell_infer.kernels.compile import Builder
+from blackwell_infer.kernels.kernel import Variant
+from blackwell_infer.types import Array
+
+TOTAL = 8 << 30
+"""bytes that the emulated device pretends to have"""
+
+T = TypeVar("T", bound=Closable)
+
+
+class EmulatedBlock:
+    """An allocation of the heap; further access is an error once the object dies."""
+
+    def __init__(self, heap: Heap, nbytes: int) -> None:
+        self.ptr, self.nbytes = heap.allocate(nbytes), nbytes
+        weakref.finalize(self, heap.free, self.ptr)
+
+
+class Copied:
+    """A download: the emulator runs in order, so the bytes are there."""
+
+    def __init__(self, host: np.ndarray[Any, Any]) -> None:
+        self._host = host
+
+    def result(self) -> np.ndarray[Any, Any]:
+        return self._host
+
+
+class EmulatedQueue:
+    """`device.queue.Queue` of architecture `arch` through `emulator`. `seed` turns on the random-warp schedule.
+
+    PtxError (an unknown form, an access out of bounds, a missing barrier) carries the PTX line and instruction.
+    """
+
+    libraries: frozenset[str] = frozenset()
+
+    def __init__(self, arch: str = "sm_90a", builder: Builder | None = None, seed: int | None = None,
+                 sm_count: int = 4) -> None:
+        self.arch, self.sm_count, self.seed = arch, sm_count, seed
+        self.builder = builder or Builder(arch)
+        self.heap = Heap()
+        self.arena = Arena(lambda nbytes: EmulatedBlock(self.heap, nbytes))
+        self.inside = False
+        self._modules: dict[int, Module] = {}
+        self._globals: dict[int, dict[str, int]] = {}
+        self._owned: dict[object, Closable] = {}
+
+    def put(self, host: np.ndarray[Any, Any]) -> Tensor:
+        out = self.empty(host.shape, host.dtype)
+        self.upload(out, host)
+        return out
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> Tensor:
+        out = self._own(shape, np.dtype(dtype))
+        self.heap.view(out.ptr, out.nbytes)[:] = 0
+        return out
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Tensor:
+        kind = np.dtype(dtype)
+        if not self.inside:
+            return self._own(shape, kind)
+        nbytes = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+        ptr, lease = self.arena.take(nbytes)
+        self.heap.poison(ptr, aligned(nbytes))
+        return Tensor(ptr, tuple(shape), kind, lease)
+
+    def _own(self, shape: tuple[int, ...], kind: np.dtype[Any]) -> Tensor:
+        block = EmulatedBlock(self.heap, int(np.prod(shape, dtype=np.int64)) * kind.itemsize)
+        return Tensor(block.ptr, tuple(shape), kind, block)
+
+    def upload(self, dst: Array, src: np.ndarray[Any, Any]) -> None:
+        to = check_copy(dst, src)
+        if to.nbytes:
+            self.heap.view(to.ptr, to.nbytes)[:] = np.ascontiguousarray(src).reshape(-1).view(np.uint8)
+
+    def download(self, src: Array) -> Copied:
+        if not isinstance(src, Tensor):
+            raise DeviceError(f"a download needs a device array, not {describe(src)}")
+        if not src.nbytes:
+            return Copied(np.empty(src.shape, src.dtype))
+        return Copied(self.heap.view(src.ptr, src.nbytes).copy().view(src.dtype).reshape(src.shape))
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        if self.inside:
+            raise DeviceError("a step inside a step")
+        self.arena.reset()
+        self.inside = True
+        try:
+            yield
+        finally:
+            self.inside = False
+
+    def launch(self, v: Variant, grid: Dim, block: Dim, *args: Array | Scalar | None, smem: int = 0,
+               pdl: bool = False) -> None:
+        check_shape(v, self.arch, grid, block, smem)
+        signature = Signature(v.kernel)
+        slots = bytearray(signature.nbytes)
+        signature.pack(slots, args)
+        for arg in args:
+            if isinstance(arg, Tensor) and isinstance(arg.base, Lease) and arg.base.step != self.arena.step:
+                raise DeviceError(f"{v.key}: {describe(arg)} belongs to an earlier step, whose memory is used again")
+        module, addresses = self._module(v)
+        params = bytearray()
+        for i, (_, size) in enumerate(module.entries[v.kernel.entry].params):
+            params += b"\0" * (-len(params) % size) + slots[8 * i : 8 * i + size]
+        launch(module, v.kernel.entry, self.heap, addresses, grid, block, bytes(params), smem, self.seed)
+
+    def _module(self, v: Variant) -> tuple[Module, dict[str, int]]:
+        unit = self.builder.unit(v)
+        key = id(unit)
+        if key not in self._modules:
+            module = parse_module(unit.ptx)
+            addresses = {}
+            for variable in module.variables:
+                if variable.space in ("const", "global"):
+                    at = self.heap.allocate(variable.size)
+                    data = variable.data.ljust(variable.size, b"\0")
+                    self.heap.view(at, variable.size)[:] = np.frombuffer(data, np.uint8)
+                    addresses[variable.name] = at
+            self._modules[key], self._globals[key] = module, addresses
+        return self._modules[key], self._globals[key]
+
+    def library(self, name: str, call: Callable[[int, int, int], None], reads: Sequence[Array],
+                writes: Sequence[Array]) -> None:
+        raise DeviceError(f"the emulated device has no library {name}")
+
+    def owned(self, kind: Callable[[], T]) -> T:
+        if kind not in self._owned:
+            self._owned[kind] = kind()
+        return self._owned[kind]  # type: ignore[return-value]
+
+    def memory(self) -> tuple[int, int]:
+        return TOTAL - self.heap.top, TOTAL
+
+    def close(self) -> None:
+        for thing in self._owned.values():
+            thing.close()
+        self._owned.clear()

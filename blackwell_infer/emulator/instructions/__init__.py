@@ -1,0 +1,10 @@
+"""The whitelist: every exact opcode form the emulator executes. An unknown form is an error that names it."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from blackwell_infer.emulator.instructions import convert, floating, integer, matrix, memory, warp
+from blackwell_infer.emulator.instructions.shape import Form
+
+FORMS: Mapping[str, Form] = {**integer.FORMS, **floating.FORMS, **convert.FORMS, **memory.FORMS, **warp.FORMS,
+                             **matrix.FORMS}

@@ -1,0 +1,142 @@
+"""Warp matrix instructions: ldmatrix, stmatrix and mma.sync, PTX ISA sections 9.7.14.5 (fragments) and 9.7.15.
+
+With g = lane / 4 and t = lane % 4, register r of a fragment holds, for row g, the `e` elements e*t .. e*t+e-1 of one
+8 x 4e tile. A is the tiles [[a0, a2], [a1, a3]], B (as n x k) [b0, b1], C and D [[c0 c1], [c2 c3]] in pairs.
+Products are exact and summed in float64, then added to C and rounded once; the hardware rounds differently in the last
+bits (accumulation order and width are not documented).
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from blackwell_infer.emulator.instructions.convert import from_half
+from blackwell_infer.emulator.instructions.shape import Form, registers
+from blackwell_infer.emulator.machine import Lanes, Machine, Step
+from blackwell_infer.emulator.parse import Instruction
+
+F64 = np.float64
+
+
+def eight(dtype: Any) -> Callable[[Any], Any]:
+    return lambda words: words.view(np.uint8).view(dtype).astype(F64)
+
+
+DECODE: dict[str, tuple[int, Callable[[Any], Any]]] = {
+    "f16": (2, lambda words: from_half(words.view(np.uint16), False).astype(F64)),
+    "bf16": (2, lambda words: from_half(words.view(np.uint16), True).astype(F64)),
+    "tf32": (1, lambda words: (words & np.uint32(0xFFFFE000)).view(np.float32).astype(F64)),
+    "s8": (4, lambda words: words.view(np.int8).astype(F64)),
+    "u8": (4, lambda words: words.view(np.uint8).astype(F64)),
+    "e4m3": (4, eight(ml_dtypes.float8_e4m3fn)),
+    "e5m2": (4, eight(ml_dtypes.float8_e5m2)),
+}
+"""elements in a 32-bit register, and how to read them"""
+
+
+def tile(words: Any, kind: str) -> Any:
+    """[warps, 32] registers to [warps, 8, 4e] values."""
+    per, decode = DECODE[kind]
+    return decode(np.ascontiguousarray(words)).reshape(len(words), 8, 4 * per)
+
+
+def read(m: Machine, o: Any, kind: str = "b32") -> Callable[[Lanes, int], Any]:
+    """Register values as [warps, 32]."""
+    source = m.reader(o, kind)
+    return lambda lanes, warps: np.broadcast_to(np.asarray(source(lanes)), (warps * 32,)).reshape(warps, 32)
+
+
+def multiply(a_kind: str, b_kind: str, out: str) -> Form:
+    """mma.sync.aligned.m16n8kK.row.col with float32 or int32 accumulators."""
+
+    def build(m: Machine, ins: Instruction) -> Step:
+        d, a, b, c = (registers(o) for o in ins.operands)
+        put = [m.writer(o) for o in d]
+        ra, rb = [read(m, o) for o in a], [read(m, o) for o in b]
+        rc = [read(m, o, out) for o in c]
+
+        def step(lanes: Lanes) -> None:
+            w = len(m.warps(lanes))
+            ta, tb = [tile(r(lanes, w), a_kind) for r in ra], [tile(r(lanes, w), b_kind) for r in rb]
+            product = np.concatenate(
+                [sum_of(ta[0::2], tb), sum_of(ta[1::2], tb)], axis=1)                      # [w, 16, 8]
+            for half in range(2):
+                for i in range(2):
+                    values = product[:, 8 * half : 8 * half + 8, i::2].reshape(w, 32)
+                    start = rc[2 * half + i](lanes, w)
+                    put[2 * half + i](lanes, accumulate(values, start).reshape(-1))
+        return step
+    return build
+
+
+def sum_of(rows: list[Any], columns: list[Any]) -> Any:
+    """[w, 8, k] times [w, 8, k]^T over the k tiles."""
+    return np.matmul(np.concatenate(rows, axis=2), np.concatenate(columns, axis=2).transpose(0, 2, 1))
+
+
+def accumulate(values: Any, start: Any) -> Any:
+    if start.dtype.kind == "f":
+        return (values + start.astype(F64)).astype(start.dtype)
+    return (values.astype(np.int64) + start).astype(start.dtype)
+
+
+def load_matrix(count: int, transpose: bool) -> Form:
+    """ldmatrix: lane 8i + r gives the address of row r of matrix i; lane l receives row l/4, columns 2(l%4), +1."""
+
+    def build(m: Machine, ins: Instruction) -> Step:
+        put = [m.writer(o) for o in registers(ins.operands[0])]
+        at = m.address(ins.operands[1])
+
+        def step(lanes: Lanes) -> None:
+            rows = m.warps(lanes)
+            addresses = at(lanes).reshape(rows.shape)[:, : 8 * count].reshape(-1)
+            owners = rows[:, : 8 * count].reshape(-1)
+            data = m.load("shared", owners, addresses, np.dtype(np.uint16), 8)             # [w * 8 count, 8]
+            data = data.reshape(len(rows), count, 8, 8)
+            if transpose:
+                data = data.transpose(0, 1, 3, 2)
+            words = np.ascontiguousarray(data).view(np.uint32)                             # [w, count, 8, 4]
+            for i, p in enumerate(put):
+                p(lanes, np.ascontiguousarray(words[:, i]).reshape(-1))
+        return step
+    return build
+
+
+def store_matrix(count: int, transpose: bool) -> Form:
+    """stmatrix: the inverse of ldmatrix."""
+
+    def build(m: Machine, ins: Instruction) -> Step:
+        at = m.address(ins.operands[0])
+        sources = [read(m, o) for o in registers(ins.operands[1])]
+
+        def step(lanes: Lanes) -> None:
+            rows = m.warps(lanes)
+            w = len(rows)
+            words = np.stack([s(lanes, w).reshape(w, 8, 4) for s in sources], axis=1)
+            data = np.ascontiguousarray(words).view(np.uint16).reshape(w, count, 8, 8)
+            if transpose:
+                data = data.transpose(0, 1, 3, 2)
+            addresses = at(lanes).reshape(rows.shape)[:, : 8 * count].reshape(-1)
+            m.store("shared", rows[:, : 8 * count].reshape(-1), addresses,
+                    np.ascontiguousarray(data).reshape(-1, 8))
+        return step
+    return build
+
+
+SHARED = (".shared", ".shared::cta")
+SIXTEEN = ("f16", "bf16")
+FORMS: dict[str, Form] = {
+    **{f"ldmatrix.sync.aligned.m8n8.x{n}{t}{s}.b16": load_matrix(n, bool(t)) for n in (1, 2, 4)
+       for t in ("", ".trans") for s in SHARED},
+    **{f"stmatrix.sync.aligned.m8n8.x{n}{t}{s}.b16": store_matrix(n, bool(t)) for n in (1, 2, 4)
+       for t in ("", ".trans") for s in SHARED},
+    **{f"mma.sync.aligned.m16n8k{k}.row.col.f32.{a}.{a}.f32": multiply(a, a, "f32") for a in SIXTEEN for k in (8, 16)},
+    **{f"mma.sync.aligned.m16n8k{k}.row.col.f32.tf32.tf32.f32": multiply("tf32", "tf32", "f32") for k in (4, 8)},
+    **{f"mma.sync.aligned.m16n8k32.row.col.s32.{a}.{b}.s32": multiply(a, b, "s32") for a in ("s8", "u8")
+       for b in ("s8", "u8")},
+    **{f"mma.sync.aligned.m16n8k32.row.col.f32.{a}.{b}.f32": multiply(a, b, "f32") for a in ("e4m3", "e5m2")
+       for b in ("e4m3", "e5m2")},
+}

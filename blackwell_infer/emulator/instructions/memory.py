@@ -1,0 +1,182 @@
+"""Loads, stores, atomics and asynchronous copies: PTX ISA section 9.7.9."""
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from blackwell_infer.emulator.instructions.shape import Form, nothing, registers
+from blackwell_infer.emulator.machine import NUMPY, Lanes, Machine, Step
+from blackwell_infer.emulator.parse import Instruction, PtxError
+
+TYPES = ("b8", "u8", "s8", "b16", "u16", "s16", "b32", "u32", "s32", "f32", "b64", "u64", "s64", "f64")
+VECTORS = {"": 1, ".v2": 2, ".v4": 4}
+
+
+def load(space: str, kind: str) -> Form:
+    def build(m: Machine, ins: Instruction) -> Step:
+        targets = [m.writer(o) for o in registers(ins.operands[0])]
+        at, dtype = m.address(ins.operands[1]), NUMPY[kind]
+
+        def step(lanes: Lanes) -> None:
+            values = m.load(space, lanes, at(lanes), dtype, len(targets))
+            for i, put in enumerate(targets):
+                put(lanes, np.ascontiguousarray(values[:, i]))
+        return step
+    return build
+
+
+def load_parameter(kind: str) -> Form:
+    def build(m: Machine, ins: Instruction) -> Step:
+        targets = [m.writer(o) for o in registers(ins.operands[0])]
+        base = ins.operands[1]
+        dtype = NUMPY[kind]
+        start = m.parameter[base.items[0].name] + base.value
+        values = np.frombuffer(m.params, np.uint8)[start : start + dtype.itemsize * len(targets)].copy().view(dtype)
+
+        def step(lanes: Lanes) -> None:
+            for i, put in enumerate(targets):
+                put(lanes, values[i])
+        return step
+    return build
+
+
+def store(space: str, kind: str) -> Form:
+    def build(m: Machine, ins: Instruction) -> Step:
+        at, dtype = m.address(ins.operands[0]), NUMPY[kind]
+        reads = []
+        for o in registers(ins.operands[1]):
+            narrow = o.kind == "reg" and o.name in m.registers and m.registers[o.name].dtype.itemsize > dtype.itemsize
+            reads.append(m.reader(o, f"u{m.registers[o.name].dtype.itemsize * 8}" if narrow else kind))
+
+        def step(lanes: Lanes) -> None:
+            addresses = at(lanes)
+            values = np.empty((len(addresses), len(reads)), dtype)
+            for i, read in enumerate(reads):
+                values[:, i] = np.asarray(read(lanes)).astype(dtype, copy=False)
+            m.store(space, lanes, addresses, values)
+        return step
+    return build
+
+
+ATOMICS: dict[str, Any] = {
+    "add": lambda a, b: a + b, "min": min, "max": max, "and": lambda a, b: a & b, "or": lambda a, b: a | b,
+    "exch": lambda a, b: b, "xor": lambda a, b: a ^ b}
+
+
+def atomic(space: str, kind: str, name: str, returns: bool) -> Form:
+    """Read-modify-write, lane after lane (the order among lanes is unspecified on hardware)."""
+    function = ATOMICS[name]
+
+    def build(m: Machine, ins: Instruction) -> Step:
+        operands = ins.operands if returns else (None, *ins.operands)
+        put = m.writer(operands[0]) if operands[0] is not None else None
+        if operands[1] is None or operands[2] is None:
+            raise PtxError("missing operands")
+        at, read, dtype = m.address(operands[1]), m.reader(operands[2], kind), NUMPY[kind]
+
+        def step(lanes: Lanes) -> None:
+            addresses = at(lanes)
+            backing, offsets = m.locate(space, lanes, addresses, dtype.itemsize)
+            words = backing[: len(backing) // dtype.itemsize * dtype.itemsize].view(dtype)
+            index = offsets // dtype.itemsize
+            values = np.broadcast_to(np.asarray(read(lanes)), index.shape)
+            old = words[index]
+            if put is None and name == "add" and dtype.kind != "f":
+                np.add.at(words, index, values)
+                return
+            if len(np.unique(index)) == len(index) and name == "add":
+                words[index] = old + values
+            else:
+                for i, (j, v) in enumerate(zip(index.tolist(), values, strict=True)):
+                    old[i] = words[j]
+                    words[j] = function(words[j], v)
+            if put is not None:
+                put(lanes, old)
+        return step
+    return build
+
+
+def compare_and_swap(space: str, kind: str) -> Form:
+    def build(m: Machine, ins: Instruction) -> Step:
+        put, at = m.writer(ins.operands[0]), m.address(ins.operands[1])
+        expect, new, dtype = m.reader(ins.operands[2], kind), m.reader(ins.operands[3], kind), NUMPY[kind]
+
+        def step(lanes: Lanes) -> None:
+            backing, offsets = m.locate(space, lanes, at(lanes), dtype.itemsize)
+            words = backing[: len(backing) // dtype.itemsize * dtype.itemsize].view(dtype)
+            index = offsets // dtype.itemsize
+            e, n = np.broadcast_to(expect(lanes), index.shape), np.broadcast_to(new(lanes), index.shape)
+            old = words[index]
+            for i, j in enumerate(index.tolist()):
+                old[i] = words[j]
+                if words[j] == e[i]:
+                    words[j] = n[i]
+            put(lanes, old)
+        return step
+    return build
+
+
+def copy_async(m: Machine, ins: Instruction) -> Step:
+    """cp.async dst, src, width{, source bytes}: the rest of the width is zero."""
+    dst, src = m.address(ins.operands[0]), m.address(ins.operands[1])
+    width = ins.operands[2].value
+    size = m.reader(ins.operands[3], "u32") if len(ins.operands) > 3 else None
+
+    def step(lanes: Lanes) -> None:
+        to, source = dst(lanes), src(lanes)
+        n = np.full(len(to), width) if size is None else np.broadcast_to(np.asarray(size(lanes)), (len(to),))
+        m.copy_async(lanes, to, source, n.astype(np.int64), width)
+    return step
+
+
+def commit(m: Machine, ins: Instruction) -> Step:
+    def step(lanes: Lanes) -> None:
+        m.copies.group[m.indices(lanes)] += 1
+    return step
+
+
+def wait_group(m: Machine, ins: Instruction) -> Step:
+    left = ins.operands[0].value
+    return lambda lanes: m.wait_async(lanes, left)
+
+
+def wait_all(m: Machine, ins: Instruction) -> Step:
+    def step(lanes: Lanes) -> None:
+        m.copies.group[m.indices(lanes)] += 1
+        m.wait_async(lanes, 0)
+    return step
+
+
+HINTS = ("", ".L1::no_allocate", ".L1::evict_last", ".L2::128B", ".L2::256B", ".L1::no_allocate.L2::128B",
+         ".L1::no_allocate.L2::256B")
+SPACES = {"": "", ".global": "global", ".shared": "shared", ".local": "local", ".const": "global",
+          ".shared::cta": "shared"}
+ORDERS = ("", ".relaxed.gpu", ".relaxed.cta", ".acq_rel.gpu")
+ATOMIC_TYPES = ("u32", "s32", "u64", "b32", "b64", "f32")
+
+FORMS: dict[str, Form] = {
+    **{f"ld{s}{v}.{k}": load(space, k) for s, space in SPACES.items() for v in VECTORS for k in TYPES},
+    **{f"ld.volatile{s}{v}.{k}": load(space, k) for s, space in SPACES.items() for v in VECTORS for k in TYPES},
+    **{f"ld.global{nc}{h}{v}.{k}": load("global", k) for nc in ("", ".nc") for h in HINTS for v in VECTORS
+       for k in TYPES},
+    **{f"ld.param{v}.{k}": load_parameter(k) for v in VECTORS for k in TYPES},
+    **{f"st{s}{v}.{k}": store(space, k) for s, space in SPACES.items() if s != ".const" for v in VECTORS
+       for k in TYPES},
+    **{f"st.volatile{s}{v}.{k}": store(space, k) for s, space in SPACES.items() for v in VECTORS for k in TYPES},
+    **{f"atom{o}{s}.{n}.{k}": atomic(space, k, n, True) for o in ORDERS for s, space in SPACES.items()
+       for n in ATOMICS for k in ATOMIC_TYPES},
+    **{f"red{o}{s}.{n}.{k}": atomic(space, k, n, False) for o in ORDERS for s, space in SPACES.items()
+       for n in ATOMICS for k in ATOMIC_TYPES},
+    **{f"atom{o}{s}.cas.{k}": compare_and_swap(space, k) for o in ORDERS for s, space in SPACES.items()
+       for k in ("b32", "b64")},
+    **{f"cp.async.{c}.shared{t}.global{h}": copy_async for c in ("ca", "cg") for t in ("", "::cta")
+       for h in ("", ".L2::128B", ".L2::256B")},
+    "cp.async.commit_group": commit,
+    "cp.async.wait_group": wait_group,
+    "cp.async.wait_all": wait_all,
+    "membar.gl": nothing, "membar.cta": nothing, "membar.sys": nothing, "fence.acq_rel.gpu": nothing,
+    "fence.acq_rel.cta": nothing, "fence.proxy.async": nothing, "fence.proxy.async.shared::cta": nothing,
+    "griddepcontrol.wait": nothing, "griddepcontrol.launch_dependents": nothing, "nanosleep.u32": nothing,
+    "prefetch.global.L2": nothing, "prefetch.global.L1": nothing,
+}

@@ -50,7 +50,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(folder: Path) -> Callable[..., str]:
     def run(code: str, head: str = HEAD, **environment: str) -> str:
-        env = {**os.environ, "LD_LIBRARY_PATH": str(folder), "PYTHONPATH": str(ROOT), **environment}
+        libraries = os.pathsep.join(filter(None, (str(folder), os.environ.get("LD_LIBRARY_PATH"))))
+        env = {**os.environ, "LD_LIBRARY_PATH": libraries, "PYTHONPATH": str(ROOT), **environment}
         script = f"SOURCES = {str(folder)!r}\n{head}{code}"
         done = subprocess.run([sys.executable, "-W", "error", "-c", script], env=env, capture_output=True, text=True,
                               timeout=60)
@@ -189,3 +190,44 @@ for name in ("cuda", "cuda:0", "cuda:7", "cuda:x", "gpu"):
     assert "the driver speaks CUDA 12.8, 13.0 is needed" in run(code, "", FAKE_DRIVER_VERSION="12080")
     assert "Fake GPU is sm_80; kernels exist for sm_90a" in run(code, "", FAKE_DRIVER_MAJOR="8")
     assert "the NVIDIA driver shows no GPU" in run(code, "", FAKE_DRIVER_DEVICES="0")
+
+
+def test_library_descriptors_hold_the_problem(run: Callable[..., str]) -> None:
+    said = run('''
+from cuda.pathfinder import DynamicLibNotFoundError, load_nvidia_dynamic_lib
+try:
+    load_nvidia_dynamic_lib("cublasLt")
+    from nvmath.bindings import cublasLt as lt
+except (DynamicLibNotFoundError, ImportError):
+    print("absent")
+    raise SystemExit
+import numpy as np
+from nvmath import CudaDataType
+from blackwell_infer.ops.cuda.gemm_lt import Problem, descriptors, preferences
+
+def read(get, handle, name, kind):
+    value, written = np.zeros(1, kind), np.zeros(1, np.uint64)
+    get(handle, name, value.ctypes.data, value.nbytes, written.ctypes.data)
+    return int(value[0])
+
+problem = Problem(33, 512, 64, "bfloat16", "float32", 700, 4)
+desc, *layouts = descriptors(lt, problem)
+names = lt.MatrixLayoutAttribute
+for handle, (kind, rows, columns, ld) in zip(layouts, problem.layouts(), strict=True):
+    got = [read(lt.matrix_layout_get_attribute, handle, n, lt.get_matrix_layout_attribute_dtype(n))
+           for n in (names.TYPE, names.ROWS, names.COLS, names.LD)]
+    wanted = CudaDataType.CUDA_R_32F if kind == "float32" else CudaDataType.CUDA_R_16BF
+    assert got == [wanted, rows, columns, ld], (got, rows, columns, ld)
+names = lt.MatmulDescAttribute
+assert [read(lt.matmul_desc_get_attribute, desc, n, lt.get_matmul_desc_attribute_dtype(n))
+        for n in (names.TRANSA, names.TRANSB)] == [1, 0]
+names = lt.MatmulPreferenceAttribute
+preference = preferences(lt, problem, 1 << 25)
+got = [read(lt.matmul_preference_get_attribute, preference, n, lt.get_matmul_preference_attribute_dtype(n))
+       for n in (names.MAX_WORKSPACE_BYTES, names.MIN_ALIGNMENT_A_BYTES, names.MIN_ALIGNMENT_D_BYTES)]
+assert got == [1 << 25, 16, 4]
+print("held")
+''', "")
+    if said == "absent\n":
+        pytest.skip("cuBLASLt or its bindings are not installed (extra cu13)")
+    assert said == "held\n"

@@ -6,7 +6,7 @@ specification: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte.
 """
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -46,11 +46,11 @@ class Vocabulary(msgspec.Struct, frozen=True):
         return int(value) if value is not None and 0 <= int(value) < len(self.tokens) else None
 
 
-def tokenizer_from_gguf(metadata: Mapping[str, Any], visible: Iterable[str] = ()) -> Tokenizer:
+def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer that a GGUF file describes.
 
-    `metadata` maps raw keys to Python values. Control tokens whose text is in `visible` stay in decoded text. Unknown
-    kinds, missing lists, lists of unequal length, duplicate tokens and broken merges are TokenizerErrors.
+    `metadata` maps raw keys to Python values. Unknown kinds, missing lists, lists of unequal length, duplicate tokens
+    and broken merges are TokenizerErrors.
     """
     model = metadata.get("tokenizer.ggml.model")
     if model is None:
@@ -61,7 +61,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], visible: Iterable[str] = ()
     if model == "gpt2":
         pre = metadata.get("tokenizer.ggml.pre")
         if pre is None:
-            logger.warning("the GGUF file names no pre-tokenizer; using 'default', which may differ from the model's own")
+            logger.warning("the GGUF file names no pre-tokenizer: 'default' may differ from the model's own")
             pre = "default"
         kind = pre_tokenizer(str(pre))
         backend, bos, add_bos = byte_level(vocabulary, kind), vocabulary.id("bos"), kind.add_bos
@@ -75,7 +75,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], visible: Iterable[str] = ()
     add_bos = model == "gemma4" or vocabulary.flag("add_bos_token", add_bos)
     return Tokenizer(
         backend, bos_id=bos, eos_id=eos, stop_ids=stop_set(backend, (eos, vocabulary.id("eot"), vocabulary.id("eom"))),
-        add_bos=add_bos, visible=[vocabulary.ids[text] for text in visible if text in vocabulary.ids],
+        add_bos=add_bos,
     )
 
 
@@ -148,11 +148,11 @@ def sentencepiece(vocabulary: Vocabulary) -> Backend:
         unk_token=None if unknown is None else vocabulary.tokens[unknown],
     ))
     prefixed = vocabulary.flag("add_space_prefix", True)
-    steps = [normalizers.Prepend(SPACE)] if prefixed else []
-    backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
-    steps = [decoders.Strip(" ", 1, 0)] if prefixed else []
+    prepend = [normalizers.Prepend(SPACE)] if prefixed else []
+    backend.normalizer = normalizers.Sequence([*prepend, normalizers.Replace(" ", SPACE)])
+    strip = [decoders.Strip(" ", 1, 0)] if prefixed else []
     backend.decoder = decoders.Sequence(
-        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *steps]
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
     )
     _add_tokens(backend, vocabulary)
     return backend

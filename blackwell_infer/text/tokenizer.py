@@ -6,6 +6,7 @@ prefix of the bytes, which is what streaming needs, and the result never depends
 """
 from __future__ import annotations
 
+import copy
 import json
 import threading
 from collections.abc import Collection, Iterable, Mapping
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 STOP_TEXTS = (
     "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<end_of_turn>", "<turn|>", "<eos>",
-    "<|end|>", "<|return|>", "<|call|>", "<｜end▁of▁sentence｜>", "<SPECIAL_12>", "<|tool_response>",
+    "<|end|>", "<|return|>", "<|call|>", "<\uFF5Cend▁of▁sentence\uFF5C>", "<SPECIAL_12>", "<|tool_response>",
 )
 """Tokens that end an answer in some family; as single tokens they have no other use."""
 
@@ -61,7 +62,8 @@ def piece_rule(decoder: Mapping[str, Any] | None) -> PieceRule:
             case {"type": "Replace", "pattern": {"String": old}, "content": new}:
                 rule = msgspec.structs.replace(rule, replaces=(*rule.replaces, (old, new)))
             case {"type": "Metaspace", "replacement": old, "prepend_scheme": scheme}:
-                rule = msgspec.structs.replace(rule, replaces=(*rule.replaces, (old, " ")), strip=int(scheme != "never"))
+                strip = int(scheme != "never")
+                rule = msgspec.structs.replace(rule, replaces=(*rule.replaces, (old, " ")), strip=strip)
             case {"type": "Fuse"}:
                 pass
             case {"type": "Strip", "content": " ", "start": start, "stop": 0}:
@@ -77,22 +79,22 @@ def piece_rule(decoder: Mapping[str, Any] | None) -> PieceRule:
 class Tokenizer:
     """A vocabulary with its rules. Immutable for callers and safe to share between threads.
 
-    `size` counts every id including added tokens; `bos_id` and `eos_id` are None where the model has none; `stop_ids`
-    end an answer; `add_bos` is the model's own rule; ids in `visible` are control tokens that decoding keeps, because
-    their text carries meaning for the reader of the answer (reasoning markers).
+    `size` is one more than the highest id, added tokens included; `bos_id` and `eos_id` are None where the model has
+    none; `stop_ids` end an answer; `add_bos` is the model's own rule; ids in `visible` are control tokens that decoding
+    keeps, because their text carries meaning for the reader of the answer (reasoning markers).
     """
 
     def __init__(
         self, backend: Backend, *, bos_id: int | None, eos_id: int | None, stop_ids: Collection[int] = (),
-        add_bos: bool = False, visible: Collection[int] = (),
+        add_bos: bool = False,
     ) -> None:
         self.backend = backend
-        self.size: int = backend.get_vocab_size(with_added_tokens=True)
+        self.size: int = 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
         self.bos_id = bos_id
         self.eos_id = eos_id
         self.stop_ids = frozenset(stop_ids)
         self.add_bos = add_bos and bos_id is not None
-        self.visible = frozenset(visible)
+        self.visible: frozenset[int] = frozenset()
         added = backend.get_added_tokens_decoder()
         self._added = frozenset(added)
         self._special = frozenset(i for i, token in added.items() if token.special)
@@ -101,6 +103,12 @@ class Tokenizer:
         self._pieces: dict[int, bytes] = {}
         # The library holds "special tokens are plain text" as a switch of the tokenizer, not as an argument.
         self._lock = threading.Lock()
+
+    def showing(self, markers: Iterable[str]) -> Tokenizer:
+        """This tokenizer with the control tokens of these texts kept by `decode`."""
+        twin = copy.copy(self)
+        twin.visible = frozenset(i for text in markers for i in self.encode(text, bos=False) if i in self._special)
+        return twin
 
     def encode(self, text: str, *, bos: bool | None = None, specials: bool = True) -> list[int]:
         """The ids of `text`.

@@ -1,0 +1,58 @@
+"""The text side of a checkpoint: its tokenizer, its chat template and its reasoning markers."""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from blackwell_infer.checkpoint.reader import Checkpoint
+from blackwell_infer.errors import TemplateError
+from blackwell_infer.text.folder import template_source, tokenizer_from_folder
+from blackwell_infer.text.gguf_vocab import tokenizer_from_gguf
+from blackwell_infer.text.template import ChatTemplate, reasoning_markers, starts_inside
+from blackwell_infer.text.tokenizer import Tokenizer
+from blackwell_infer.types import Message
+
+
+class Text(msgspec.Struct, frozen=True):
+    """What turns messages into tokens and tokens into text. `reasoning` holds the opening and closing markers."""
+
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    reasoning: tuple[str, str] | None
+
+    def prompt(self, messages: Sequence[Message | Mapping[str, Any]], **options: Any) -> str:
+        """The rendered prompt (options as in `ChatTemplate.render`); TemplateError if the model has no template."""
+        if self.template is None:
+            raise TemplateError(
+                "this model comes without a chat template; give it a plain prompt, take its instruction-tuned version,"
+                " or put a chat_template.jinja beside the weights"
+            )
+        return self.template.render(messages, **options)
+
+    def starts_inside(self, prompt: str) -> bool:
+        """Whether the answer to this rendered prompt begins inside reasoning."""
+        return starts_inside(prompt, self.reasoning)
+
+
+def open_text(checkpoint: Checkpoint) -> Text:
+    """Tokenizer, template and markers of an open checkpoint (GGUF metadata, or the files of a folder).
+
+    TokenizerError if the vocabulary is missing, damaged or unknown. A faulty template shows when it is first rendered.
+    """
+    if "tokenizer.ggml.model" in checkpoint.metadata:
+        tokenizer = tokenizer_from_gguf(checkpoint.metadata)
+        found = checkpoint.metadata.get("tokenizer.chat_template")
+        source = found if isinstance(found, str) else None
+        if source is None and (checkpoint.path.parent / "chat_template.jinja").is_file():
+            source = template_source(checkpoint.path.parent)
+    else:
+        folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+        tokenizer = tokenizer_from_folder(folder, checkpoint.generation)
+        source = template_source(folder)
+    if source is None:
+        return Text(tokenizer, None, None)
+    begin, end = ("" if i is None else tokenizer.token(i) for i in (tokenizer.bos_id, tokenizer.eos_id))
+    markers = reasoning_markers(source)
+    return Text(tokenizer.showing(markers or ()), ChatTemplate(source, begin, end), markers)

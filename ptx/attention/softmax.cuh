@@ -1,0 +1,58 @@
+// What the attention kernels share: the length of a split, 2^x, and the merge of partial softmax sums.
+//
+// Keys are cut at multiples of SPLIT. A split's result for one query is (m, l, o): the largest score (base 2), the sum of
+// 2^(score - m), and the sum of 2^(score - m) v. Splits are merged in ascending order, one by one, with exactly this
+// arithmetic wherever it happens, so the bits of a token do not depend on how splits are spread over CTAs. An empty split
+// (m = -inf, l = 0, o = 0) changes nothing.
+#pragma once
+#include "scalar.cuh"
+
+#define SPLIT 256
+#define PAGE 32
+#define NOTHING __uint_as_float(0xFF800000u)  // -inf
+
+__device__ __forceinline__ float exp2_fast(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// What scores are measured from: -inf - -inf would be NaN.
+__device__ __forceinline__ float anchor(float m) { return m == NOTHING ? 0.0f : m; }
+
+struct Merge {
+    float m, old_weight, new_weight;
+    __device__ __forceinline__ Merge(float running, float added) {
+        m = fmaxf(running, added);
+        old_weight = exp2_fast(running - anchor(m));
+        new_weight = exp2_fast(added - anchor(m));
+    }
+    __device__ __forceinline__ float operator()(float running, float added) const {
+        return fmaf(added, new_weight, __fmul_rn(running, old_weight));
+    }
+};
+
+__device__ __forceinline__ float normalize(float o, float l) { return __fmul_rn(o, __frcp_rn(l)); }
+
+__device__ __forceinline__ int first_key(int position, int window) {
+    return window > 0 && position >= window ? position - window + 1 : 0;
+}
+
+__device__ __forceinline__ bool finite(float x) { return (__float_as_uint(x) & 0x7F800000u) != 0x7F800000u; }
+
+// The top bit of each 16-bit half that is infinite or NaN: adding one to a full exponent carries into the sign's place.
+template <typename T> __device__ __forceinline__ u32 odd_halves(u32 w);
+template <> __device__ __forceinline__ u32 odd_halves<f16_t>(u32 w) {
+    return ((w & 0x7C007C00u) + 0x04000400u) & 0x80008000u;
+}
+template <> __device__ __forceinline__ u32 odd_halves<bf16_t>(u32 w) {
+    return ((w & 0x7F807F80u) + 0x00800080u) & 0x80008000u;
+}
+
+// Zero in place of every half that is not finite.
+template <typename T> __device__ __forceinline__ u32 only_finite(u32 w) {
+    return w & ~((odd_halves<T>(w) >> 15) * 0xFFFFu);
+}
+template <typename T> __device__ __forceinline__ uint4 only_finite(uint4 v) {
+    return make_uint4(only_finite<T>(v.x), only_finite<T>(v.y), only_finite<T>(v.z), only_finite<T>(v.w));
+}

@@ -191,7 +191,7 @@ def compile_text(text: str, name: str, options: tuple[str, ...], key: str) -> Un
     try:
         (error,) = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
         raw = _fetch(nvrtc, program, nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, key)
-        log = raw.decode(errors="replace").rstrip("\0\n ")
+        log = re.sub(r"ptxas info\s*: Compile time.*\n?", "", raw.decode(errors="replace").rstrip("\0\n "))
         if error != nvrtc.nvrtcResult.NVRTC_SUCCESS:
             raise KernelError(f"{key}: does not compile with {' '.join(options)}:\n{log or error.name}")
         cubin = _fetch(nvrtc, program, nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN, key)

@@ -1,0 +1,288 @@
+#!/usr/bin/env python3
+"""Write a GGUF (version 3) of a Hugging Face folder: Llama, Mistral and Qwen3.
+
+    python tools/hf_to_gguf.py model/ model.gguf                      # types as in the folder
+    python tools/hf_to_gguf.py model/ model.gguf --type q4_k
+    python tools/hf_to_gguf.py model/ model.gguf --split 3            # model-00001-of-00003.gguf and so on
+
+Rows of q and k are permuted for arch `llama`, llama3 rope scaling becomes rope_freqs.weight, one-dimensional tensors
+are stored as f32. Matrices whose columns do not fit the blocks of the chosen type keep the type they have.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes
+import msgspec
+import numpy as np
+
+from blackwell_infer.checkpoint import Checkpoint, open_checkpoint
+from blackwell_infer.checkpoint.names import GLOBAL, LAYER, PERMUTED, ROPE_FREQS
+from blackwell_infer.errors import BlackwellInferError, CheckpointError, UnsupportedModelError
+from blackwell_infer.quant import FORMATS, Weight
+from blackwell_infer.quant.encode import ENCODERS, encode
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+
+ARCHITECTURES = {"LlamaForCausalLM": "llama", "MistralForCausalLM": "llama", "Qwen3ForCausalLM": "qwen3"}
+TYPES = ("f32", "f16", "bf16", *ENCODERS)
+DENSE = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
+SPACE = "▁"
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """One tensor to write: GGUF name, Hugging Face name, type, shape, heads whose rows are permuted (0: none)."""
+
+    name: str
+    source: str
+    kind: str
+    shape: tuple[int, ...]
+    heads: int
+
+    @property
+    def nbytes(self) -> int:
+        form = FORMATS[self.kind]
+        return int(np.prod(self.shape, dtype=np.int64)) // form.block * form.block_bytes
+
+
+def setting(config: Mapping[str, Any], key: str) -> Any:
+    if config.get(key) is None:
+        raise CheckpointError(f"config.json has no {key!r}")
+    return config[key]
+
+
+def permuted(rows: int, heads: int) -> np.ndarray[Any, Any]:
+    """Hugging Face row of every GGUF row: per head [2, d/2] -> [d/2, 2]."""
+    return np.arange(rows).reshape(heads, 2, rows // heads // 2).swapaxes(1, 2).reshape(-1)
+
+
+def rope_of(config: Mapping[str, Any]) -> tuple[float, dict[str, Any]]:
+    """(theta, scaling) from either spelling; scaling is {} for plain rope."""
+    scaling = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    theta = float(config.get("rope_theta") or scaling.get("rope_theta") or 10000.0)
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    return theta, {} if kind == "default" else scaling | {"rope_type": kind}
+
+
+def rope_divisors(theta: float, dim: int, scaling: Mapping[str, Any]) -> np.ndarray[Any, Any]:
+    """llama3 scaling as the divisor of every frequency, float32 [dim / 2] (models.md, section 1)."""
+    factor, low, high = (float(scaling[k]) for k in ("factor", "low_freq_factor", "high_freq_factor"))
+    original = float(scaling["original_max_position_embeddings"])
+    frequency = theta ** (-np.arange(0, dim, 2) / dim)
+    turns = original * frequency / (2 * np.pi)
+    s = (turns - low) / (high - low)
+    middle = 1 / ((1 - s) / factor + s)
+    return np.where(turns > high, 1.0, np.where(turns < low, factor, middle)).astype(np.float32)
+
+
+def plan(checkpoint: Checkpoint, arch: str, kind: str | None) -> Iterator[Plan]:
+    """Every tensor of the folder under its GGUF name; an unexpected one is an error."""
+    config = checkpoint.config
+    tops = {v: k for k, v in GLOBAL.items()}
+    layers = {v: k for k, v in LAYER.items()}
+    heads = {"attn_q": setting(config, "num_attention_heads"), "attn_k": setting(config, "num_key_value_heads")}
+    for name, info in checkpoint.tensors.items():
+        stem, _, suffix = name.rpartition(".")
+        part = ""
+        if stem in tops:
+            target = tops[stem]
+        elif stem.startswith("model.layers.") and stem.split(".", 3)[3:] and stem.split(".", 3)[3] in layers:
+            part = layers[stem.split(".", 3)[3]]
+            target = f"blk.{stem.split('.', 3)[2]}.{part}"
+        else:
+            raise UnsupportedModelError(f"{info.file}: tensor {name!r} has no place in a GGUF of arch {arch!r}")
+        chosen = kind or info.format
+        if len(info.shape) == 1:
+            chosen = "f32"
+        elif info.shape[-1] % FORMATS[chosen].block:
+            chosen = info.format
+        count = heads.get(part, 0) if arch in PERMUTED else 0
+        yield Plan(f"{target}.{suffix}", name, chosen, info.shape, count)
+
+
+def stored(checkpoint: Checkpoint, item: Plan) -> np.ndarray[Any, Any]:
+    """The bytes to write: dense values, or uint8 rows of blocks; a vector has one dimension."""
+    w: Weight = checkpoint.weight(item.source)
+    if item.heads:
+        order = permuted(item.shape[0], item.heads)
+        if len(item.shape) == 1:
+            w = Weight(w.format, w.shape, (np.asarray(w.parts[0])[:, order],))
+        else:
+            w = FORMATS[w.format].take_rows(w, order)
+    if item.kind == w.format:
+        data = np.asarray(w.parts[0])
+    elif item.kind in DENSE:
+        data = FORMATS[w.format].dequantize(w).astype(DENSE[item.kind])
+    else:
+        data = np.asarray(encode(FORMATS[w.format].dequantize(w), item.kind).parts[0])
+    return data.reshape(item.shape) if len(item.shape) == 1 else data
+
+
+def add_config(writer: GGUFWriter, config: Mapping[str, Any], arch: str) -> np.ndarray[Any, Any] | None:
+    """Write the model's settings; returns the rope divisors if there are any."""
+    heads, hidden = setting(config, "num_attention_heads"), setting(config, "hidden_size")
+    dim = config.get("head_dim") or hidden // heads
+    theta, scaling = rope_of(config)
+    writer.add_block_count(setting(config, "num_hidden_layers"))
+    writer.add_context_length(setting(config, "max_position_embeddings"))
+    writer.add_embedding_length(hidden)
+    writer.add_feed_forward_length(setting(config, "intermediate_size"))
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(config.get("num_key_value_heads") or heads)
+    writer.add_key_length(dim)
+    writer.add_value_length(dim)
+    writer.add_layer_norm_rms_eps(setting(config, "rms_norm_eps"))
+    writer.add_vocab_size(setting(config, "vocab_size"))
+    writer.add_rope_dimension_count(dim)
+    writer.add_rope_freq_base(theta)
+    if config["architectures"][0] == "MistralForCausalLM" and config.get("sliding_window"):
+        writer.add_sliding_window(config["sliding_window"])
+    if not scaling:
+        return None
+    if scaling["rope_type"] == "llama3":
+        return rope_divisors(theta, dim, scaling)
+    if scaling["rope_type"] not in ("linear", "yarn"):
+        raise UnsupportedModelError(f"rope scaling {scaling['rope_type']!r} cannot be written to GGUF")
+    writer.add_string(f"{arch}.rope.scaling.type", scaling["rope_type"])
+    writer.add_rope_scaling_factor(scaling["factor"])
+    if scaling["rope_type"] == "yarn":
+        writer.add_rope_scaling_orig_ctx_len(setting(scaling, "original_max_position_embeddings"))
+        writer.add_rope_scaling_yarn_beta_fast(scaling.get("beta_fast") or 32.0)
+        writer.add_rope_scaling_yarn_beta_slow(scaling.get("beta_slow") or 1.0)
+    return None
+
+
+def add_tokenizer(writer: GGUFWriter, folder: Path, checkpoint: Checkpoint, pre: str | None) -> None:
+    """Vocabulary, merges, special ids and chat template from tokenizer.json and tokenizer_config.json."""
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    state = json.loads(backend.to_str())
+    model = state["model"]
+    if model["type"] != "BPE":
+        raise UnsupportedModelError(f"{folder}: a {model['type']} vocabulary cannot be written; use --no-tokenizer")
+    size = max(int(checkpoint.config["vocab_size"]), backend.get_vocab_size())
+    texts = {i: text for text, i in backend.get_vocab().items()}
+    tokens = [texts.get(i, f"[PAD{i}]") for i in range(size)]
+    types = [_type(text, model) if i in texts else UNUSED for i, text in enumerate(tokens)]
+    for i, added in backend.get_added_tokens_decoder().items():
+        types[i] = CONTROL if added.special else USER_DEFINED
+    if model.get("unk_token") in backend.get_vocab():
+        types[backend.token_to_id(model["unk_token"])] = UNKNOWN
+    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    if model.get("byte_fallback"):
+        ranks = {line.replace(" ", ""): -float(i + 1) for i, line in reversed(list(enumerate(merges)))}
+        writer.add_tokenizer_model("llama")
+        writer.add_token_scores([ranks.get(text, -float(len(merges) + 1)) for text in tokens])
+        writer.add_add_space_prefix("Prepend" in json.dumps(state["normalizer"] or state["pre_tokenizer"]))
+    else:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(pre or _pre_name(folder, state))
+        writer.add_token_merges(merges)
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    ends = checkpoint.generation.get("eos_token_id", checkpoint.config.get("eos_token_id"))
+    ends = ends if isinstance(ends, list) else [ends]
+    bos, pad = (checkpoint.config.get(k) for k in ("bos_token_id", "pad_token_id"))
+    adds = (writer.add_bos_token_id, writer.add_eos_token_id, writer.add_eot_token_id, writer.add_pad_token_id)
+    for add, value in zip(adds, (bos, ends[0], ends[1] if len(ends) > 1 else None, pad), strict=True):
+        if value is not None:
+            add(value)
+    settings = folder / "tokenizer_config.json"
+    options = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+    started = bos is not None and backend.encode("a").ids[:1] == [bos]
+    writer.add_add_bos_token(bool(options.get("add_bos_token") or started))
+    file = folder / "chat_template.jinja"
+    template = file.read_text(encoding="utf-8") if file.is_file() else options.get("chat_template")
+    if isinstance(template, str):
+        writer.add_chat_template(template)
+
+
+def _type(text: str, model: Mapping[str, Any]) -> int:
+    byte = model.get("byte_fallback") and len(text) == 6 and text.startswith("<0x") and text.endswith(">")
+    return BYTE if byte else NORMAL
+
+
+def _pre_name(folder: Path, state: Mapping[str, Any]) -> str:
+    """The GGUF name of the tokenizer's word splitting, found by its regular expressions."""
+    from blackwell_infer.text.pretokenizer import PRE_TOKENIZERS
+
+    pre = state["pre_tokenizer"] or {}
+    steps = pre.get("pretokenizers", [pre])
+    patterns = tuple(s["pattern"].get("Regex", "") for s in steps if s.get("type") == "Split")
+    if any(s.get("type") == "ByteLevel" and s.get("use_regex", True) for s in steps):
+        patterns = (*patterns, *PRE_TOKENIZERS["gpt-2"].patterns)
+    nfc = "NFC" in json.dumps(state["normalizer"])
+    for name, kind in PRE_TOKENIZERS.items():
+        if (kind.patterns, kind.ignore_merges, kind.nfc) == (patterns, bool(state["model"].get("ignore_merges")), nfc):
+            return name
+    raise UnsupportedModelError(f"{folder}: unknown word splitting {patterns}; name it with --pre, or --no-tokenizer")
+
+
+def convert(
+    folder: Path, out: Path, *, kind: str | None = None, split: int = 1, tokenizer: bool = True, pre: str | None = None,
+) -> list[Path]:
+    """Write the model; returns the files."""
+    from gguf import GGMLQuantizationType, GGUFWriter
+
+    checkpoint = open_checkpoint(folder)
+    name = (checkpoint.config.get("architectures") or [None])[0]
+    if name not in ARCHITECTURES:
+        raise UnsupportedModelError(f"{folder}: architecture {name!r}; supported are {', '.join(ARCHITECTURES)}")
+    arch = ARCHITECTURES[name]
+    items = list(plan(checkpoint, arch, kind))
+    writer = GGUFWriter(None, arch, split_max_tensors=-(-(len(items) + 1) // split) if split > 1 else 0)
+    writer.add_name(folder.resolve().name)
+    divisors = add_config(writer, checkpoint.config, arch)
+    if tokenizer and (folder / "tokenizer.json").is_file():
+        add_tokenizer(writer, folder, checkpoint, pre)
+    if divisors is not None:
+        writer.add_tensor_info(ROPE_FREQS, divisors.shape, divisors.dtype, divisors.nbytes)
+    for item in items:
+        shape = item.shape
+        if FORMATS[item.kind].block > 1:
+            shape = (*shape[:-1], shape[-1] // FORMATS[item.kind].block * FORMATS[item.kind].block_bytes)
+        dtype = DENSE[item.kind] if item.kind in DENSE else np.dtype(np.uint8)
+        writer.add_tensor_info(item.name, shape, dtype, item.nbytes, GGMLQuantizationType[item.kind.upper()])
+    writer.write_header_to_file(out)
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    if divisors is not None:
+        writer.write_tensor_data(divisors)
+    for index, item in enumerate(items):
+        writer.write_tensor_data(np.ascontiguousarray(stored(checkpoint, item)))
+        print(f"\r{index + 1} of {len(items)} tensors", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    files = [Path(f.name) for f in writer.fout or []]
+    writer.close()
+    return files
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path, help="Hugging Face folder (config.json and safetensors)")
+    parser.add_argument("out", type=Path, help="GGUF file to write")
+    parser.add_argument("--type", choices=TYPES, help="type of the matrices (default: the type they have)")
+    parser.add_argument("--split", type=int, default=1, metavar="N", help="write the model in up to N files")
+    parser.add_argument("--no-tokenizer", action="store_true", help="leave the vocabulary out")
+    parser.add_argument("--pre", help="name of the word splitting, where it cannot be told from tokenizer.json")
+    args = parser.parse_args(argv)
+    try:
+        files = convert(
+            args.folder, args.out, kind=args.type, split=args.split, tokenizer=not args.no_tokenizer, pre=args.pre)
+    except (BlackwellInferError, OSError) as error:
+        print(f"hf_to_gguf: {error}", file=sys.stderr)
+        return 1
+    print(f"{', '.join(str(f) for f in files)}: {sum(f.stat().st_size for f in files)} bytes", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,6 +1,7 @@
 // Gated activation: y = silu(gate) * up in float32, rounded once.
 //
-// gate_up [T, 2 I] of ACT, gate in the first I columns; y [T, I]. Grid: (T, ceil(I / 1024)), 128 threads, 8 elements each.
+// gate_up [T, 2 I] of ACT, gate in the first I columns; y [T, I]. Grid: (T, ceil(I / 1024)), 128 threads, 8 elements
+// each.
 // Shared memory: none. Archs: all. Bytes: 3 T I elements. Compiled, not yet measured.
 #include "vector.cuh"
 

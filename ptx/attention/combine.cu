@@ -1,9 +1,9 @@
 // Merges the partial results of an attention's splits, in order, and normalises.
 //
-// parts_o [T, heads, S, D] and parts_ml [T, heads, S, 2] (m, l) float32 -> out [T, heads D] of ACT. Split s of a token at
-// position p counts if it holds a visible key; only those are read. rows[t] = -1 gives zeros.
-// Grid: (T, heads), 128 threads; 128 splits at a time: their weights by a running maximum (exact in any order), then each
-// thread sums dims threadIdx.x + 128 i in split order. Shared memory: 1.6 KiB. Archs: all.
+// parts_o [T, heads, S, D] and parts_ml [T, heads, S, 2] (m, l) float32 -> out [T, heads D] of ACT. Split s of a token
+// at position p counts if it holds a visible key; only those are read. rows[t] = -1 gives zeros.
+// Grid: (T, heads), 128 threads; 128 splits at a time: their weights by a running maximum (exact in any order), then
+// each thread sums dims threadIdx.x + 128 i in split order. Shared memory: 1.6 KiB. Archs: all.
 // Bytes: 4 T heads S (D + 2). Compiled, not yet measured.
 #include "softmax.cuh"
 

@@ -4,19 +4,22 @@
 // positions [T], pages [R, P] int32. Rows with more than `few` new tokens are left to prefill.cu.
 // scale includes log2(e). A token at position p sees keys j <= p, with p - j < window if window > 0.
 //
-// A query is a pair (token of the row, head of the KV head's group), in that order; 16 of them are a tile, the M of the MMA.
+// A query is a pair (token of the row, head of the KV head's group), in that order; 16 of them are a tile, the M of the
+// MMA.
 // Grid: (S, kv_heads * tiles, R): CTA (s, ...) handles the 256 keys of split s and writes parts_o [T, heads, S, D] and
 // parts_ml [T, heads, S, 2] for combine.cu. With null parts (1, kv_heads * tiles, R + 1): the CTA walks its splits in
 // order and writes out; the last z writes zeros for padding tokens. Both give the same bits.
-// 4 warps of 64 keys each, 32 at a time, then merged in warp order; for D = 256 twice 4 warps that split the columns of V. A query's arithmetic is that of its own MMA row and
-// masked keys change nothing, so its bits depend neither on other queries nor on the row's other tokens.
+// 4 warps of 64 keys each, 32 at a time, then merged in warp order; for D = 256 twice 4 warps that split the columns of
+// V. A query's arithmetic is that of its own MMA row and masked keys change nothing, so its bits depend neither on
+// other queries nor on the row's other tokens.
 // A masked value must not reach a query even as 0 * NaN: values that no query of the tile sees are read as zeros, and
 // those that only some see, if not finite, are taken out of the MMA and added by hand.
 // K and V go from global memory to B fragments without shared memory, 16 bytes a lane:
 //   K: lane (g, t) loads dims 32 b + 8 t .. + 7 of key 8 n + g; pairs 0, 1 feed one MMA, pairs 2, 3 the next; Q agrees.
-//   V: lane (g, t) loads dims 64 b + 8 g .. + 7 of keys 2t, 2t+1, 2t+8, 2t+9; element e of each is column g of n-tile e,
-//      so accumulator e of lane (g, t) holds dims 64 b + 16 t + e and + 8 + e of query g.
-// Shared memory (dynamic): Q fragments 32 D, outputs of 4 warps 256 D, sums over splits 64 D, m and l of warps 512 bytes.
+//   V: lane (g, t) loads dims 64 b + 8 g .. + 7 of keys 2t, 2t+1, 2t+8, 2t+9; element e of each is column g of n-tile
+//      e, so accumulator e of lane (g, t) holds dims 64 b + 16 t + e and + 8 + e of query g.
+// Shared memory (dynamic): Q fragments 32 D, outputs of 4 warps 256 D, sums over splits 64 D, m and l of warps 512
+// bytes.
 // Archs: all. Bytes: 4 keys D per KV head and tile. Compiled, not yet measured.
 #include "mma.cuh"
 #include "softmax.cuh"
@@ -27,7 +30,8 @@
 #define PARTS (D / COLUMNS)          // sets of WARPS warps
 #define THREADS (WARPS * PARTS * 32)
 
-// Where 4 floats f of a query's D land in a warp's output block: rotated within 8 so that neither side meets bank conflicts.
+// Where 4 floats f of a query's D land in a warp's output block: rotated within 8 so that neither side meets bank
+// conflicts.
 __device__ __forceinline__ int place(int query, int f) {
     return query * (D / 4) + (f ^ ((f >> 3) & 1) ^ ((query & 1) << 1));
 }
@@ -46,10 +50,11 @@ __device__ __forceinline__ bool found_odd(const act_t* values, int base, int low
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, D == 64 ? 3 : D == 128 ? 2 : 1)
-attend_decode(const act_t* q, const act_t* cache, const int* starts, const int* positions, const int* pages, act_t* out, float* parts_o, float* parts_ml, int T, int R, int P, int heads, int kv_heads,
-              int few, float scale, int window) {
+attend_decode(const act_t* q, const act_t* cache, const int* starts, const int* positions, const int* pages, act_t* out,
+              float* parts_o, float* parts_ml, int T, int R, int P, int heads, int kv_heads, int few, float scale,
+              int window) {
     extern __shared__ uint4 shared[];
-    uint4* fragments = shared;              // [D / 32][2][32]
+    uint4* fragments = shared;                              // [D / 32][2][32]
     float4* outputs = (float4*)(shared + 2 * D);            // [WARPS][16][D / 4]
     float4* state = outputs + WARPS * 4 * D;                // a thread's own sums over splits
     float* tops = (float*)(state + WARPS * D);              // [WARPS][16]
@@ -81,7 +86,7 @@ attend_decode(const act_t* q, const act_t* cache, const int* starts, const int* 
         const int r = c / (D / 8), col = c % (D / 8), query = tile * 16 + r;
         uint4 v = make_uint4(0, 0, 0, 0);
         if (query < queries)
-            v = *(const uint4*)(q + ((i64)(start + query / group) * heads + kv_head * group + query % group) * D + col * 8);
+            v = ((const uint4*)(q + ((i64)(start + query / group) * heads + kv_head * group + query % group) * D))[col];
         fragments[((col / 4) * 2 + r / 8) * 32 + (r % 8) * 4 + col % 4] = v;
     }
     int seen[2], unseen[2];  // keys in (unseen, seen] are visible to queries g and g + 8
@@ -165,7 +170,8 @@ attend_decode(const act_t* q, const act_t* cache, const int* starts, const int* 
                     for (int b = 0; b < COLUMNS / 64; ++b)
 #pragma unroll
                         for (int e = 0; e < 16; ++e) {
-                            const float v = to_float(values[page + (j - base) * D + half * COLUMNS + b * 64 + t * 16 + e]);
+                            const int d = half * COLUMNS + b * 64 + t * 16 + e;
+                            const float v = to_float(values[page + (j - base) * D + d]);
                             if (finite(v)) continue;
                             if (j <= seen[0] && j > unseen[0]) o[b][e % 8][e / 8] += v;
                             if (j <= seen[1] && j > unseen[1]) o[b][e % 8][2 + e / 8] += v;
@@ -251,7 +257,8 @@ attend_decode(const act_t* q, const act_t* cache, const int* starts, const int* 
         if (parts_o) {
             *(float4*)(parts_o + slot * D + d) = x;
         } else {
-            const float y[4] = {normalize(x.x, total), normalize(x.y, total), normalize(x.z, total), normalize(x.w, total)};
+            const float y[4] = {normalize(x.x, total), normalize(x.y, total), normalize(x.z, total),
+                                normalize(x.w, total)};
             store_wide(out + unit * D + d, y);
         }
     }

@@ -1,12 +1,15 @@
 // Causal attention for any types and any head_dim up to 512, one query head at a time, in float32 arithmetic.
 //
-// q [T, heads, D] of ACT; cache [pages, 2, kv_heads, 32, D] of KV; rows, positions [T], pages [R, P] int32; out [T, heads D].
+// q [T, heads, D] of ACT; cache [pages, 2, kv_heads, 32, D] of KV; rows, positions [T], pages [R, P] int32; out [T,
+// heads D].
 // A token at position p sees keys j <= p, with p - j < window if window > 0. scale includes log2(e).
-// Grid: (T, heads, S): CTA s handles split s of 256 keys and writes parts_o [T, heads, S, D], parts_ml [T, heads, S, 2] for
-// combine.cu; with null parts (T, heads, 1): the CTA walks its splits in order and writes out. Both give the same bits.
-// 128 threads. Scores: two keys a thread, the whole row of K by one thread. Values: dims over threads, keys over the groups
-// of threads that D leaves (D <= 64), groups summed in order. Masked keys are never read.
-// Shared memory: 4 D + 2 KiB bytes. Archs: all. Bytes: 2 keys D of KV per query head, from L2. Compiled, not yet measured.
+// Grid: (T, heads, S): CTA s handles split s of 256 keys and writes parts_o [T, heads, S, D], parts_ml [T, heads, S, 2]
+// for combine.cu; with null parts (T, heads, 1): the CTA walks its splits in order and writes out. Both give the same
+// bits.
+// 128 threads. Scores: two keys a thread, the whole row of K by one thread. Values: dims over threads, keys over the
+// groups of threads that D leaves (D <= 64), groups summed in order. Masked keys are never read.
+// Shared memory: 4 D + 2 KiB bytes. Archs: all. Bytes: 2 keys D of KV per query head, from L2. Compiled, not yet
+// measured.
 #include "softmax.cuh"
 #include "vector.cuh"
 

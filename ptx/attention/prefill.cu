@@ -7,8 +7,9 @@
 // A query is a pair (token of the row, head of the KV head's group), in that order: the heads of a group share K and V.
 // Grid: (ceil(max_new group / ROWS), kv_heads, R), ROWS / 16 warps; a warp owns 16 queries, the last tiles start first.
 // K and V tiles of KEYS keys from a multiple of KEYS on, double-buffered by cp.async one tile ahead; tiles outside
-// every query's sight are skipped. A masked value must not reach a query even as 0 * NaN: slots beyond the row's length are
-// filled with zeros, and in a tile that only some queries see, values that are not finite are added by hand. P stays in registers: the accumulator of q k is the A fragment of p v.
+// every query's sight are skipped. A masked value must not reach a query even as 0 * NaN: slots beyond the row's length
+// are filled with zeros, and in a tile that only some queries see, values that are not finite are added by hand. P
+// stays in registers: the accumulator of q k is the A fragment of p v.
 // Shared memory (dynamic): (ROWS + 4 KEYS) D elements; 16-byte chunk c of row r stands at c ^ (r % 8), so that ldmatrix
 // meets no bank conflict. Archs: all. FLOPs: 4 D per visible (query, key). Bytes: K and V once per tile, from L2.
 // Compiled, not yet measured.
@@ -154,11 +155,15 @@ attend_prefill(const act_t* q, const act_t* cache, const int* starts, const int*
                 for (int n = 0; n < D / 8; ++n)
 #pragma unroll
                     for (int i = 0; i < 4; ++i) {
-                        const float v = to_float(((const act_t*)(values_at(stage) + j * (D / 8) + (n ^ (j & 7))))[t * 2 + (i & 1)]);
+                        const uint4* chunk = values_at(stage) + j * (D / 8) + (n ^ (j & 7));
+                        const float v = to_float(((const act_t*)chunk)[t * 2 + (i & 1)]);
                         if (!finite(v) && base + j <= seen[i >> 1] && base + j > unseen[i >> 1]) o[n][i] += v;
                     }
             __syncthreads();
-            for (int c = tid; c < KEYS * D / 8; c += THREADS) values_at(stage)[c] = only_finite<act_t>(values_at(stage)[c]);
+            for (int c = tid; c < KEYS * D / 8; c += THREADS) {
+                uint4& chunk = values_at(stage)[c];
+                chunk = only_finite<act_t>(chunk);
+            }
             __syncthreads();
         }
 #pragma unroll

@@ -1,4 +1,5 @@
-// Groups of 4 or 8 neighbouring elements as floats: 8- or 16-byte accesses where the address allows, single ones elsewhere.
+// Groups of 4 or 8 neighbouring elements as floats: 8- or 16-byte accesses where the address allows, single ones
+// elsewhere.
 // The values, and the thread that holds them, are the same either way, so alignment never shows in a result.
 #pragma once
 #include "scalar.cuh"
@@ -46,7 +47,8 @@ template <typename T> __device__ __forceinline__ void store_wide(T* p, const flo
 }
 
 // Elements p[0..N), of which `count` exist; the rest are zero. `wide` promises that p is aligned to the whole group.
-template <typename T, int N> __device__ __forceinline__ void load_group(float (&y)[N], const T* p, int count, bool wide) {
+template <typename T, int N>
+__device__ __forceinline__ void load_group(float (&y)[N], const T* p, int count, bool wide) {
     if (wide && count >= N) {
         load_wide(y, p);
         return;
@@ -54,7 +56,8 @@ template <typename T, int N> __device__ __forceinline__ void load_group(float (&
 #pragma unroll
     for (int i = 0; i < N; ++i) y[i] = i < count ? to_float(p[i]) : 0.0f;
 }
-template <typename T, int N> __device__ __forceinline__ void store_group(T* p, const float (&y)[N], int count, bool wide) {
+template <typename T, int N>
+__device__ __forceinline__ void store_group(T* p, const float (&y)[N], int count, bool wide) {
     if (wide && count >= N) {
         store_wide(p, y);
         return;

@@ -1,10 +1,11 @@
-// RMS norm of rows, and the residual sum followed by it: y = x / sqrt(mean(x^2) + eps) * weight, in float32, rounded once.
+// RMS norm of rows, and the residual sum followed by it: y = x / sqrt(mean(x^2) + eps) * weight, in float32, rounded
+// once.
 //
 // x, residual, s, y [T, H] of ACT; weight [H] float32; s = round(x + residual) is stored and normalised as stored.
 // Grid: H > 256: one row per CTA of min(1024, H / 8) threads; else one warp per row, blockDim.y rows per CTA.
-// A thread holds elements 8 i .. 8 i + 7 for i = threadIdx.x, + blockDim.x, ...: the first group stays in registers, the
-// others (H > 8192) are read again from L1. Sums: within the thread in order, across the warp by shuffles, across warps in
-// warp order; the mapping depends on H alone. Shared memory: 128 bytes. Archs: all.
+// A thread holds elements 8 i .. 8 i + 7 for i = threadIdx.x, + blockDim.x, ...: the first group stays in registers,
+// the others (H > 8192) are read again from L1. Sums: within the thread in order, across the warp by shuffles, across
+// warps in warp order; the mapping depends on H alone. Shared memory: 128 bytes. Archs: all.
 // Bytes: rms_norm 2 T H, add_rms_norm 4 T H elements. The weight is loaded before the wait for the previous kernel.
 // Compiled, not yet measured.
 #include "vector.cuh"

@@ -1,10 +1,12 @@
-// Split of a fused q, k, v projection; optional RMS norm of every q and k head; rotary embedding; append to the paged cache.
+// Split of a fused q, k, v projection; optional RMS norm of every q and k head; rotary embedding; append to the paged
+// cache.
 //
-// qkv [T, (heads + 2 kv_heads) D] of ACT -> q [T, heads, D] of ACT, and k (rotated), v into cache
-// [pages, 2, kv_heads, 32, D] of KV at page pages[rows[t], positions[t] / 32], slot positions[t] % 32. table [C, 2, half]
-// float32: cos, sin; dims (j, j + half) turn, dims from 2 half on pass. Float32 inside, one rounding to ACT after rotation.
+// qkv [T, (heads + 2 kv_heads) D] of ACT -> q [T, heads, D] of ACT, and k (rotated), v into cache [pages, 2, kv_heads,
+// 32, D] of KV at page pages[rows[t], positions[t] / 32], slot positions[t] % 32. table [C, 2, half] float32: cos, sin;
+// dims (j, j + half) turn, dims from 2 half on pass. Float32 inside, one rounding to ACT after rotation.
 // rows[t] = -1: q is zero and the cache is not touched. A null norm weight means no norm.
-// Grid: (T, ceil((heads + 2 kv_heads) / 4)), 4 warps, one head each; a lane holds dims 4 i .. 4 i + 3, i = lane, lane + 32, ...
+// Grid: (T, ceil((heads + 2 kv_heads) / 4)), 4 warps, one head each; a lane holds dims 4 i .. 4 i + 3, i = lane, lane +
+// 32, ...
 // Shared memory: 4 rows of D floats, where a lane finds the other half of its pairs. Archs: all.
 // Bytes: 2 T (heads + 2 kv_heads) D elements. Compiled, not yet measured.
 #include "vector.cuh"

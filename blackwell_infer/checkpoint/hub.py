@@ -29,8 +29,8 @@ def resolve(model: str, *, revision: str, progress: Progress) -> Path:
     `progress` hears bytes. CheckpointError if `model` is neither; DownloadError says why a download failed: no such
     repository, file or revision, no access, no network, no space, interrupted. What arrived is kept for the next try.
     """
-    path = Path(model).expanduser()
-    if path.exists():
+    path = _existing(model)
+    if path is not None:
         return path
     match = _ID.fullmatch(model)
     if match is None or ".." in model:
@@ -38,6 +38,14 @@ def resolve(model: str, *, revision: str, progress: Progress) -> Path:
             f"{model!r} is neither an existing file or folder nor a hub id (org/name or org/name:file.gguf)"
         )
     return _Repository(match["repo"], revision, progress).fetch(match["file"])
+
+
+def _existing(model: str) -> Path | None:
+    try:
+        path = Path(model).expanduser()
+        return path if model and path.exists() else None
+    except (OSError, ValueError, RuntimeError):  # too long a name, a NUL, an unknown ~user: no path in any case
+        return None
 
 
 class _Repository:
@@ -126,14 +134,23 @@ class _Repository:
         return Path(found)
 
     def _cached(self, file: str | None) -> Path:
-        """Without a network: what the cache has, if it is complete."""
+        """Without a network: what the cache has. Opening it will name what is missing."""
+        from huggingface_hub import snapshot_download
+
         try:
             if file is not None:
                 paths = [self._path(str(part)) for part in part_paths(Path(file))]
                 return paths[0]
-            return self._path("config.json").parent
+            snapshot = partial(snapshot_download, self.name, revision=self.revision, local_files_only=True,
+                               allow_patterns=["config.json", "*.gguf"])
+            folder = Path(self._call("the cached copy", snapshot))
+            models = sorted({part_paths(path)[0] for path in folder.rglob("*.gguf")})
+            return models[0] if len(models) == 1 and not (folder / "config.json").exists() else folder
         except DownloadError as error:
-            raise DownloadError(f"{error}, and HF_HUB_OFFLINE forbids downloading; unset it, or give a path") from error
+            raise DownloadError(
+                f"{self.name} (revision {self.revision}) is not in the cache, and HF_HUB_OFFLINE forbids downloading; "
+                "unset it, or give a path"
+            ) from error
 
     def _call(self, what: str, call: Callable[[], Any], need: int = 0, folder: Path | None = None) -> Any:
         """Run one request of the hub client and turn whatever it raises into a DownloadError."""

@@ -47,6 +47,7 @@ def list_devices() -> Devices:
     """Every GPU that the driver shows. Never raises; makes each GPU's context for a moment to ask for free memory."""
     try:
         from cuda.bindings import driver as api
+        from cuda.pathfinder import DynamicLibNotFoundError
     except Exception as error:
         return Devices((), (0, 0), f"the CUDA bindings cannot be loaded: {error}")
     try:
@@ -58,6 +59,8 @@ def list_devices() -> Devices:
         driver = (version // 1000, version % 1000 // 10)
         found = tuple(read_device(i, api) for i in range(value(api.cuDeviceGetCount(), api)))
         return Devices(found, driver, "" if found else "the NVIDIA driver shows no GPU")
+    except DynamicLibNotFoundError:
+        return Devices((), (0, 0), "no NVIDIA driver is installed (libcuda was not found)")
     except Exception as error:
         return Devices((), (0, 0), f"no usable NVIDIA driver: {error}")
 

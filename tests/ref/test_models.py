@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from harness import Load
+from hypothesis import given
+from hypothesis import strategies as st
 
 from blackwell_infer.checkpoint import open_checkpoint
 from blackwell_infer.errors import CheckpointError, UnsupportedModelError
@@ -89,6 +91,26 @@ def test_wrong_fields_are_named(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(CheckpointError, match=words) as error:
         read(**changes)
     assert "config field" in str(error.value) and "\n" not in str(error.value)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["llama3", "linear", "silu", "", "1e3"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(
+        ["rope_type", "type", "factor", "rope_theta", "low_freq_factor", "high_freq_factor", "partial_rotary_factor",
+         "original_max_position_embeddings", "x"]), inner, max_size=6), max_leaves=8)
+FIELDS = (*PLAIN, "head_dim", "hidden_act", "rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor",
+          "tie_word_embeddings", "attention_bias", "sliding_window", "layer_types", "quantization_config")
+
+
+@given(base=st.sampled_from([{}, MISTRAL, QWEN3]), changes=st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=3))
+def test_any_json_is_read_or_refused(base: dict[str, Any], changes: dict[str, Any]) -> None:
+    try:
+        cfg = read(**base | changes)
+    except CheckpointError:
+        return
+    if cfg.rope.dim < 1 << 16:
+        table = rope.rope_table(cfg.rope, 3)
+        assert np.isfinite(table).all()
 
 
 @pytest.mark.parametrize(("changes", "words"), [

@@ -86,10 +86,12 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         hub, path = self.server, unquote(urlsplit(self.path).path)
         token = self.headers.get("Authorization")
+        name = "/".join(path.removeprefix("/api/models/").strip("/").split("/")[:2])
+        if not name.startswith("org/"):
+            return self.reply(404)               # what the client asks once per process, of no repository
         hub.tokens.add(token)
         if hub.broken:
             return self.reply(500)
-        name = "/".join(path.removeprefix("/api/models/").strip("/").split("/")[:2])
         if name == GATED:
             return self.reply(403, headers={"X-Error-Code": "GatedRepo"})
         if name not in hub.files or (name == PRIVATE and token != "Bearer secret"):
@@ -128,7 +130,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     # The client reads HF_ENDPOINT and HF_HOME once, at import; test_environment_variables checks the real ones.
     template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
     for name, value in {"ENDPOINT": server.url, "HUGGINGFACE_CO_URL_TEMPLATE": template,
-                        "HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": False}.items():
+                        "HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": False,
+                        "AGENT_HARNESSES_PATH": str(tmp_path / "harnesses")}.items():
         monkeypatch.setattr(constants, name, value)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setattr(file_download.time, "sleep", lambda seconds: None)

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from blackwell_infer.errors import KernelError
-from blackwell_infer.kernels.compile import Builder, Usage
+from blackwell_infer.kernels.compile import Builder, Usage, compiler_version
 from blackwell_infer.kernels.kernel import ARCHS, Kernel, Variant
 
 TABLE = Path(__file__).resolve().parents[1] / "tests" / "data" / "registers.json"
@@ -69,7 +69,8 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 1
     if args.source is None and not args.arch:
-        TABLE.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")
+        version = ".".join(map(str, compiler_version()))
+        TABLE.write_text(json.dumps({"compiler": version, "registers": table}, indent=1, sort_keys=True) + "\n")
     return 0
 
 

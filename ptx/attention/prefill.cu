@@ -10,8 +10,9 @@
 // every query's sight are skipped. A masked value must not reach a query even as 0 * NaN: slots beyond the row's length
 // are filled with zeros, and in a tile that only some queries see, values that are not finite are added by hand. P
 // stays in registers: the accumulator of q k is the A fragment of p v.
-// Shared memory (dynamic): (ROWS + 4 KEYS) D elements; 16-byte chunk c of row r stands at c ^ (r % 8), so that ldmatrix
-// meets no bank conflict. Archs: all. FLOPs: 4 D per visible (query, key). Bytes: K and V once per tile, from L2.
+// Shared memory (dynamic): (ROWS + 4 KEYS) D elements, 32 static bytes; 16-byte chunk c of row r stands at c ^ (r % 8),
+// so that ldmatrix meets no bank conflict. Archs: all. FLOPs: 4 D per visible (query, key). Bytes: K and V once per
+// tile, from L2.
 // Compiled, not yet measured.
 #include "mma.cuh"
 #include "softmax.cuh"
@@ -23,13 +24,20 @@ __device__ __forceinline__ u32 chunk_at(u32 base, int r, int c) { return base + 
 
 // Whether a tile of values holds one that is not finite; every thread of the CTA asks.
 __device__ __forceinline__ bool found_odd(const uint4* values) {
+    __shared__ u32 flags[THREADS / 32];
     u32 odd = 0;
 #pragma unroll 1
     for (int c = threadIdx.x; c < KEYS * D / 8; c += THREADS) {
         const uint4 v = values[c];
         odd |= odd_halves<act_t>(v.x) | odd_halves<act_t>(v.y) | odd_halves<act_t>(v.z) | odd_halves<act_t>(v.w);
     }
-    return __syncthreads_or(odd != 0);
+    const bool found = __any_sync(0xFFFFFFFFu, odd != 0);
+    if (threadIdx.x % 32 == 0) flags[threadIdx.x / 32] = found;
+    __syncthreads();
+    odd = 0;
+#pragma unroll
+    for (int w = 0; w < THREADS / 32; ++w) odd |= flags[w];
+    return odd != 0;
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)

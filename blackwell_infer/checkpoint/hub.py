@@ -48,6 +48,11 @@ def _existing(model: str) -> Path | None:
         return None
 
 
+def _free(folder: Path) -> int:
+    """Free bytes where `folder` is or will be."""
+    return shutil.disk_usage(next(p for p in (folder, *folder.absolute().parents) if p.exists())).free
+
+
 class _Repository:
     """One repository of the hub at one revision."""
 
@@ -114,15 +119,13 @@ class _Repository:
         return paths[0]
 
     def _check_space(self, folder: Path, need: int) -> None:
-        existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-        free = shutil.disk_usage(existing).free
-        if need > free:
+        if need > _free(folder):
             raise self._full(folder, need)
 
     def _full(self, folder: Path, need: int) -> DownloadError:
         return DownloadError(
-            f"{self.name}: the download needs {need} bytes in {folder}, more than the disk has free; "
-            "free some space, or set HF_HOME to a folder on another disk"
+            f"{self.name}: the disk is full: the download needs {need} bytes in {folder}, {_free(folder)} are free; "
+            "make room, or set HF_HOME to a folder on another disk"
         )
 
     def _path(self, name: str) -> Path:

@@ -44,7 +44,14 @@ FLOOR = {F32: 1e-5, F16: 1e-4, BF16: 1e-4}
 ROUNDED = {F32: 2e-5, F16: 1.5e-3, BF16: 1.2e-2}
 """Absolute floor of matrix products and attention: tensor cores take operands of the activation dtype, so weights of
 other formats and softmax weights are rounded to it first (2^-12 or 2^-9 each, relative). With K terms whose squares
-sum to about 1 the error is normal with that deviation; the floor is 6 deviations. Accumulation is float32."""
+sum to about 1 the error is normal with that deviation; the floor is 6 deviations. Accumulation is float32. Dense
+weights of the activation dtype need no such rounding: they keep `FLOOR`."""
+
+
+def product_floor(dtype: str, forms: tuple[str, ...]) -> float:
+    """Absolute floor of a product with weights of these formats."""
+    return FLOOR[dtype] if set(forms) == {inputs.STORAGE[dtype]} else ROUNDED[dtype]
+
 
 
 NAN, INF = float("nan"), float("inf")
@@ -206,10 +213,11 @@ def listed() -> Iterable[Case]:
     for dtype, forms, t, k, rows, bias, bad in LINEARS:
         name = text("linear", dtype, forms, f"T{t}", f"K{k}", rows, *("bias",) * bias, *("bad" for _ in bad[:1]))
         yield Case(name, "linear", partial(inputs.make_linear, dtype=dtype, forms=forms, tokens=t, cols=k, rows=rows,
-                                           bias=bias, bad=bad), ULP[dtype], ROUNDED[dtype])
+                                           bias=bias, bad=bad), ULP[dtype], product_floor(dtype, forms))
     for dtype, form, t, k, v in LOGITS:
         yield Case(text("logits", dtype, form, f"N{t}", f"H{k}", f"V{v}"), "logits", partial(
-            inputs.make_logits, dtype=dtype, form=form, tokens=t, cols=k, vocab=v), ULP[F32], ROUNDED[dtype])
+            inputs.make_logits, dtype=dtype, form=form, tokens=t, cols=k, vocab=v),
+                   ULP[F32], product_floor(dtype, (form,)))
     for dtype, t, inner, bad in SWIGLUS:
         yield Case(text("swiglu", dtype, f"T{t}", f"I{inner}", *("bad" for _ in bad[:1])), "swiglu", partial(
             inputs.make_swiglu, dtype=dtype, tokens=t, inner=inner, bad=bad), ULP[dtype], FLOOR[dtype])

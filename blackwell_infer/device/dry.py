@@ -13,7 +13,7 @@ from blackwell_infer.device.check import Signature, check_copy, check_shape, des
 from blackwell_infer.device.queue import Closable, Dim, Scalar
 from blackwell_infer.device.tensor import Tensor
 from blackwell_infer.device.trace import Launch
-from blackwell_infer.errors import DeviceError
+from blackwell_infer.errors import DeviceError, KernelError
 from blackwell_infer.kernels.kernel import Variant
 from blackwell_infer.types import Array
 
@@ -116,7 +116,7 @@ class DryQueue:
                pdl: bool = False) -> None:
         check_shape(v, self.arch, grid, block, smem)
         if self.arch not in v.kernel.archs:
-            raise DeviceError(f"{v.key}: no kernel for {self.arch}; it exists for {', '.join(v.kernel.archs)}")
+            raise KernelError(f"{v.key}: no kernel for {self.arch}; it exists for {', '.join(v.kernel.archs)}")
         signature = Signature(v.kernel)
         signature.pack(bytearray(signature.nbytes), args)
         for p, arg in zip(v.kernel.params, args, strict=True):

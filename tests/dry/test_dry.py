@@ -11,7 +11,7 @@ from blackwell_infer.device.arena import ALIGN, BLOCK, Arena
 from blackwell_infer.device.check import Signature, check_shape
 from blackwell_infer.device.dry import DryBlock, DryQueue
 from blackwell_infer.device.trace import difference, from_lines, same_grids, to_lines
-from blackwell_infer.errors import DeviceError, OutOfMemoryError
+from blackwell_infer.errors import DeviceError, KernelError, OutOfMemoryError
 from blackwell_infer.kernels.kernel import Kernel, Param
 
 SCALE = Kernel("scale.cu", "scale", (
@@ -70,7 +70,7 @@ def test_launch_shapes_have_limits(grid: tuple[int, int, int], block: tuple[int,
 
 def test_a_kernel_of_another_arch_is_refused() -> None:
     kernel = Kernel("a.cu", "a", (), archs=("sm_120f",))
-    with pytest.raises(DeviceError, match="no kernel for sm_90a; it exists for sm_120f"):
+    with pytest.raises(KernelError, match="no kernel for sm_90a; it exists for sm_120f"):
         DryQueue("sm_90a").launch(kernel.variant(), ONE, ONE)
 
 

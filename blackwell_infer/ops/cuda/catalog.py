@@ -2,7 +2,11 @@
 from __future__ import annotations
 
 from blackwell_infer.kernels.kernel import Kernel
-from blackwell_infer.ops.cuda import activation, attention, linear, norm, rope, sample
+from blackwell_infer.ops.cuda.activation import KERNELS as ACTIVATION
+from blackwell_infer.ops.cuda.attention import KERNELS as ATTENTION
+from blackwell_infer.ops.cuda.linear import KERNELS as LINEAR
+from blackwell_infer.ops.cuda.norm import KERNELS as NORM
+from blackwell_infer.ops.cuda.rope import KERNELS as ROPE
+from blackwell_infer.ops.cuda.sample import KERNELS as SAMPLE
 
-ALL_KERNELS: tuple[Kernel, ...] = (
-    *linear.KERNELS, *norm.KERNELS, *rope.KERNELS, *attention.KERNELS, *activation.KERNELS, *sample.KERNELS)
+ALL_KERNELS: tuple[Kernel, ...] = (*LINEAR, *NORM, *ROPE, *ATTENTION, *ACTIVATION, *SAMPLE)

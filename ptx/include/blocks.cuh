@@ -7,7 +7,7 @@
 //                                    reference's dequantisation (one rounding)
 //   open(chunk, t), piece(quad, ...) the same for the four lanes t of a quad that read one row together: each decodes
 //                                    two of the eight sub-block scales and the others fetch them by shuffle
-// ALIGNED: every chunk starts at a multiple of 16 bytes from the matrix. STRIDE and STAGES are the geometry of ring.cuh:
+// ALIGNED: every chunk starts at a multiple of 16 bytes from the matrix. STRIDE and STAGES are ring.cuh's geometry:
 // bytes between the chunks of neighbouring rows in shared memory (room for a chunk and its misaligned head, spread over
 // the banks) and the number of chunks of a row that are under way at once.
 // The macro FORMAT (f32, f16, bf16, q8_0, q4_0, q4_k, q5_k, q6_k) gives format_t.
@@ -49,7 +49,7 @@ __device__ __forceinline__ void scale_bytes(words2_t v, float scale, float offse
 
 struct no_quad {};
 
-// Dense rows. ALIGNED rows (16-byte aligned pieces) are read with wide loads, others element by element.
+// Dense rows. Pieces at 16-byte boundaries are read with wide loads, others element by element.
 template <typename T, int CHUNK> struct dense_format {
     typedef T storage_t;
     typedef no_quad row_t;

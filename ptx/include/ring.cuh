@@ -1,9 +1,9 @@
 // What the small-M matmuls share: 16 rows of a weight matrix stream through shared memory, chunk by chunk (blocks.cuh),
 // and the partial sums of the warps of a CTA meet in a fixed order.
 //
-// The chunks of a row are dealt to the WARPS warps of a CTA in turn: warp i takes chunks i, i + WARPS, ... Each warp has
-// a ring of its own of F::STAGES chunks x 16 rows and needs no barrier with the others. The deal depends on K and the
-// format alone, so a result never depends on how many activation rows there are.
+// The chunks of a row are dealt to the WARPS warps of a CTA in turn: warp i takes chunks i, i + WARPS, ... Each warp
+// has a ring of its own of F::STAGES chunks x 16 rows and needs no barrier with the others. The deal depends on K and
+// the format alone, so a result never depends on how many activation rows there are.
 #pragma once
 #include "blocks.cuh"
 #include "mma.cuh"

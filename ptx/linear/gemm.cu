@@ -5,8 +5,8 @@
 // Grid: (ceil(M / TILE_M), ceil(N / 128)), M first so that neighbours share the weights; 256 threads.
 // A CTA makes a TILE_M x 128 tile of y; its 8 warps stand 2 x 4 and make TILE_M/2 x 32 each with mma m16n8k16.
 // K advances by 32 through a ring of 4 stages filled with cp.async; rows past M or N and k past K read as zeros.
-// Shared memory: dynamic, 4 stages x (TILE_M + 128) rows of 64 bytes (48 or 64 KiB). The 16-byte unit c of row r lies at
-// c ^ (r / 2) % 4, so that the eight rows of an ldmatrix hit all banks once.
+// Shared memory: dynamic, 4 stages x (TILE_M + 128) rows of 64 bytes (48 or 64 KiB). The 16-byte unit c of row r lies
+// at c ^ (r / 2) % 4, so that the eight rows of an ldmatrix hit all banks once.
 // Archs: all. Bytes moved: x N/128 times and w M/TILE_M times through L2, y once. Compiled, not yet measured.
 #include "mma.cuh"
 

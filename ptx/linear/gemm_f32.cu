@@ -16,7 +16,8 @@ struct slice_t {
     float x[4], w[4];
 };
 
-__device__ __forceinline__ slice_t fetch_slice(const float* x, const float* w, int m0, int n0, int k, int M, int N, int K) {
+__device__ __forceinline__ slice_t fetch_slice(const float* x, const float* w, int m0, int n0, int k, int M, int N,
+                                               int K) {
     slice_t s;
     k += threadIdx.x & 7;
 #pragma unroll

@@ -28,7 +28,8 @@ template <typename F> __device__ __forceinline__ float dense_element(const u8* r
     return to_float(load<T>(row + (i64)k * sizeof(T)));
 }
 
-extern "C" __global__ void __launch_bounds__(256) weight_rows(const u8* w, const int* ids, act_t* out, int first, int V, int K) {
+extern "C" __global__ void __launch_bounds__(256)
+    weight_rows(const u8* w, const int* ids, act_t* out, int first, int V, int K) {
     typedef format_t F;
     pdl_launch();
     pdl_wait();

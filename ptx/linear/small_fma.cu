@@ -1,7 +1,8 @@
 // y[m, column + n] = sum_k x[m, k] w[n, k] + bias[n] for few rows m, float32 activations, weights of any format.
 //
 // x [M, K] float32, w [N, K] FORMAT blocks exactly as in the file, bias [N] float32 or null, y row-major float32 with
-// `stride` elements between rows. Everything is float32 multiply-add; nothing is rounded below that.
+// `stride` elements between rows (`wide` or not: the output is float32). Everything is float32 multiply-add; nothing is
+// rounded below that.
 // Grid: 1-D, ceil(M / 16) * ceil(N / 16) CTAs of 256 threads; CTAs that read the same weights are neighbours.
 // A CTA makes a 16 x 16 tile of y; its 8 warps split K by chunks (ring.cuh). A lane holds eight consecutive k of two
 // weight rows and multiplies them with every activation row in turn; the four lanes of a quad add up by shuffle, the
@@ -12,7 +13,8 @@
 #include "ring.cuh"
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS)
-    linear_small_fma(const float* x, const u8* w, const float* bias, float* y, int M, int N, int K, int stride, int column) {
+    linear_small_fma(const float* x, const u8* w, const float* bias, void* y, int M, int N, int K, int stride,
+                     int column, int wide) {
     typedef format_t F;
     extern __shared__ __align__(16) u8 shared[];
     const int groups = (M + TILE - 1) / TILE;
@@ -82,5 +84,5 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS)
             if (t == 0) sums[(warp * TILE + m) * SUM_STRIDE + g + 8 * h] = v;
         }
     __syncthreads();
-    store_sums(sums, bias, y, m0, M, n0, N, stride, column, 1);
+    store_sums(sums, bias, y, m0, M, n0, N, stride, column, wide);
 }

@@ -3,9 +3,10 @@
 // x [M, K] ACT (f16 or bf16), w [N, K] FORMAT blocks exactly as in the file, bias [N] float32 or null, y row-major with
 // `stride` elements between rows, ACT or (wide) float32.
 // Grid: 1-D, ceil(M / 16) * ceil(N / 16) CTAs of 256 threads; CTAs that read the same weights are neighbours.
-// A CTA makes a 16 x 16 tile of y. Its 8 warps split K by chunks (ring.cuh). A warp takes weight rows as the rows of the
-// m16n8k16 A operand and activation rows as the columns of B (8 of them, or 16 with a second product), so one or sixteen
-// activation rows read the same weight bytes, in the same order of additions: a row's bits do not depend on the others.
+// A CTA makes a 16 x 16 tile of y. Its 8 warps split K by chunks (ring.cuh). A warp takes weight rows as the rows of
+// the m16n8k16 A operand and activation rows as the columns of B (8 of them, or 16 with a second product), so one or
+// sixteen activation rows read the same weight bytes, with the same order of additions: a row's bits do not depend on
+// the others.
 // Weights are dequantised in registers to float32 exactly and rounded once to ACT; products are summed in float32.
 // A lane holds eight consecutive k of two weight rows (g and g + 8) and of one activation row; two products use them,
 // with k permuted alike in A and B (mma.cuh).
@@ -53,8 +54,8 @@ template <typename F> __device__ __forceinline__ words4_t activation_pairs(const
 }
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS)
-    linear_small_mma(const act_t* x, const u8* w, const float* bias, void* y, int M, int N, int K, int stride, int column,
-                     int wide) {
+    linear_small_mma(const act_t* x, const u8* w, const float* bias, void* y, int M, int N, int K, int stride,
+                     int column, int wide) {
     typedef format_t F;
     extern __shared__ __align__(16) u8 shared[];
     const int groups = (M + TILE - 1) / TILE;

@@ -1,0 +1,75 @@
+"""Embedding and matmuls. Few rows go through one kernel per format with one order of additions (ptx/linear/small_*.cu),
+so a row's bits do not depend on the rows beside it; many rows go through a GEMM (gemm.py)."""
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from blackwell_infer.device.queue import Queue
+from blackwell_infer.device.tensor import Tensor
+from blackwell_infer.errors import KernelError
+from blackwell_infer.kernels.kernel import Kernel, Param
+from blackwell_infer.ops.cuda.gemm import KERNELS as GEMM_KERNELS
+from blackwell_infer.ops.cuda.gemm import large
+from blackwell_infer.ops.cuda.rows import FORMATS, WEIGHT_ROWS, choose, embed
+from blackwell_infer.quant.format import Linear, Weight
+from blackwell_infer.types import Array
+
+__all__ = ["KERNELS", "embed", "linear", "logits"]
+
+SMALL_ROWS = 64
+"""Most activation rows of the small kernels, which read the weights once per 16 rows, three times from the L2 cache."""
+TILE = 16
+RING = {"f32": 2 * 272, "f16": 2 * 320, "bf16": 2 * 320, "q8_0": 2 * 288, "q4_0": 3 * 160, "q4_k": 3 * 160,
+        "q5_k": 3 * 176, "q6_k": 3 * 224}
+"""Bytes of shared memory per weight row and warp: STAGES x STRIDE of ptx/include/blocks.cuh."""
+
+_COMMON = (Param("x", "in"), Param("w", "in"), Param("bias", "in", "float32"), Param("y", "out"), Param("M", "i32"),
+           Param("N", "i32"), Param("K", "i32"), Param("stride", "i32"), Param("column", "i32"), Param("wide", "i32"))
+SMALL_MMA = Kernel("linear/small_mma.cu", "linear_small_mma", _COMMON, {"FORMAT": FORMATS, "ACT": ("f16", "bf16")})
+SMALL_FMA = Kernel("linear/small_fma.cu", "linear_small_fma", _COMMON, {"FORMAT": FORMATS, "ACT": ("f32",)})
+KERNELS = (SMALL_MMA, SMALL_FMA, WEIGHT_ROWS, *GEMM_KERNELS)
+
+SMALL = {
+    **{(form, "float32"): SMALL_FMA.variant(FORMAT=form, ACT="f32") for form in FORMATS},
+    **{(form, "float16"): SMALL_MMA.variant(FORMAT=form, ACT="f16") for form in FORMATS},
+    **{(form, "bfloat16"): SMALL_MMA.variant(FORMAT=form, ACT="bf16") for form in FORMATS}}
+
+
+def linear(q: Queue, x: Array, w: Linear, bias: Array | None = None) -> Array:
+    """x [T, K] times each row block of w transposed, side by side, plus bias -> [T, sum of rows] of x's dtype."""
+    return outputs(q, "linear", x, w, bias, x.dtype)
+
+
+def logits(q: Queue, x: Array, w: Linear) -> Array:
+    """Like `linear` without bias, not rounded: float32 [N, V]."""
+    return outputs(q, "logits", x, w, None, np.dtype(np.float32))
+
+
+def outputs(q: Queue, op: str, x: Array, w: Linear, bias: Array | None, dtype: np.dtype[Any]) -> Array:
+    """All row blocks of w into one array of `dtype`. KernelError: no kernel for a format or type, or K differs."""
+    (m, k), total = x.shape, sum(block.shape[0] for block in w)
+    out = q.empty((m, total), dtype)
+    column = 0
+    for block in w:
+        n = block.shape[0]
+        if block.shape[1] != k:
+            raise KernelError(f"{op}: x has rows of {k} elements, a {block.format} weight has rows of {block.shape[1]}")
+        part = None if bias is None else bias[column:column + n]
+        if m and n:
+            multiply(q, op, x, block, part, out, column)
+        column += n
+    return out
+
+
+def multiply(q: Queue, op: str, x: Array, w: Weight, bias: Array | None, out: Tensor, column: int) -> None:
+    """One row block into its columns of `out`. The GEMM of 16-bit operands needs rows of a multiple of 16 bytes."""
+    (m, k), n = x.shape, w.shape[0]
+    v = choose(q, op, SMALL, w.format, x.dtype)
+    if m > SMALL_ROWS and (x.dtype == np.float32 or k % 8 == 0):
+        large(q, x, w, bias, out, column)
+        return
+    blocks = -(-m // TILE) * -(-n // TILE)
+    q.launch(v, (blocks, 1, 1), (256, 1, 1), x, w.parts[0], bias, out, m, n, k, out.shape[1], column,
+             int(out.dtype == np.float32), smem=8 * TILE * RING[w.format], pdl=True)

@@ -1,0 +1,349 @@
+"""Which tokens run in the next step: two pure functions, `plan` and `commit`, over plain data.
+
+A sequence is one answer (or one text to score). It waits, runs, and may be preempted: its pages are taken away and it
+waits again with the tokens it has, which are prefilled anew when it is admitted again (recompute). Nothing that was
+emitted is lost or repeated. Invariants between steps:
+
+- no page belongs to two sequences; a page is free or owned;
+- every running sequence is older than every waiting one, so a waiting one is never overtaken;
+- a step advances some sequence, and what stands in the way of the oldest one is bounded, so every sequence ends.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from collections.abc import Sequence as Items
+from typing import Any, Literal
+
+import msgspec
+
+from blackwell_infer.engine.tokens import TokenLog
+from blackwell_infer.errors import RequestError
+from blackwell_infer.kv.spec import PAGE
+
+LEAST_SHARE = 256
+"""Tokens below which a step's prefill budget is not divided further."""
+
+Finish = Literal["stop", "length", "error", "scored"]
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What one step may hold: rows, tokens, tokens of scored texts (their logits take memory), pages of the cache."""
+
+    batch: int
+    step_tokens: int
+    score_tokens: int
+    pages: int
+    context: int
+
+
+class Sequence(msgspec.Struct, frozen=True, kw_only=True):
+    """One answer under way. Ids grow with arrival. `cached` tokens of prompt and answer have keys in `pages`.
+
+    `limit` is the most answer tokens; `score` marks a text whose tokens are only looked at. `slot` is the sequence's
+    own number below `Limits.batch` while it runs.
+    """
+
+    id: int
+    prompt: tuple[int, ...]
+    limit: int
+    stop_ids: frozenset[int] = frozenset()
+    score: bool = False
+    answer: TokenLog = msgspec.field(default_factory=TokenLog)
+    cached: int = 0
+    pages: tuple[int, ...] = ()
+    slot: int = -1
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and answer."""
+        return len(self.prompt) + len(self.answer)
+
+    @property
+    def pending(self) -> int:
+        """Tokens without keys and values yet: 1 while it decodes."""
+        return self.length - self.cached
+
+    def tokens(self, first: int, last: int) -> tuple[int, ...]:
+        """Tokens first..last-1 of prompt and answer."""
+        n = len(self.prompt)
+        return self.prompt[first:last] + (self.answer.part(max(first - n, 0), last - n) if last > n else ())
+
+
+class State(msgspec.Struct, frozen=True):
+    """Everything the scheduler knows. Both tuples are in order of arrival; `free` has bit p set if page p is free."""
+
+    free: int
+    waiting: tuple[Sequence, ...] = ()
+    running: tuple[Sequence, ...] = ()
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One sequence's part of a step: `tokens` at positions from `start`, and what is wanted of them.
+
+    `pages` is the whole block table, whose last `new_pages` were taken for this step. `restart` marks the first row
+    after an admission: what the runner knows of the slot is out of date.
+    """
+
+    id: int
+    slot: int
+    tokens: tuple[int, ...]
+    start: int
+    pages: tuple[int, ...]
+    new_pages: int
+    restart: bool
+    samples: bool
+    scores: bool
+
+    @property
+    def end(self) -> int:
+        """Position after the last token."""
+        return self.start + len(self.tokens)
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """The rows of a step, oldest sequence first, and the ids of sequences that lose their pages before it."""
+
+    rows: tuple[Row, ...]
+    preempted: tuple[int, ...] = ()
+
+
+class Emitted(msgspec.Struct, frozen=True):
+    """What a step did for one sequence: a sampled token (-1: none could be chosen) or scored positions, and its end.
+
+    `row` indexes `Plan.rows`; `sample` counts the sampling rows before it.
+    """
+
+    id: int
+    row: int
+    sample: int
+    token: int = -1
+    finish: Finish | None = None
+
+
+def pages_for(tokens: int) -> int:
+    """Pages that hold so many tokens."""
+    return -(-tokens // PAGE)
+
+
+def start(limits: Limits) -> State:
+    """Nothing runs and every page is free."""
+    return State(free=(1 << limits.pages) - 1)
+
+
+def submit(state: State, limits: Limits, sequence: Sequence) -> State:
+    """Queue a sequence behind all others. RequestError if it can never run."""
+    room = min(limits.context, limits.pages * PAGE)
+    asked = len(sequence.prompt)
+    if not asked:
+        raise RequestError("the prompt is empty; give at least one token")
+    if asked > room or (asked == room and not sequence.score):
+        raise RequestError(f"the prompt has {asked} tokens and the context holds {room} (prompt and answer together); "
+                           "shorten the prompt or raise max_context" +
+                           (" and kv_pages" if room < limits.context else ""))
+    if not sequence.score:
+        sequence = msgspec.structs.replace(sequence, limit=min(sequence.limit, room - asked))
+    return msgspec.structs.replace(state, waiting=(*state.waiting, sequence))
+
+
+def cancel(state: State, ids: frozenset[int]) -> State:
+    """Forget sequences, wherever they stand; unknown ids are none of its business."""
+    gone = [s for s in state.running if s.id in ids]
+    return State(free=state.free | mask(p for s in gone for p in s.pages),
+                 waiting=tuple(s for s in state.waiting if s.id not in ids),
+                 running=tuple(s for s in state.running if s.id not in ids))
+
+
+def mask(pages: Iterable[int]) -> int:
+    """The set of pages as bits."""
+    listed = list(pages)
+    bits = bytearray(max(listed, default=0) // 8 + 1)
+    for page in listed:
+        bits[page >> 3] |= 1 << (page & 7)
+    return int.from_bytes(bits, "little")
+
+
+def plan(state: State, limits: Limits) -> Plan:
+    """The next step: decode rows first, then chunks of prompts in order of arrival, then new admissions.
+
+    Prompts share the tokens that decoding leaves: the oldest takes half, the next half of the rest, and so on; what is
+    left over goes to the oldest first. So a long prompt advances in every step and short ones behind it wait little.
+    A sequence without a free page takes those of the youngest running one (recompute later).
+    """
+    draft = Draft(state, limits)
+    for s in state.running:
+        if s.pending == 1 and not s.score and draft.budget > 0 and s.id not in draft.preempted:
+            draft.decode(s)
+    prompts = [s for s in state.running if (s.pending > 1 or s.score) and s.id not in draft.preempted]
+    prompts += draft.admissible(prompts)
+    for s, share in zip(prompts, shares(draft.wanted(prompts), draft.budget), strict=True):
+        if s.id in draft.preempted or (not share and s.slot >= 0):
+            continue
+        if not share or not draft.prefill(s, share):
+            break
+    return draft.plan()
+
+
+def shares(wanted: Items[int], budget: int) -> list[int]:
+    """Tokens of each prompt, oldest first; they sum to at most `budget`."""
+    given = []
+    for want in wanted:
+        given.append(min(want, max(-(-budget // 2), min(budget, LEAST_SHARE))))
+        budget -= given[-1]
+    for i, want in enumerate(wanted):
+        more = min(want - given[i], budget)
+        given[i] += more
+        budget -= more
+    return given
+
+
+class Draft:
+    """A plan in the making; lives within one call of `plan`."""
+
+    def __init__(self, state: State, limits: Limits) -> None:
+        self.state = state
+        self.limits = limits
+        self.free = state.free
+        self.budget = limits.step_tokens
+        self.running = list(state.running)
+        self.preempted: dict[int, Sequence] = {}
+        self.rows: dict[int, Row] = {}
+
+    def take(self, count: int) -> tuple[int, ...]:
+        """The lowest free pages."""
+        taken = []
+        for _ in range(count):
+            low = self.free & -self.free
+            taken.append(low.bit_length() - 1)
+            self.free ^= low
+        return tuple(taken)
+
+    def preempt_youngest(self, than: int) -> bool:
+        """Take the pages of the youngest running sequence, if it is younger than `than` and has no row yet."""
+        victim = self.running[-1] if self.running else None
+        if victim is None or victim.id <= than or victim.id in self.rows:
+            return False
+        self.running.pop()
+        self.preempted[victim.id] = victim
+        self.free |= mask(victim.pages)
+        return True
+
+    def decode(self, s: Sequence) -> None:
+        """One token of a running sequence, if there is a page for it."""
+        need = pages_for(s.cached + 1) - len(s.pages)
+        while self.free.bit_count() < need:
+            if not self.preempt_youngest(s.id):
+                self.running.pop()  # it is the youngest itself
+                self.preempted[s.id] = s
+                self.free |= mask(s.pages)
+                return
+        self.add(s, 1, need)
+
+    def wanted(self, prompts: Items[Sequence]) -> list[int]:
+        """Tokens that each prompt could take; scored ones share `score_tokens`, oldest first."""
+        found, left = [], self.limits.score_tokens
+        for s in prompts:
+            found.append(min(s.pending, left) if s.score else s.pending)
+            left -= found[-1] if s.score else 0
+        return found
+
+    def admissible(self, prompts: Items[Sequence]) -> list[Sequence]:
+        """Waiting sequences, in order, whose whole prompt fits the free pages beside what is running.
+
+        One page per running sequence is spared, so that admitting one does not preempt it at once.
+        """
+        if self.preempted:
+            return []
+        found: list[Sequence] = []
+        room = self.free.bit_count() - sum(pages_for(s.length) - len(s.pages) for s in prompts)
+        for s in self.state.waiting:
+            running = len(self.running) + len(found)
+            need = pages_for(s.length)
+            if running >= self.limits.batch or need + running > room:
+                break
+            room -= need
+            found.append(s)
+        return found
+
+    def prefill(self, s: Sequence, count: int) -> bool:
+        """Up to `count` tokens of a prompt, as pages allow. False if it found too few: younger ones must wait."""
+        have = len(s.pages) * PAGE - s.cached
+        need = pages_for(s.cached + count) - len(s.pages)
+        while self.free.bit_count() < need:
+            if not self.preempt_youngest(s.id):
+                break
+        got = min(need, self.free.bit_count())
+        fits = min(count, have + got * PAGE)
+        if fits:
+            self.add(s, fits, got)
+        return fits == count
+
+    def add(self, s: Sequence, count: int, new: int) -> None:
+        """Give the sequence a row with `new` pages; admit it if it waits."""
+        waits = s.slot < 0
+        if waits:
+            used = {r.slot for r in self.running}
+            s = msgspec.structs.replace(s, slot=next(i for i in range(self.limits.batch) if i not in used))
+            self.running.append(s)
+        end = s.cached + count
+        self.rows[s.id] = Row(
+            id=s.id, slot=s.slot, tokens=s.tokens(s.cached, end), start=s.cached, pages=s.pages + self.take(new),
+            new_pages=new, restart=waits, samples=end == s.length and not s.score, scores=s.score)
+        self.budget -= count
+
+    def plan(self) -> Plan:
+        return Plan(tuple(self.rows[i] for i in sorted(self.rows)), tuple(sorted(self.preempted)))
+
+
+def commit(state: State, done: Plan, sampled: Items[int]) -> tuple[State, tuple[Emitted, ...]]:
+    """The state after a step, and what it made. `sampled` holds one token per sampling row, in order; -1 is a failure.
+
+    Sequences that were cancelled while the step ran are skipped.
+    """
+    state = msgspec.structs.replace(state, **without_pages(state, done)) if done.preempted else state
+    fresh = {row.id for row in done.rows if row.restart}
+    after: dict[int, Sequence] = {s.id: s for s in state.running}
+    known: Mapping[int, Sequence] = after | {s.id: s for s in state.waiting if s.id in fresh}
+    free, events, sample = state.free, [], 0
+    for index, row in enumerate(done.rows):
+        position, sample = sample, sample + row.samples
+        s = known.get(row.id)
+        if s is None:
+            continue
+        if row.new_pages:
+            free &= ~mask(row.pages[len(row.pages) - row.new_pages :])
+        s = msgspec.structs.replace(s, cached=row.end, pages=row.pages, slot=row.slot)
+        finish: Finish | None = None
+        token = -1
+        if row.samples:
+            token = sampled[position]
+            s = s if token < 0 else msgspec.structs.replace(s, answer=s.answer.append(token))
+            finish = ending(s, token)
+            events.append(Emitted(s.id, index, position, token, finish))
+        elif row.scores:
+            finish = "scored" if s.pending == 0 else None
+            events.append(Emitted(s.id, index, position, -1, finish))
+        if finish is None:
+            after[s.id] = s
+        else:
+            after.pop(s.id, None)
+            free |= mask(s.pages)
+    return State(free=free, waiting=tuple(s for s in state.waiting if s.id not in fresh) if fresh else state.waiting,
+                 running=tuple(after[i] for i in sorted(after))), tuple(events)
+
+
+def without_pages(state: State, done: Plan) -> dict[str, Any]:
+    """The fields of a state whose preempted sequences wait again, without pages."""
+    lost = [s for s in state.running if s.id in done.preempted]
+    back = [msgspec.structs.replace(s, cached=0, pages=(), slot=-1) for s in lost]
+    return {"free": state.free | mask(p for s in lost for p in s.pages),
+            "running": tuple(s for s in state.running if s.id not in done.preempted),
+            "waiting": tuple(sorted((*back, *state.waiting), key=lambda s: s.id))}
+
+
+def ending(s: Sequence, token: int) -> Finish | None:
+    """Why a sequence ends after this token, if it does."""
+    if token < 0:
+        return "error"
+    if token in s.stop_ids:
+        return "stop"
+    return "length" if len(s.answer) >= s.limit else None

@@ -1,0 +1,247 @@
+"""Properties of `plan` and `commit` with a made-up model whose next token is a hash of everything before it."""
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence as Items
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from blackwell_infer.engine import scheduler
+from blackwell_infer.engine.scheduler import Limits, Plan, Sequence, State, shares
+from blackwell_infer.engine.tokens import TokenLog
+from blackwell_infer.errors import RequestError
+from blackwell_infer.kv.spec import PAGE
+
+VOCAB = 50
+STOP = frozenset({7})
+
+
+def model(tokens: Items[int]) -> int:
+    return int.from_bytes(hashlib.blake2b(repr(tuple(tokens)).encode(), digest_size=4).digest(), "big") % VOCAB
+
+
+def alone(prompt: tuple[int, ...], limit: int) -> list[int]:
+    """What the made-up model answers without any scheduler."""
+    answer: list[int] = []
+    while len(answer) < limit and not (answer and answer[-1] in STOP):
+        answer.append(model((*prompt, *answer)))
+    return answer
+
+
+class World:
+    """A scheduler with a cache that remembers which token was written where, as a GPU would."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.state = scheduler.start(limits)
+        self.cache: dict[tuple[int, int], int] = {}
+        self.out: dict[int, list[int]] = {}
+        self.ends: dict[int, str] = {}
+        self.scored: dict[int, list[int]] = {}
+        self.first_step: dict[int, int] = {}
+        self.steps = 0
+        self.preemptions = 0
+
+    def submit(self, id: int, prompt: tuple[int, ...], limit: int, score: bool = False) -> None:
+        self.state = scheduler.submit(self.state, self.limits, Sequence(
+            id=id, prompt=prompt, limit=limit, stop_ids=STOP, score=score))
+        self.out[id], self.scored[id] = [], []
+
+    def run(self, plan: Plan) -> list[int]:
+        """Write the tokens of a step, read each row back through its block table, and sample."""
+        sampled = []
+        for row in plan.rows:
+            for i, token in enumerate(row.tokens, row.start):
+                self.cache[row.pages[i // PAGE], i % PAGE] = token
+        for row in plan.rows:
+            seen = [self.cache[row.pages[i // PAGE], i % PAGE] for i in range(row.end)]
+            if row.samples:
+                sampled.append(model(seen))
+            if row.scores:
+                self.scored[row.id] = seen
+        return sampled
+
+    def step(self, cancel: frozenset[int] = frozenset()) -> None:
+        plan = scheduler.plan(self.state, self.limits)
+        self.check_plan(plan)
+        sampled = self.run(plan)
+        if cancel:
+            self.state = scheduler.cancel(self.state, cancel)
+        self.state, events = scheduler.commit(self.state, plan, sampled)
+        self.preemptions += len(plan.preempted)
+        self.steps += 1
+        for row in plan.rows:
+            self.first_step.setdefault(row.id, self.steps)
+        for e in events:
+            assert e.id not in self.ends and e.id not in cancel
+            if e.token >= 0:
+                assert e.token == sampled[e.sample]
+                self.out[e.id].append(e.token)
+            if e.finish:
+                self.ends[e.id] = e.finish
+        self.check_state()
+
+    def check_plan(self, plan: Plan) -> None:
+        busy = bool(self.state.running or self.state.waiting)
+        assert bool(plan.rows) == busy, "some sequence advances in every step"
+        assert sum(len(r.tokens) for r in plan.rows) <= self.limits.step_tokens
+        assert sum(len(r.tokens) for r in plan.rows if r.scores) <= self.limits.score_tokens
+        assert len(plan.rows) <= self.limits.batch
+        pages = [p for r in plan.rows for p in r.pages]
+        assert len(pages) == len(set(pages)) and all(0 <= p < self.limits.pages for p in pages)
+        assert all(len(r.pages) == scheduler.pages_for(r.end) or len(r.pages) * PAGE >= r.end for r in plan.rows)
+        assert len({r.slot for r in plan.rows}) == len(plan.rows)
+        assert not {r.id for r in plan.rows} & set(plan.preempted)
+
+    def check_state(self) -> None:
+        s = self.state
+        owned = [p for q in (*s.running, *s.waiting) for p in q.pages]
+        assert len(owned) == len(set(owned))
+        assert scheduler.mask(owned) & s.free == 0
+        assert len(owned) + s.free.bit_count() == self.limits.pages, "a page leaked"
+        ids = [q.id for q in (*s.running, *s.waiting)]
+        assert ids == sorted(ids), "running sequences are older than waiting ones"
+        assert all(q.pages == () and q.cached == 0 and q.slot == -1 for q in s.waiting)
+        slots = [q.slot for q in s.running]
+        assert len(set(slots)) == len(slots) <= self.limits.batch and all(0 <= x < self.limits.batch for x in slots)
+
+    def finish(self, bound: int = 20000) -> None:
+        while self.state.running or self.state.waiting:
+            self.step()
+            assert self.steps < bound, "a sequence does not end"
+        assert self.state.free.bit_count() == self.limits.pages
+
+
+limits = st.builds(
+    Limits, batch=st.integers(1, 6), step_tokens=st.integers(1, 90), score_tokens=st.integers(1, 40),
+    pages=st.integers(1, 12), context=st.integers(2, 12 * PAGE))
+request = st.tuples(st.integers(1, 150), st.integers(1, 70), st.booleans())
+
+
+def prompt_of(id: int, length: int) -> tuple[int, ...]:
+    return tuple((id * 31 + i * i) % VOCAB for i in range(length))
+
+
+@settings(max_examples=150, deadline=None)
+@given(limits, st.lists(request, min_size=1, max_size=10), st.data())
+def test_every_sequence_answers_as_if_it_were_alone(limits: Limits, wanted: list[tuple[int, int, bool]],
+                                                    data: st.DataObject) -> None:
+    world = World(limits)
+    room = min(limits.context, limits.pages * PAGE)
+    accepted: dict[int, tuple[int, int, bool]] = {}
+    cancelled: set[int] = set()
+    for id, (length, limit, score) in enumerate(wanted):
+        if length > room or (length == room and not score):
+            with pytest.raises(RequestError, match=f"{length} tokens and the context holds {room}"):
+                world.submit(id, prompt_of(id, length), limit, score)
+            continue
+        world.submit(id, prompt_of(id, length), limit, score)
+        accepted[id] = (length, limit, score)
+        for _ in range(data.draw(st.integers(0, 3))):
+            gone = data.draw(st.frozensets(st.integers(0, id), max_size=1)) if id % 3 == 2 else frozenset()
+            world.step(gone & accepted.keys() - world.ends.keys())
+            cancelled |= gone & accepted.keys() - world.ends.keys()
+    world.finish()
+    for id, (length, limit, score) in accepted.items():
+        expected = [] if score else alone(prompt_of(id, length), min(limit, room - length))
+        if id in cancelled:
+            assert world.out[id] == expected[: len(world.out[id])] and id not in world.ends
+        elif score:
+            assert world.scored[id] == list(prompt_of(id, length)) and world.ends[id] == "scored"
+        else:
+            assert world.out[id] == expected
+            assert world.ends[id] == ("stop" if expected[-1] in STOP else "length")
+
+
+@settings(max_examples=60, deadline=None)
+@given(limits, st.lists(request, min_size=2, max_size=8))
+def test_admission_is_in_order_of_arrival(limits: Limits, wanted: list[tuple[int, int, bool]]) -> None:
+    world = World(limits)
+    room = min(limits.context, limits.pages * PAGE)
+    for id, (length, limit, score) in enumerate(wanted):
+        world.submit(id, prompt_of(id, min(length, max(room - 1, 1))), limit, score)
+    world.finish()
+    firsts = [world.first_step[id] for id in range(len(wanted))]
+    assert firsts == sorted(firsts)
+
+
+def test_too_few_pages_preempt_the_youngest_and_lose_nothing() -> None:
+    world = World(Limits(batch=4, step_tokens=64, score_tokens=64, pages=5, context=128))
+    found = [p for p in (prompt_of(i, 20) for i in range(100)) if len(alone(p, 60)) == 60]
+    prompts = dict(enumerate(found[:4]))
+    for id, prompt in prompts.items():
+        world.submit(id, prompt, 60)
+    world.finish()
+    assert world.preemptions > 0
+    assert {id: world.out[id] for id in prompts} == {id: alone(p, 60) for id, p in prompts.items()}
+
+
+def test_a_long_prompt_advances_in_every_step_and_short_ones_do_not_wait_for_it() -> None:
+    world = World(Limits(batch=8, step_tokens=1024, score_tokens=64, pages=1000, context=20000))
+    world.submit(0, prompt_of(0, 10000), 4)
+    for id in range(1, 30):
+        world.submit(id, prompt_of(id, 40), 8)
+    world.finish()
+    assert world.first_step[1] == 1 and 1 in world.ends
+    assert world.steps < 40
+    assert max(world.first_step.values()) < 30
+
+
+def test_shares_of_a_budget() -> None:
+    assert shares([5000, 5000, 10], 4096) == [2048 + 1014, 1024, 10]
+    assert shares([100, 100], 64) == [64, 0]
+    assert shares([10, 5000, 5000], 2000) == [10, 995 + 497, 498]
+    assert shares([], 5) == [] and shares([3, 3], 0) == [0, 0]
+
+
+def test_decoding_goes_before_prompts() -> None:
+    world = World(Limits(batch=4, step_tokens=8, score_tokens=8, pages=64, context=512))
+    world.submit(0, prompt_of(0, 8), 20)
+    world.step()
+    world.submit(1, prompt_of(1, 100), 2)
+    plan = scheduler.plan(world.state, world.limits)
+    assert [(r.id, len(r.tokens)) for r in plan.rows] == [(0, 1), (1, 7)]
+
+
+def test_a_failed_sample_ends_only_its_own_sequence() -> None:
+    limits = Limits(batch=2, step_tokens=32, score_tokens=8, pages=8, context=64)
+    state: State = scheduler.start(limits)
+    for id in range(2):
+        state = scheduler.submit(state, limits, Sequence(id=id, prompt=(1, 2), limit=3))
+    state, events = scheduler.commit(state, scheduler.plan(state, limits), [-1, 4])
+    assert [(e.id, e.token, e.finish) for e in events] == [(0, -1, "error"), (1, 4, None)]
+    assert [s.id for s in state.running] == [1]
+
+
+def test_an_empty_prompt_is_refused() -> None:
+    limits = Limits(batch=2, step_tokens=32, score_tokens=8, pages=8, context=64)
+    with pytest.raises(RequestError, match="empty"):
+        scheduler.submit(scheduler.start(limits), limits, Sequence(id=0, prompt=(), limit=3))
+
+
+@given(st.lists(st.integers(0, 99)), st.lists(st.integers(0, 99)))
+def test_a_token_log_is_a_value(left: list[int], right: list[int]) -> None:
+    root = TokenLog((1, 2))
+    a = b = root
+    for token in left:
+        a = a.append(token)
+    for token in right:
+        b = b.append(token)
+    assert list(root) == [1, 2] and list(a) == [1, 2, *left] and list(b) == [1, 2, *right]
+    assert (a == b) == (left == right) and (left != right or hash(a) == hash(b))
+    assert a.part(1, 3) == tuple([1, 2, *left][1:3]) and len(b) == 2 + len(right)
+
+
+def test_long_answers_cost_the_same_per_token() -> None:
+    limits = Limits(batch=1, step_tokens=32, score_tokens=8, pages=4096, context=4096 * PAGE)
+    state = scheduler.submit(scheduler.start(limits), limits, Sequence(id=0, prompt=(1,), limit=10**6))
+    for _ in range(3000):
+        plan = scheduler.plan(state, limits)
+        assert len(plan.rows[0].tokens) == 1
+        state, _ = scheduler.commit(state, plan, [3])
+    answer = state.running[0].answer
+    assert len(answer) == 3000
+    assert msgspec.structs.replace(state.running[0], cached=0).tokens(2998, 3001) == (3, 3, 3)

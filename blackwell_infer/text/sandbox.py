@@ -21,7 +21,7 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-MAX_STEPS = 2_000_000
+MAX_STEPS = 500_000
 """loop steps and calls of one rendering; ten thousand messages need some tens of thousands"""
 MAX_LENGTH = 1 << 26
 """characters of any text and items of any list that a template builds"""
@@ -99,9 +99,11 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
 
     def call(self, context: Context, callee: Any, /, *args: Any, **kwargs: Any) -> Any:
         allowance(context).spend()
-        owner = getattr(callee, "__self__", None)
+        # Jinja hands out str.format behind a function of its own.
+        method = getattr(callee, "__wrapped__", callee)
+        owner = getattr(method, "__self__", None)
         if isinstance(owner, str):
-            name = callee.__name__
+            name = method.__name__
             # str.join may be given an iterator, which can be read only once.
             args = tuple([*arg] if name == "join" and not isinstance(arg, str) else arg for arg in args)
             _check(name, *((args[0], (owner,)) if name == "join" and args else (owner, (*args, *kwargs.values()))))

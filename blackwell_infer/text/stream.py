@@ -21,7 +21,7 @@ class Detokenizer:
     """Turns ids into text one by one; each call costs time in proportion to the token's own bytes.
 
     The pushes and the flush together give what `ids` add to `prompt_ids` in `Tokenizer.decode(prompt_ids + ids)`: a
-    leading space is dropped only where nothing stands before it, and a character begun in the prompt is completed.
+    leading space is dropped only where nothing stands before it, and a character begun in the prompt counts to the ids.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int] = ()) -> None:

@@ -118,11 +118,12 @@ class Tokenizer:
         forge them. A text with lone surrogates is a RequestError.
         """
         try:
-            with self._lock:
-                self.backend.encode_special_tokens = not specials
-                ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
+            text.encode()
         except UnicodeEncodeError as error:
             raise RequestError(f"the text is not valid Unicode (lone surrogate at character {error.start})") from error
+        with self._lock:
+            self.backend.encode_special_tokens = not specials
+            ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
         wanted = self.add_bos if bos is None else bos
         if not wanted:
             return ids

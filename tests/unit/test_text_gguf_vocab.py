@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Mapping
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,35 @@ def test_score_order_decides_and_leftmost_wins() -> None:
     pieces = [tokenizer.token(i) for i in tokenizer.encode("abab", bos=False)]
     assert pieces == ["▁", "ab", "ab"]
     assert [tokenizer.token(i) for i in tokenizer.encode("ba", bos=False)] == ["▁", "ba"]
+
+
+def by_scores(text: str, metadata: Mapping[str, Any], ids: dict[str, int]) -> list[int]:
+    """The definition: merge the best-scored neighbours, leftmost first, until none form a token."""
+    scores = metadata["tokenizer.ggml.scores"]
+    parts = list("▁" + text.replace(" ", "▁")) if text else []
+    while found := [(-scores[ids[a + b]], i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in ids]:
+        _, i = min(found)
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+    return [
+        i for part in parts
+        for i in ([ids[part]] if part in ids else [ids[f"<0x{byte:02X}>"] for byte in part.encode()])
+    ]
+
+
+LETTERS = st.sampled_from("aaabcdehinrst   \n\té你🦙1.,</s>") | st.characters(exclude_categories=["Cs"])
+
+
+@needs_data
+@given(st.text(LETTERS, max_size=40))
+def test_score_merges_follow_the_definition(text: str) -> None:
+    metadata = real_metadata(VECTORS / "ggml-vocab-llama-spm.gguf")
+    assert real("llama-spm").encode(text, bos=False, specials=False) == by_scores(text, metadata, spm_ids())
+
+
+@cache
+def spm_ids() -> dict[str, int]:
+    tokens = real_metadata(VECTORS / "ggml-vocab-llama-spm.gguf")["tokenizer.ggml.tokens"]
+    return {token: i for i, token in enumerate(tokens)}
 
 
 def test_unknown_characters_become_bytes_and_come_back() -> None:

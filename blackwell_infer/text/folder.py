@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blackwell_infer.checkpoint.hf import read_json
-from blackwell_infer.errors import TokenizerError
+from blackwell_infer.errors import TemplateError, TokenizerError
 from blackwell_infer.log import logger
 from blackwell_infer.text.gguf_vocab import tokenizer_from_gguf
 from blackwell_infer.text.sentencepiece import read_sentencepiece
@@ -70,8 +70,12 @@ def load_backend(file: Path) -> Backend:
 
 def template_source(path: Path) -> str | None:
     """The chat template of a folder: chat_template.jinja, else tokenizer_config.json's, else chat_template.json's."""
-    if (path / "chat_template.jinja").is_file():
-        return (path / "chat_template.jinja").read_text(encoding="utf-8")
+    file = path / "chat_template.jinja"
+    if file.is_file():
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise TemplateError(f"{file}: cannot be read as UTF-8 text ({error}); download it again") from error
     found = _optional(path / "tokenizer_config.json").get("chat_template")
     if found is None:
         found = _optional(path / "chat_template.json").get("chat_template")

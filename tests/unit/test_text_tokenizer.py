@@ -263,6 +263,10 @@ def test_template_sources(tmp_path: Path) -> None:
     assert source(write(tmp_path / "named", document(), {"chat_template": named})) == "plain"
     assert source(write(tmp_path / "one", document(), {"chat_template": named[:1]})) == "tools"
     assert source(write(tmp_path / "json", document(), {}, **{"chat_template.json": {"chat_template": "j"}})) == "j"
+    broken = write(tmp_path / "broken", document(), {})
+    (broken / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(TemplateError, match="UTF-8"):
+        open_text(Folder(broken))
     without = open_text(Folder(write(tmp_path / "none", document(), {})))
     with pytest.raises(TemplateError, match="without a chat template"):
         without.prompt([Message(role="user", content="hi")])

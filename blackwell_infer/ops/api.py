@@ -57,8 +57,8 @@ class Ops(Protocol):
         """Split qkv [T, (heads + 2 kv_heads) D]; norm q, k per head, rotate, append k and v; return q [T, heads, D].
 
         `rope_table` [C, 2, d/2] float32 holds cos (0) and sin (1) per position; the first d of D dims are rotated
-        in pairs (j, j + d/2), the rest pass through. q_norm, k_norm [D] float32 are RMS norm weights applied before rotation.
-        Values are rounded to the activation dtype once, after rotation; the cache stores its own dtype.
+        in pairs (j, j + d/2), the rest pass through. q_norm, k_norm [D] float32 are RMS norm weights applied before
+        rotation. Values are rounded to the activation dtype once, after rotation; the cache stores its own dtype.
         """
         ...
 
@@ -75,14 +75,15 @@ class Ops(Protocol):
 
         z = logits + bias (biases of one id add up in order); penalties per `types.Sampling` (repetition:
         z>0 ? z/r : z*r for tokens in prompt or answer; then z -= frequency * count; then z -= presence if count > 0),
-        all in float32 with one rounding per operation. temperature 0: the highest z, lowest id first. Otherwise z /= temperature and
-        e = exp_f32(z - max z) with the polynomial of `ops/ref/sample.py`, whose float32 operations are rounded one by
-        one (no fused multiply-add) so that every backend gives the same bits. Kept: e >= min_p; then the top_k largest
-        (ties at the boundary are kept); then the smallest set of largest whose mass reaches top_p of the mass kept so
-        far (ties kept). Mass is the integer floor(e * 2^40), so sums have no order. Then a 64-bit Philox4x32-10 draw
-        with key = seed and counter = (position, 0, 0, 0) is scaled by mulhi to the total mass and picks the first id
-        (ascending) whose running mass exceeds it. NaN logits and -inf are never chosen; +inf counts as the largest
-        float32. A row with no usable logit gives token -1. Rows with slot >= 0 add the chosen token to state.counts.
+        all in float32 with one rounding per operation. temperature 0: the highest z, lowest id first. Otherwise
+        z /= temperature and e = exp_f32(z - max z) with the polynomial of `ops/ref/sample.py`, whose float32
+        operations are rounded one by one (no fused multiply-add) so that every backend gives the same bits. Kept:
+        e >= min_p; then the top_k largest (ties at the boundary are kept); then the smallest set of largest whose mass
+        reaches top_p of the mass kept so far (ties kept). Mass is the integer floor(e * 2^40), so sums have no order.
+        Then a 64-bit Philox4x32-10 draw with key = seed and counter = (position, 0, 0, 0) is scaled by mulhi to the
+        total mass and picks the first id (ascending) whose running mass exceeds it. NaN logits and -inf are never
+        chosen; +inf counts as the largest float32. A row with no usable logit gives token -1. Rows with slot >= 0 add
+        the chosen token to state.counts.
         """
         ...
 

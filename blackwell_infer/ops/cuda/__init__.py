@@ -1,53 +1,6 @@
-"""The op table on a Queue: each method hands over to the launcher of the same name in the file of the same noun."""
+"""The ops on a queue, through kernels."""
 from __future__ import annotations
 
-from blackwell_infer.device.queue import Queue
-from blackwell_infer.kv.spec import PagedKV
-from blackwell_infer.ops.batch import Batch, PenaltyState, Sampled, SampleParams
-from blackwell_infer.ops.cuda import activation, attention, linear, norm, rope, sample
-from blackwell_infer.quant.format import Linear, Weight
-from blackwell_infer.types import Array
+from blackwell_infer.ops.cuda.table import CudaOps
 
-
-class CudaOps:
-    """`ops.api.Ops` through kernels on one queue. Holds nothing but the queue."""
-
-    def __init__(self, queue: Queue) -> None:
-        self.queue = queue
-
-    def embed(self, table: Weight, ids: Array, dtype: str) -> Array:
-        return linear.embed(self.queue, table, ids, dtype)
-
-    def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
-        return norm.rms_norm(self.queue, x, weight, eps)
-
-    def add_rms_norm(self, x: Array, residual: Array, weight: Array, eps: float) -> tuple[Array, Array]:
-        return norm.add_rms_norm(self.queue, x, residual, weight, eps)
-
-    def linear(self, x: Array, w: Linear, bias: Array | None = None) -> Array:
-        return linear.linear(self.queue, x, w, bias)
-
-    def logits(self, x: Array, w: Linear) -> Array:
-        return linear.logits(self.queue, x, w)
-
-    def swiglu(self, gate_up: Array) -> Array:
-        return activation.swiglu(self.queue, gate_up)
-
-    def take_rows(self, x: Array, index: Array) -> Array:
-        return activation.take_rows(self.queue, x, index)
-
-    def qkv_rope_append_(self, kv: PagedKV, qkv: Array, batch: Batch, rope_table: Array, heads: int,
-                         q_norm: Array | None = None, k_norm: Array | None = None, eps: float = 0.0) -> Array:
-        return rope.qkv_rope_append_(self.queue, kv, qkv, batch, rope_table, heads, q_norm, k_norm, eps)
-
-    def attend(self, q: Array, kv: PagedKV, batch: Batch, scale: float, window: int) -> Array:
-        return attention.attend(self.queue, q, kv, batch, scale, window)
-
-    def sample_(self, state: PenaltyState, logits: Array, params: SampleParams) -> Sampled:
-        return sample.sample_(self.queue, state, logits, params)
-
-    def penalty_load_(self, state: PenaltyState, slot: int, prompt: Array, answer: Array) -> None:
-        sample.penalty_load_(self.queue, state, slot, prompt, answer)
-
-    def token_logprobs(self, logits: Array, targets: Array) -> Array:
-        return sample.token_logprobs(self.queue, logits, targets)
+__all__ = ["CudaOps"]

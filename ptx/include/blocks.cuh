@@ -9,7 +9,8 @@
 //                                    two of the eight sub-block scales and the others fetch them by shuffle
 // ALIGNED: every chunk starts at a multiple of 16 bytes from the matrix. STRIDE and STAGES are ring.cuh's geometry:
 // bytes between the chunks of neighbouring rows in shared memory (room for a chunk and its misaligned head, spread over
-// the banks) and the number of chunks of a row that are under way at once.
+// the banks) and the number of chunks of a row that are under way at once; RESIDENT is the number of CTAs that should
+// fit on a multiprocessor, as registers allow.
 // The macro FORMAT (f32, f16, bf16, q8_0, q4_0, q4_k, q5_k, q6_k) gives format_t.
 #pragma once
 #include "scalar.cuh"
@@ -55,7 +56,8 @@ template <typename T, int CHUNK> struct dense_format {
     typedef no_quad row_t;
     static const bool DENSE = true;
     static const bool ALIGNED = false;
-    static const int ELEMS = CHUNK, BYTES = CHUNK * (int)sizeof(T), STRIDE = sizeof(T) == 4 ? 272 : 320, STAGES = 2;
+    static const int ELEMS = CHUNK, BYTES = CHUNK * (int)sizeof(T), STRIDE = sizeof(T) == 4 ? 272 : 320;
+    static const int STAGES = 2, RESIDENT = 3;
     static __device__ __forceinline__ row_t open(const u8*, int) { return row_t(); }
     static __device__ __forceinline__ void decode(const u8* chunk, int j, int t, float (&w)[8]) {
         const u8* p = chunk + (32 * j + 8 * t) * (int)sizeof(T);
@@ -91,7 +93,7 @@ struct q8_0_format {
     typedef void storage_t;
     typedef no_quad row_t;
     static const bool DENSE = false;
-    static const int ELEMS = 256, BYTES = 8 * 34, STRIDE = 288, STAGES = 2;
+    static const int ELEMS = 256, BYTES = 8 * 34, STRIDE = 288, STAGES = 2, RESIDENT = 2;
     static const bool ALIGNED = false;
     static __device__ __forceinline__ row_t open(const u8*, int) { return row_t(); }
     static __device__ __forceinline__ void decode(const u8* chunk, int j, int t, float (&w)[8]) {
@@ -115,7 +117,7 @@ struct q4_0_format {
     typedef void storage_t;
     typedef no_quad row_t;
     static const bool DENSE = false;
-    static const int ELEMS = 256, BYTES = 8 * 18, STRIDE = 160, STAGES = 3;
+    static const int ELEMS = 256, BYTES = 8 * 18, STRIDE = 160, STAGES = 3, RESIDENT = 3;
     static const bool ALIGNED = false;
     static __device__ __forceinline__ row_t open(const u8*, int) { return row_t(); }
     static __device__ __forceinline__ void decode(const u8* chunk, int j, int t, float (&w)[8]) {
@@ -155,7 +157,7 @@ struct q4_k_format {
     typedef void storage_t;
     typedef k_scales row_t;
     static const bool DENSE = false;
-    static const int ELEMS = 256, BYTES = 144, STRIDE = 160, STAGES = 3;
+    static const int ELEMS = 256, BYTES = 144, STRIDE = 160, STAGES = 3, RESIDENT = 3;
     static const bool ALIGNED = true;
     static __device__ __forceinline__ words2_t codes(const u8* block, int j, int t) {
         words2_t v = load<words2_t>(block + 16 + 32 * (j >> 1) + 8 * t);
@@ -181,7 +183,7 @@ struct q5_k_format {
     typedef void storage_t;
     typedef k_scales row_t;
     static const bool DENSE = false;
-    static const int ELEMS = 256, BYTES = 176, STRIDE = 176, STAGES = 3;
+    static const int ELEMS = 256, BYTES = 176, STRIDE = 176, STAGES = 3, RESIDENT = 3;
     static const bool ALIGNED = true;
     static __device__ __forceinline__ words2_t codes(const u8* block, int j, int t) {
         words2_t v = load<words2_t>(block + 48 + 32 * (j >> 1) + 8 * t);
@@ -209,7 +211,7 @@ struct q6_k_format {
     typedef void storage_t;
     typedef no_quad row_t;
     static const bool DENSE = false;
-    static const int ELEMS = 256, BYTES = 210, STRIDE = 224, STAGES = 3;
+    static const int ELEMS = 256, BYTES = 210, STRIDE = 224, STAGES = 3, RESIDENT = 2;
     static const bool ALIGNED = false;
     static __device__ __forceinline__ row_t open(const u8*, int) { return row_t(); }
     static __device__ __forceinline__ void decode(const u8* block, int j, int t, float (&w)[8]) {

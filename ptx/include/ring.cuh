@@ -16,49 +16,57 @@ template <typename F> struct ring_t {
     static const int STAGE_BYTES = TILE * F::STRIDE;
     static const int PIECES = F::ALIGNED ? F::BYTES / 16 : (F::BYTES + 29) / 16;
 
-    const u8* weights;
-    i64 row_bytes;
-    int row, rows, chunks, lane;
+    const u8* weights;  // first of the 16 rows
+    u32 row_bytes, last;
+    int chunks, lane;
     u8* stages;
 
     __device__ __forceinline__ ring_t(const u8* w, int K, int first_row, int N, u8* shared) {
-        weights = w;
-        row_bytes = (i64)K * F::BYTES / F::ELEMS;
-        row = first_row;
-        rows = N;
+        const i64 bytes = (i64)K * F::BYTES / F::ELEMS;
+        weights = w + first_row * bytes;
+        row_bytes = (u32)bytes;
+        last = min(TILE, N - first_row) - 1;
         chunks = (K + F::ELEMS - 1) / F::ELEMS;
         lane = threadIdx.x & 31;
         stages = shared + (threadIdx.x >> 5) * (F::STAGES * STAGE_BYTES);
     }
 
+    // Where a chunk of row r begins, seen from `weights`. Rows past the last are read as the last: their results are
+    // never stored.
+    __device__ __forceinline__ u32 start(int chunk, u32 r) const {
+        return min(r, last) * row_bytes + (u32)(chunk * F::BYTES);
+    }
+    __device__ __forceinline__ int head(u32 start) const {
+        return F::ALIGNED ? 0 : (int)(((u32)(u64)weights + start) & 15);
+    }
+
     // Start copying a chunk of 16 rows into a stage, in 16-byte units that cover it; bytes past the end of a row become
-    // zeros. Rows past the last are read as the last: their results are never stored.
+    // zeros.
     __device__ __forceinline__ void fetch(int stage, int chunk) const {
         if (chunk < chunks) {
             const u32 target = shared_address(stages + stage * STAGE_BYTES);
+            const int end = (int)row_bytes - chunk * F::BYTES;  // of the row, seen from the chunk
 #pragma unroll
             for (int i = 0; i < (TILE * PIECES + 31) / 32; i++) {
                 const int unit = lane + 32 * i, r = unit / PIECES, c = unit % PIECES;
                 if (TILE * PIECES % 32 != 0 && unit >= TILE * PIECES) break;
-                const u8* start = weights + min(row + r, rows - 1) * row_bytes;
-                const i64 end = row_bytes - (i64)chunk * F::BYTES;  // of the row, seen from the chunk
-                start += (i64)chunk * F::BYTES;
-                const int head = F::ALIGNED ? 0 : (int)((u64)start & 15);
-                const int offset = 16 * c - head;
-                if (offset >= F::BYTES) continue;
-                const int bytes = (int)max((i64)0, min((i64)16, end - offset));
-                copy_async_16(target + r * F::STRIDE + 16 * c, start + (bytes > 0 ? offset : -head), bytes);
+                const u32 from = start(chunk, r), to = target + r * F::STRIDE + 16 * c;
+                if constexpr (F::ALIGNED) {
+                    copy_async_16(to, weights + (from + 16 * c));
+                } else {
+                    const int skip = head(from), offset = 16 * c - skip;
+                    if (offset >= F::BYTES) continue;
+                    const int bytes = max(0, min(16, end - offset));
+                    copy_async_16(to, weights + (i64)from + (bytes > 0 ? offset : -skip), bytes);
+                }
             }
         }
         copy_commit();
     }
 
-    // Where row r of a fetched chunk begins.
+    // Row r of a fetched chunk in shared memory.
     __device__ __forceinline__ const u8* chunk_row(int stage, int chunk, int r) const {
-        const u8* p = stages + stage * STAGE_BYTES + r * F::STRIDE;
-        if (F::ALIGNED) return p;
-        const u32 start = (u32)(u64)weights + (u32)min(row + r, rows - 1) * (u32)row_bytes + (u32)(chunk * F::BYTES);
-        return p + (start & 15);
+        return stages + stage * STAGE_BYTES + r * F::STRIDE + head(start(chunk, r));
     }
 };
 

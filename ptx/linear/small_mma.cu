@@ -53,7 +53,7 @@ template <typename F> __device__ __forceinline__ words4_t activation_pairs(const
     return v;
 }
 
-extern "C" __global__ void __launch_bounds__(32 * WARPS)
+extern "C" __global__ void __launch_bounds__(32 * WARPS, format_t::RESIDENT)
     linear_small_mma(const act_t* x, const u8* w, const float* bias, void* y, int M, int N, int K, int stride,
                      int column, int wide) {
     typedef format_t F;

@@ -1,0 +1,106 @@
+"""Launchers of the linear ops: which kernel a shape takes, shared scratch, and what is refused."""
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from blackwell_infer.device.dry import DryQueue
+from blackwell_infer.errors import KernelError
+from blackwell_infer.ops.cuda import gemm
+from blackwell_infer.ops.cuda.linear import RING, SMALL_ROWS, embed, linear, logits
+from blackwell_infer.quant import FORMATS
+from blackwell_infer.quant.format import Weight
+
+BF16 = np.dtype(ml_dtypes.bfloat16)
+LIBRARY = frozenset({"cublaslt"})
+
+
+def weight(q: DryQueue, form: str, rows: int, cols: int) -> Weight:
+    f = FORMATS[form]
+    dense: dict[str, Any] = {"f32": np.float32, "f16": np.float16, "bf16": BF16}
+    part = q.empty((rows, cols), dense[form]) if form in dense else q.empty(
+        (rows, cols // f.block * f.block_bytes), np.uint8)
+    return Weight(form, (rows, cols), (part,))
+
+
+def kernels(q: DryQueue) -> list[str]:
+    return [launch.entry for launch in q.trace]
+
+
+@pytest.mark.parametrize(("rows", "form", "cols", "dtype", "libraries", "expected"), [
+    (1, "q4_k", 256, BF16, LIBRARY, ["linear_small_mma"]),
+    (SMALL_ROWS, "bf16", 256, BF16, LIBRARY, ["linear_small_mma"]),
+    (SMALL_ROWS + 1, "bf16", 256, BF16, LIBRARY, ["cublaslt"]),
+    (SMALL_ROWS + 1, "q4_k", 256, BF16, LIBRARY, ["weight_rows", "cublaslt"]),
+    (SMALL_ROWS + 1, "q4_k", 256, BF16, frozenset(), ["weight_rows", "gemm"]),
+    (SMALL_ROWS + 1, "f16", 64, BF16, frozenset(), ["weight_rows", "gemm"]),
+    (500, "bf16", 172, BF16, LIBRARY, ["linear_small_mma"]),
+    (16, "q8_0", 64, np.float32, LIBRARY, ["linear_small_fma"]),
+    (500, "f32", 171, np.float32, LIBRARY, ["gemm_f32"]),
+    (500, "f32", 172, np.float32, LIBRARY, ["cublaslt"]),
+    (500, "q6_k", 256, np.float32, frozenset(), ["weight_rows", "gemm_f32"]),
+    (0, "bf16", 64, BF16, LIBRARY, []),
+])
+def test_the_shape_and_the_types_choose_the_kernel(rows: int, form: str, cols: int, dtype: Any,
+                                                   libraries: frozenset[str], expected: list[str]) -> None:
+    q = DryQueue(libraries=libraries)
+    out = linear(q, q.empty((rows, cols), dtype), (weight(q, form, 40, cols),))
+    assert out.shape == (rows, 40) and out.dtype == dtype and kernels(q) == expected
+
+
+def test_row_blocks_stand_side_by_side_with_their_part_of_the_bias() -> None:
+    q = DryQueue(libraries=LIBRARY)
+    w = (weight(q, "q4_k", 128, 256), weight(q, "q6_k", 64, 256))
+    bias = q.empty((192,), np.float32)
+    for rows in (1, 100):
+        assert linear(q, q.empty((rows, 256), BF16), w, bias).shape == (rows, 192)
+    assert kernels(q) == ["linear_small_mma"] * 2 + ["weight_rows", "cublaslt", "add_bias"] * 2
+    columns = [launch.args[-2 if launch.entry == "linear_small_mma" else -1]
+               for launch in q.trace if launch.entry in ("linear_small_mma", "add_bias")]
+    assert columns == ["int 0", "int 128"] * 2
+    assert [launch.args[2] for launch in q.trace[:2]] == ["float32[128]", "float32[64]"]
+
+
+def test_a_step_holds_one_matrix_dequantised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gemm, "SCRATCH", 1 << 20)
+    q = DryQueue(libraries=LIBRARY)
+    x, w = q.empty((100, 1024), BF16), weight(q, "q4_k", 5000, 1024)
+    for _ in range(3):
+        with q.step():
+            for _ in range(20):
+                logits(q, x, (w,))
+    assert q.arena.peak <= 20 * 100 * 5000 * 4 + (1 << 20) + 20 * 256
+    assert kernels(q)[:4] == ["weight_rows", "cublaslt"] * 2 and len(q.trace) == 3 * 20 * 2 * 10
+
+
+def test_embedding_takes_one_block_per_token() -> None:
+    q = DryQueue()
+    out = embed(q, weight(q, "q6_k", 77, 512), q.empty((5,), np.int32), "bfloat16")
+    assert out.shape == (5, 512) and out.dtype == BF16
+    assert (q.trace[0].grid, q.trace[0].block) == ((5, 1, 1), (64, 1, 1))
+
+
+def test_a_missing_kernel_is_named() -> None:
+    q = DryQueue()
+    part = q.empty((4, 64), np.uint8)
+    with pytest.raises(KernelError, match=r"linear: no kernel for nf4 weights and bfloat16 .* sm_90a; .* q4_k, q5_k"):
+        linear(q, q.empty((1, 64), BF16), (Weight("nf4", (4, 64), (part,)),))
+    with pytest.raises(KernelError, match="float64 activations"):
+        linear(q, q.empty((1, 64), np.float64), (weight(q, "f32", 4, 64),))
+    with pytest.raises(KernelError, match="rows of 64 elements, a bf16 weight has rows of 32"):
+        linear(q, q.empty((1, 64), BF16), (weight(q, "bf16", 4, 32),))
+
+
+def test_ring_sizes_are_those_of_the_kernels() -> None:
+    text = (Path(__file__).parents[2] / "ptx" / "include" / "blocks.cuh").read_text()
+    for form, nbytes in RING.items():
+        found = re.search(rf"struct {form}_format {{.*?STRIDE = (\d+), STAGES = (\d+)", text, re.S)
+        if found:
+            assert nbytes == int(found[1]) * int(found[2]), form
+    dense = re.search(r"\? (\d+) : (\d+);\s+static const int STAGES = (\d+)", text)
+    assert dense and [int(n) * int(dense[3]) for n in dense.groups()[:2]] == [RING["f32"], RING["bf16"]]

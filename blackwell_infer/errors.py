@@ -1,9 +1,16 @@
 """Typed errors. Each message says what is wrong, where, and what to do; the command line prints it as one line."""
 from __future__ import annotations
 
+from typing import Any
+
 
 class BlackwellInferError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base of every error that this package raises on purpose.
+
+    `partial` holds what was generated before the failure: one `types.Output` per prompt, if it ended `LLM.generate`.
+    """
+
+    partial: tuple[Any, ...] = ()
 
 
 class ConfigError(BlackwellInferError):

@@ -130,19 +130,21 @@ def start(limits: Limits) -> State:
     return State(free=(1 << limits.pages) - 1)
 
 
-def submit(state: State, limits: Limits, sequence: Sequence) -> State:
-    """Queue a sequence behind all others. RequestError if it can never run."""
+def admitted(limits: Limits, sequence: Sequence) -> Sequence:
+    """The sequence with its answer limited by the context. RequestError if it can never run."""
     room = min(limits.context, limits.pages * PAGE)
     asked = len(sequence.prompt)
     if not asked:
         raise RequestError("the prompt is empty; give at least one token")
     if asked > room or (asked == room and not sequence.score):
-        raise RequestError(f"the prompt has {asked} tokens and the context holds {room} (prompt and answer together); "
-                           "shorten the prompt or raise max_context" +
-                           (" and kv_pages" if room < limits.context else ""))
-    if not sequence.score:
-        sequence = msgspec.structs.replace(sequence, limit=min(sequence.limit, room - asked))
-    return msgspec.structs.replace(state, waiting=(*state.waiting, sequence))
+        raise RequestError(f"the prompt has {asked} tokens and the context holds {room}, prompt and answer together; "
+                           f"shorten the prompt or raise {'max_context' if room == limits.context else 'kv_pages'}")
+    return sequence if sequence.score else msgspec.structs.replace(sequence, limit=min(sequence.limit, room - asked))
+
+
+def submit(state: State, limits: Limits, sequence: Sequence) -> State:
+    """Queue a sequence behind all others. RequestError if it can never run."""
+    return msgspec.structs.replace(state, waiting=(*state.waiting, admitted(limits, sequence)))
 
 
 def cancel(state: State, ids: frozenset[int]) -> State:

@@ -1,0 +1,337 @@
+"""The step loop: requests in, events out. One thread steps; any thread submits and cancels."""
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from blackwell_infer.engine import scheduler
+from blackwell_infer.engine.answer import Answer
+from blackwell_infer.engine.batch import Settings, Tables, make_work
+from blackwell_infer.engine.request import Request
+from blackwell_infer.engine.runner import Result, Runner
+from blackwell_infer.engine.scheduler import Emitted, Limits, Plan, Sequence
+from blackwell_infer.errors import BlackwellInferError, ModelOutputError, RequestError
+from blackwell_infer.log import logger
+from blackwell_infer.ops.batch import Sampled
+from blackwell_infer.text.tokenizer import Tokenizer
+from blackwell_infer.types import Event, FinishReason, TokenLogprob, Usage
+
+Sink = Callable[[Event], None]
+
+
+class Score(msgspec.Struct, frozen=True):
+    """Teacher-forced scores of T tokens: `logprobs` [T] float32 holds log p(token i | tokens before it), 0.0 for the
+    first, which nothing precedes. `logits` [T, V] float32, if asked for, are the model's after each token."""
+
+    logprobs: np.ndarray[Any, np.dtype[np.float32]]
+    logits: np.ndarray[Any, np.dtype[np.float32]] | None = None
+
+
+class Stats(msgspec.Struct, frozen=True, kw_only=True):
+    """Counters since loading. Tokens per second count the time in which the engine had work."""
+
+    running: int = 0
+    waiting: int = 0
+    finished: int = 0
+    """requests that ended, in whatever way"""
+    prompt_tokens: int = 0
+    """tokens prefilled, those of preempted sequences again"""
+    generated_tokens: int = 0
+    steps: int = 0
+    preemptions: int = 0
+    busy_seconds: float = 0.0
+    tokens_per_second: float = 0.0
+    pages_used: int = 0
+    pages_total: int = 0
+
+
+class Job:
+    """A request under way: its sequences by id, its answers, its clock. Touched by the stepping thread only."""
+
+    def __init__(self, id: int, request: Request, sink: Sink, first: int, tokenizer: Tokenizer) -> None:
+        self.id = id
+        self.request = request
+        self.sink = sink
+        self.index = {first + i: i for i in range(request.sampling.n)}
+        self.answers = {first + i: Answer(tokenizer, request) for i in range(request.sampling.n)}
+        self.failure: BlackwellInferError | None = None
+        self.generated = 0
+        self.submitted = time.perf_counter()
+        self.started = self.first = self.last = 0.0
+
+    def usage(self) -> Usage:
+        """Counts and times at the end."""
+        started = self.started or time.perf_counter()
+        first = self.first or started
+        return Usage(prompt_tokens=len(self.request.prompt), completion_tokens=self.generated,
+                     queue_seconds=started - self.submitted, prefill_seconds=first - started,
+                     decode_seconds=max(self.last - first, 0.0))
+
+
+class Scoring:
+    """A text being scored. `result` is complete once every position is."""
+
+    def __init__(self, id: int, tokens: tuple[int, ...], vocab: int, logits: bool) -> None:
+        self.id = id
+        self.result = Score(np.zeros(len(tokens), np.float32),
+                            np.empty((len(tokens), vocab), np.float32) if logits else None)
+        self.future: Future[Score] = Future()
+
+
+class Engine:
+    """Continuous batching of any number of callers over one runner.
+
+    `submit`, `score`, `cancel`, `stats` and `close` are safe from any thread. `run` loops on one thread until `close`;
+    `step` is one turn of it for callers that drive the engine themselves. Sinks are called on the stepping thread and
+    must return at once. A request's last event carries `usage`.
+    """
+
+    def __init__(self, runner: Runner, limits: Limits, tokenizer: Tokenizer, vocab: int) -> None:
+        self.runner = runner
+        self.limits = limits
+        self.tokenizer = tokenizer
+        self.vocab = vocab
+        self._wake = threading.Condition()
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._ids = itertools.count()
+        self._next_sequence = 0
+        self._closed: BlackwellInferError | None = None
+        self._state = scheduler.start(limits)
+        self._tables = Tables(limits.batch, scheduler.pages_for(limits.context))
+        self._jobs: dict[int, Job] = {}
+        self._scorings: dict[int, Scoring] = {}
+        self._settings: dict[int, Settings] = {}
+        self._stats = Stats(pages_total=limits.pages)
+
+    def submit(self, request: Request, sink: Sink) -> Job:
+        """Queue a request. RequestError if it can never run, or the engine is closed."""
+        wanted = request.sampling.max_tokens or self.limits.context
+        whole = scheduler.admitted(self.limits, Sequence(id=0, prompt=request.prompt, limit=wanted,
+                                                         stop_ids=request.stop_ids))
+        with self._wake:
+            self._check_open()
+            job = Job(next(self._ids), request, sink, self._take_ids(request.sampling.n), self.tokenizer)
+            self._post(lambda: self._start(job, whole))
+        return job
+
+    def score(self, tokens: tuple[int, ...], logits: bool) -> tuple[int, Future[Score]]:
+        """Queue a text for scoring: an id to cancel it by, and its result to come. RequestError as for `submit`."""
+        whole = scheduler.admitted(self.limits, Sequence(id=0, prompt=tokens, limit=0, score=True))
+        with self._wake:
+            self._check_open()
+            scoring = Scoring(next(self._ids), tokens, self.vocab, logits)
+            id = self._take_ids(1)
+            self._post(lambda: self._start_scoring(scoring, msgspec.structs.replace(whole, id=id)))
+        return scoring.id, scoring.future
+
+    def cancel(self, request_id: int) -> None:
+        """End a request before its time; its unfinished choices end as "cancelled". Unknown ids are ignored."""
+        with self._wake:
+            self._post(lambda: self._cancel(request_id))
+
+    def stats(self) -> Stats:
+        """A snapshot of the counters."""
+        return self._stats
+
+    def run(self) -> None:
+        """Step until `close`. Whatever still runs then is cancelled."""
+        while True:
+            with self._wake:
+                while not self._inbox and not self._busy and self._closed is None:
+                    self._wake.wait()
+                if self._closed is not None:
+                    break
+            try:
+                self.step()
+            except Exception as error:  # the loop must answer every caller, whatever went wrong
+                logger.exception("the engine stopped")
+                with self._wake:
+                    self._closed = typed(error)
+                self._fail(frozenset(self._jobs) | frozenset(self._scorings), typed(error))
+        self._drain()
+        for id in {job.id for job in self._jobs.values()} | {s.id for s in self._scorings.values()}:
+            self._cancel(id)
+
+    def close(self) -> None:
+        """Make `run` end and refuse what comes later. Idempotent; does not wait."""
+        with self._wake:
+            self._closed = self._closed or RequestError("the model is closed; open it again")
+            self._wake.notify_all()
+
+    def step(self) -> bool:
+        """Take in what callers asked, run one step, hand out events. False if there was nothing to run."""
+        self._drain()
+        began = time.perf_counter()
+        plan = scheduler.plan(self._state, self.limits)
+        if not plan.rows:
+            self._count(plan, 0.0, 0)
+            return False
+        for row in plan.rows:
+            job = self._jobs.get(row.id)
+            if job is not None and not job.started:
+                job.started = began
+        try:
+            result = self._run(plan)
+        except Exception as error:  # whatever a backend raises ends this step's requests, not the others
+            if not isinstance(error, BlackwellInferError):
+                logger.exception("a step failed")
+            self._fail(frozenset(row.id for row in plan.rows), typed(error))
+            self._count(plan, time.perf_counter() - began, 0)
+            return True
+        now = time.perf_counter()
+        tokens = [] if result.sampled is None else np.asarray(result.sampled.tokens).tolist()
+        self._state, events = scheduler.commit(self._state, plan, tokens)
+        scored = 0
+        for event in events:
+            row = plan.rows[event.row]
+            if row.scores:
+                self._scored(event, row.start, scored, len(row.tokens), result)
+                scored += len(row.tokens)
+            elif result.sampled is not None:
+                self._sampled(event, result.sampled, now)
+        self._count(plan, now - began, len(tokens))
+        return True
+
+    @property
+    def _busy(self) -> bool:
+        return bool(self._state.running or self._state.waiting)
+
+    def _check_open(self) -> None:
+        if self._closed is not None:
+            raise self._closed
+
+    def _take_ids(self, count: int) -> int:
+        first, self._next_sequence = self._next_sequence, self._next_sequence + count
+        return first
+
+    def _post(self, action: Callable[[], None]) -> None:
+        self._inbox.append(action)
+        self._wake.notify_all()
+
+    def _drain(self) -> None:
+        while self._inbox:
+            self._inbox.popleft()()
+
+    def _start(self, job: Job, whole: Sequence) -> None:
+        for id, index in job.index.items():
+            self._jobs[id] = job
+            self._settings[id] = job.request.settings[index]
+            self._state = scheduler.submit(self._state, self.limits, msgspec.structs.replace(whole, id=id))
+
+    def _start_scoring(self, scoring: Scoring, sequence: Sequence) -> None:
+        self._scorings[sequence.id] = scoring
+        self._state = scheduler.submit(self._state, self.limits, sequence)
+
+    def _cancel(self, request_id: int) -> None:
+        ids = [id for id, job in self._jobs.items() if job.id == request_id]
+        self._state = scheduler.cancel(self._state, frozenset(ids))
+        for id in ids:
+            self._end(id, "cancelled")
+        for id in [id for id, scoring in self._scorings.items() if scoring.id == request_id]:
+            self._state = scheduler.cancel(self._state, frozenset({id}))
+            self._scorings.pop(id).future.cancel()
+
+    def _run(self, plan: Plan) -> Result:
+        needed = {row.id for row in plan.rows if row.restart or row.scores}
+        sequences = {s.id: s for s in (*self._state.running, *self._state.waiting) if s.id in needed}
+        logits = frozenset(id for id, s in self._scorings.items() if s.result.logits is not None)
+        return self.runner.run(make_work(plan, sequences, self._settings, logits, self._tables))
+
+    def _scored(self, event: Emitted, start: int, first: int, count: int, result: Result) -> None:
+        """Copy a chunk's scores to their positions; a preempted text is scored again, to the same places."""
+        scoring = self._scorings[event.id]
+        assert result.logprobs is not None
+        values = result.logprobs[first : first + count]
+        total = len(scoring.result.logprobs)
+        following = min(count, total - start - 1)
+        scoring.result.logprobs[start + 1 : start + 1 + following] = values[:following]
+        if scoring.result.logits is not None and result.logits is not None:
+            scoring.result.logits[start : start + count] = result.logits[first : first + count]
+        if event.finish is not None:
+            self._scorings.pop(event.id)
+            if scoring.future.set_running_or_notify_cancel():
+                scoring.future.set_result(scoring.result)
+
+    def _sampled(self, event: Emitted, sampled: Sampled, now: float) -> None:
+        """Hand out one token, and the end of its choice if it is the last."""
+        job = self._jobs[event.id]
+        if event.token < 0:
+            self._end(event.id, "error", failure=ModelOutputError(
+                "the model gave no usable distribution: every logit is NaN or excluded; are the weights intact?"))
+            return
+        job.generated += 1
+        job.first = job.first or now
+        job.last = now
+        ids = (event.token,)
+        logprobs = self._logprobs(job, event, sampled)
+        if event.finish == "stop":
+            self._end(event.id, "stop", ids, logprobs)
+            return
+        piece = job.answers[event.id].push(event.token)
+        if piece.stopped:
+            self._state = scheduler.cancel(self._state, frozenset({event.id}))
+            self._end(event.id, "stop", ids, logprobs, piece.text, piece.reasoning)
+        elif event.finish is not None:
+            self._end(event.id, "length", ids, logprobs, piece.text, piece.reasoning)
+        else:
+            job.sink(Event(request_id=job.id, index=job.index[event.id], text=piece.text, reasoning=piece.reasoning,
+                           token_ids=ids, logprobs=logprobs))
+
+    def _logprobs(self, job: Job, event: Emitted, sampled: Sampled) -> tuple[TokenLogprob, ...]:
+        count = job.request.sampling.logprobs
+        if count is None:
+            return ()
+        ids, values = np.asarray(sampled.top_ids[event.sample]), np.asarray(sampled.top_logprobs[event.sample])
+        top = tuple((i, v) for i, v in zip(ids.tolist()[:count], values.tolist(), strict=False) if i >= 0)
+        return (TokenLogprob(event.token, float(sampled.logprobs[event.sample]), top),)
+
+    def _end(self, id: int, reason: FinishReason, ids: tuple[int, ...] = (), logprobs: tuple[TokenLogprob, ...] = (),
+             text: str = "", reasoning: str = "", failure: BlackwellInferError | None = None) -> None:
+        """Send the last event of a choice, with what its text still held back."""
+        job = self._jobs.pop(id)
+        self._settings.pop(id)
+        rest = job.answers.pop(id).flush()
+        job.failure = job.failure or failure
+        if not job.answers:
+            self._stats = msgspec.structs.replace(self._stats, finished=self._stats.finished + 1)
+        job.sink(Event(request_id=job.id, index=job.index[id], text=text + rest.text,
+                       reasoning=reasoning + rest.reasoning, token_ids=ids, logprobs=logprobs, finish_reason=reason,
+                       usage=None if job.answers else job.usage(), error=None if failure is None else str(failure)))
+
+    def _fail(self, ids: frozenset[int], error: BlackwellInferError) -> None:
+        """End sequences with an error; what they have generated stays with their callers."""
+        self._state = scheduler.cancel(self._state, ids)
+        for id in sorted(ids):
+            if id in self._jobs:
+                self._end(id, "error", failure=error)
+            scoring = self._scorings.pop(id, None)
+            if scoring is not None and scoring.future.set_running_or_notify_cancel():
+                scoring.future.set_exception(error)
+
+    def _count(self, plan: Plan, seconds: float, generated: int) -> None:
+        old = self._stats
+        total, busy = old.generated_tokens + generated, old.busy_seconds + seconds
+        fed = sum(len(row.tokens) for row in plan.rows if len(row.tokens) > 1 or not row.samples or row.restart)
+        self._stats = msgspec.structs.replace(
+            old, running=len(self._state.running), waiting=len(self._state.waiting),
+            prompt_tokens=old.prompt_tokens + fed, generated_tokens=total, steps=old.steps + bool(plan.rows),
+            preemptions=old.preemptions + len(plan.preempted), busy_seconds=busy,
+            tokens_per_second=total / busy if busy else 0.0,
+            pages_used=self.limits.pages - self._state.free.bit_count())
+
+
+def typed(error: Exception) -> BlackwellInferError:
+    """The error itself if it is one of ours, else one of ours with it as the cause."""
+    if isinstance(error, BlackwellInferError):
+        return error
+    wrapped = BlackwellInferError(f"a step failed unexpectedly: {type(error).__name__}: {error}")
+    wrapped.__cause__ = error
+    return wrapped

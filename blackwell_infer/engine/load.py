@@ -1,0 +1,173 @@
+"""From the name of a model to a runner on a backend: find, open, check the fit, then load."""
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from blackwell_infer.checkpoint import Checkpoint, open_checkpoint, resolve
+from blackwell_infer.config import EngineConfig
+from blackwell_infer.device.host import HostMemory
+from blackwell_infer.engine.capacity import Capacity, Room, fit, wanted_context
+from blackwell_infer.engine.runner import ModelRunner, Runner
+from blackwell_infer.engine.scheduler import Limits
+from blackwell_infer.engine.state import DTYPES, FORMAT_OF, Build
+from blackwell_infer.engine.weights import Counting, DeviceLoading, HostLoading, Measure, Meter
+from blackwell_infer.kv.spec import PAGE
+from blackwell_infer.log import Progress, logger
+from blackwell_infer.models.registry import find_family
+from blackwell_infer.text.load import Text, open_text
+
+SCORE_BYTES = 1 << 28
+"""Bytes of float32 logits that one step may hold for scored texts."""
+HOST_COPIES = 8
+"""Arrays of a step's widest size that live at once on the host (activations and float32 products)."""
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What was loaded, and how. Sizes in bytes; `max_context` in tokens; pages of 32 tokens."""
+
+    path: str
+    family: str
+    architecture: str
+    device: str
+    dtype: str
+    parameters: int
+    vocab: int
+    max_context: int
+    formats: dict[str, int]
+    """stored bytes of the weights by format"""
+    weight_bytes: int
+    """bytes of the weights in the backend's memory"""
+    decode_bytes: int
+    """bytes of weights that generating one token reads"""
+    workspace_bytes: int
+    """most bytes of temporaries of one step"""
+    kv_pages: int
+    kv_token_bytes: int
+    """bytes of cache per token of context"""
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """A model ready to run."""
+
+    runner: Runner
+    limits: Limits
+    info: ModelInfo
+    text: Text
+    generation: dict[str, Any]
+
+
+def load(model: str, config: EngineConfig, progress: Progress) -> Loaded:
+    """Load a path or a hub id as the settings say.
+
+    CheckpointError (and UnsupportedModelError): the file is damaged, incomplete or unknown; DownloadError; DeviceError:
+    no such device; OutOfMemoryError: weights, cache or workspace do not fit (with bytes, and what to change);
+    ConfigError: settings that contradict each other or the model.
+    """
+    checkpoint = open_checkpoint(resolve(model, revision=config.revision, progress=progress))
+    try:
+        return loaded(checkpoint, config, progress)
+    finally:
+        checkpoint.close()
+
+
+def loaded(checkpoint: Checkpoint, config: EngineConfig, progress: Progress) -> Loaded:
+    """Load an open checkpoint."""
+    family = find_family(checkpoint.config)
+    cfg = family.config(checkpoint.config)
+    geometry = family.geometry(cfg)
+    device = choose_device(config.device)
+    on_host = device == "numpy"
+    context = wanted_context(config, geometry.max_context, on_host)
+    counting = Counting(checkpoint.tensors)
+    family.build(cfg, counting, context)
+    measure = counting.measure(dense=on_host)
+    text = open_text(checkpoint)
+    build = Build(family, cfg, choose_dtype(config.dtype, on_host, measure, checkpoint))
+    limits = Limits(batch=config.max_batch, step_tokens=config.max_step_tokens, pages=0, context=context,
+                    score_tokens=max(1, min(config.max_step_tokens, SCORE_BYTES // (4 * geometry.vocab))))
+    start = on_numpy if on_host else on_cuda
+    runner, capacity, workspace = start(device, build, checkpoint, config, limits, measure, progress)
+    info = ModelInfo(
+        path=str(checkpoint.path), family=family.name, architecture=", ".join(checkpoint.config["architectures"]),
+        device=device, dtype=build.dtype, parameters=measure.parameters, vocab=geometry.vocab,
+        max_context=capacity.context, formats=measure.formats, weight_bytes=measure.nbytes, decode_bytes=measure.decode,
+        workspace_bytes=workspace, kv_pages=capacity.pages, kv_token_bytes=build.page_bytes // PAGE)
+    logger.info("loaded %s: %s, %s on %s, context %d, %d pages", info.path, info.family, info.dtype, info.device,
+                info.max_context, info.kv_pages)
+    limits = msgspec.structs.replace(limits, pages=capacity.pages, context=capacity.context)
+    return Loaded(runner, limits, info, text, dict(checkpoint.generation))
+
+
+def choose_device(device: str) -> str:
+    """What "auto" stands for: the first GPU that has kernels and a driver, else numpy."""
+    if device != "auto":
+        return device
+    from blackwell_infer.device.info import OLDEST_DRIVER, list_devices
+
+    found = list_devices()
+    usable = [d for d in found.devices if d.supported] if found.driver >= OLDEST_DRIVER else []
+    if usable:
+        return f"cuda:{usable[0].index}"
+    logger.info("device auto takes numpy: %s", found.reason or "no GPU has kernels here, or its driver is too old")
+    return "numpy"
+
+
+def choose_dtype(dtype: str, on_host: bool, measure: Measure, checkpoint: Checkpoint) -> str:
+    """What "auto" stands for: float32 on the host. On a GPU float32 for checkpoints of float32 matrices, bfloat16 for
+    quantised ones, else the dtype that the configuration names or that most matrices have."""
+    if dtype != "auto":
+        return dtype
+    forms = measure.matrices
+    if on_host or set(forms) == {"f32"}:
+        return "float32"
+    if set(forms) - set(FORMAT_OF.values()):
+        return "bfloat16"
+    named = checkpoint.config.get("dtype", checkpoint.config.get("torch_dtype"))
+    if named in DTYPES:
+        return str(named)
+    most = max(forms, key=lambda form: forms[form])
+    return next(name for name, form in FORMAT_OF.items() if form == most)
+
+
+def on_numpy(device: str, build: Build, checkpoint: Checkpoint, config: EngineConfig, limits: Limits, measure: Measure,
+             progress: Progress) -> tuple[Runner, Capacity, int]:
+    """Load for the reference ops."""
+    from blackwell_infer.ops import ref
+
+    memory = HostMemory()
+    free, total = memory.memory()
+    # A step widens its tokens to the widest projection; quantised rows never reappear: matrices are float32 already.
+    widest = measure.largest // build.geometry.hidden
+    workspace = 4 * HOST_COPIES * min(limits.step_tokens, limits.context) * min(widest, 16 * build.geometry.hidden)
+    room = Room(free, total, measure.nbytes, workspace + build.penalty_bytes(limits.batch), build.page_bytes)
+    capacity = fit(config, limits.context, room)
+    loading = HostLoading(memory, checkpoint.tensors, checkpoint.weight, Meter(measure.nbytes, progress))
+    model = build.model(memory, loading, capacity.context, limits.batch, capacity.pages)
+    return ModelRunner(memory, ref, model), capacity, workspace
+
+
+def on_cuda(device: str, build: Build, checkpoint: Checkpoint, config: EngineConfig, limits: Limits, measure: Measure,
+            progress: Progress) -> tuple[Runner, Capacity, int]:
+    """Load for kernels on a GPU."""
+    from blackwell_infer.device.dry import DryQueue
+    from blackwell_infer.device.open import open_queue
+    from blackwell_infer.engine.rehearsal import rehearse
+    from blackwell_infer.ops.cuda import CudaOps
+
+    queue = open_queue(device)
+    try:
+        free, total = queue.memory()
+        dry = DryQueue(queue.arch, queue.sm_count, queue.libraries, total=1 << 50)
+        rehearsal = rehearse(build, checkpoint.tensors, limits, dry)
+        extra = rehearsal.workspace + build.penalty_bytes(limits.batch)
+        capacity = fit(config, limits.context, Room(free, total, measure.nbytes, extra, build.page_bytes))
+        loading = DeviceLoading(queue, checkpoint.tensors, checkpoint.weight, Meter(measure.nbytes, progress))
+        model = build.model(queue, loading, capacity.context, limits.batch, capacity.pages)
+        queue.prepare(rehearsal.variants, progress)
+        queue.sync()
+    except BaseException:
+        queue.close()
+        raise
+    return ModelRunner(queue, CudaOps(queue), model), capacity, rehearsal.workspace

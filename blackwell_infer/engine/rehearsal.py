@@ -1,0 +1,68 @@
+"""The largest steps of a model on a queue that runs nothing: the memory they take and the kernels they launch."""
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import msgspec
+import numpy as np
+
+from blackwell_infer.checkpoint.reader import TensorInfo
+from blackwell_infer.device.dry import DryQueue
+from blackwell_infer.engine.batch import Reload, Settings, Tables, Work, make_batch, make_params
+from blackwell_infer.engine.runner import ModelRunner
+from blackwell_infer.engine.scheduler import Limits, Plan, Row, pages_for
+from blackwell_infer.engine.state import Build
+from blackwell_infer.engine.weights import DeviceLoading, Meter, hollow
+from blackwell_infer.kernels.kernel import Variant
+from blackwell_infer.log import silent
+from blackwell_infer.ops.cuda import CudaOps
+from blackwell_infer.types import Sampling
+
+PENALISED = Sampling(repetition_penalty=1.1, logprobs=20)
+FEW_ROWS = 64
+"""Up to this many rows every count is rehearsed in doublings; kernels change with the number of rows."""
+
+
+class Rehearsal(msgspec.Struct, frozen=True):
+    """`workspace` is the most bytes of temporaries that one step takes; `variants` what a device must compile."""
+
+    workspace: int
+    variants: tuple[Variant, ...]
+
+
+def rehearse(build: Build, tensors: Mapping[str, TensorInfo], limits: Limits, queue: DryQueue) -> Rehearsal:
+    """Run the largest steps within `limits` on a dry queue of the real device's architecture and libraries."""
+    loading = DeviceLoading(queue, tensors, hollow(tensors), Meter(0, silent))
+    # Addresses only: pages are never written, so one page may stand for all.
+    model = build.model(queue, loading, limits.context, limits.batch, 1)
+    runner = ModelRunner(queue, CudaOps(queue), model)
+    for work in works(limits):
+        runner.run(work)
+    return Rehearsal(queue.arena.peak, tuple(queue.variants.values()))
+
+
+def works(limits: Limits) -> Iterator[Work]:
+    """Steps from one row to all rows, short and long, prompts, and scoring."""
+    counts = [1 << i for i in range(limits.batch.bit_length()) if 1 << i <= FEW_ROWS]
+    for rows in (*counts, limits.batch):
+        if rows <= limits.step_tokens:
+            yield work([1] * rows, limits, scores=False)
+    for tokens in sorted({min(2, limits.step_tokens), min(17, limits.step_tokens), limits.step_tokens}):
+        most = min(tokens, limits.context)
+        rest = min(limits.batch - 1, tokens - most) if tokens > most else min(limits.batch, tokens) - 1
+        yield work([max(most - (rest if tokens <= most else 0), 1)] + [1] * rest, limits, scores=False)
+    yield work([min(limits.score_tokens, limits.context)], limits, scores=True)
+
+
+def work(counts: list[int], limits: Limits, scores: bool) -> Work:
+    """A step of rows that bring so many tokens each and end at the end of the context."""
+    rows = tuple(Row(id=i, slot=i, tokens=(0,) * n, start=limits.context - n, pages=(0,) * pages_for(limits.context),
+                     new_pages=0, restart=True, samples=not scores, scores=scores) for i, n in enumerate(counts))
+    batch = make_batch(Plan(rows), Tables(limits.batch, pages_for(limits.context)))
+    nothing = np.zeros(0, np.int32)
+    if scores:
+        wanted = np.arange(counts[0], dtype=np.int32)
+        return Work(batch, None, (), wanted, np.zeros_like(wanted), True)
+    one = np.zeros(1, np.int32)
+    return Work(batch, make_params(rows, [Settings(PENALISED, 0, (0,), (0.0,))] * len(rows)), (Reload(0, one, one),),
+                nothing, nothing, False)

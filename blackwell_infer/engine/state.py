@@ -1,0 +1,54 @@
+"""A family with a decoded configuration and a dtype: builds the parameters and caches of a backend."""
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import msgspec
+import numpy as np
+
+from blackwell_infer.device.queue import Memory
+from blackwell_infer.engine.step import Model
+from blackwell_infer.kv.spec import PAGE, CacheSpec, KVState, PagedKV
+from blackwell_infer.models.spec import Family, Geometry, Take
+from blackwell_infer.ops.batch import PenaltyState
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    "float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+FORMAT_OF = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+DTYPE_OF = {form: dtype for dtype, form in FORMAT_OF.items()}
+
+
+class Build(msgspec.Struct, frozen=True):
+    """What determines a model besides the bytes of its tensors."""
+
+    family: Family
+    cfg: Any
+    dtype: str
+
+    @property
+    def geometry(self) -> Geometry:
+        return self.family.geometry(self.cfg)
+
+    def kind(self, spec: CacheSpec) -> np.dtype[Any]:
+        """Element type of one layer's cache."""
+        return DTYPES[DTYPE_OF[spec.format] if spec.format else self.dtype]
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page over all layers."""
+        return sum(spec.page_bytes(self.kind(spec).itemsize) for spec in self.geometry.cache)
+
+    def penalty_bytes(self, slots: int) -> int:
+        """Bytes of the penalty state: an int32 count and a flag per slot and token of the vocabulary."""
+        return slots * self.geometry.vocab * 5
+
+    def model(self, memory: Memory, take: Take, context: int, slots: int, pages: int) -> Model:
+        """Load parameters through `take` and allocate caches of `pages` pages, all zero."""
+        params = self.family.build(self.cfg, take, context)
+        layers = tuple(PagedKV(spec.format or FORMAT_OF[self.dtype],
+                               memory.zeros((pages, 2, spec.kv_heads, PAGE, spec.head_dim), self.kind(spec)))
+                       for spec in self.geometry.cache)
+        penalties = PenaltyState(counts=memory.zeros((slots, self.geometry.vocab), np.int32),
+                                 prompt=memory.zeros((slots, self.geometry.vocab), np.uint8))
+        return Model(self.family, self.cfg, params, KVState(layers), penalties, self.dtype)

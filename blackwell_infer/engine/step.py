@@ -1,0 +1,58 @@
+"""The step as a function of device arrays: forward pass, logits of the rows that want them, sampling, scoring.
+
+It reads nothing but its arguments and waits for nothing, so a device may record it and run it again.
+"""
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from blackwell_infer.kv.spec import KVState
+from blackwell_infer.models.spec import Family
+from blackwell_infer.ops.api import Ops
+from blackwell_infer.ops.batch import Batch, PenaltyState, Sampled, SampleParams
+from blackwell_infer.types import Array
+
+
+class Model(msgspec.Struct, frozen=True):
+    """A loaded model on some backend: `params` as its family built them, caches, penalties, activation dtype."""
+
+    family: Family
+    cfg: Any
+    params: Any
+    kv: KVState
+    penalties: PenaltyState
+    dtype: str
+
+
+class Scored(msgspec.Struct, frozen=True):
+    """Log-probabilities [S] float32 of targets, and the logits [S, V] they come from."""
+
+    logprobs: Array
+    logits: Array
+
+
+def forward(ops: Ops, model: Model, batch: Batch) -> Array:
+    """Hidden states [T, H] of every token of the batch; keys and values are appended to the caches."""
+    hidden: Array = model.family.forward(ops, model.cfg, model.params, model.kv, batch, model.dtype)
+    return hidden
+
+
+def sample(ops: Ops, model: Model, hidden: Array, outputs: Array, params: SampleParams) -> Sampled:
+    """One token for each row of `outputs` [N]."""
+    return ops.sample_(model.penalties, logits(ops, model, hidden, outputs), params)
+
+
+def score(ops: Ops, model: Model, hidden: Array, wanted: Array, targets: Array) -> Scored:
+    """Log-probabilities of `targets` [S] after the tokens `wanted` [S]."""
+    values = logits(ops, model, hidden, wanted)
+    return Scored(ops.token_logprobs(values, targets), values)
+
+
+def logits(ops: Ops, model: Model, hidden: Array, wanted: Array) -> Array:
+    """Float32 logits [N, V] of the tokens `wanted` [N] int32, ascending without repetition."""
+    if wanted.shape[0] != hidden.shape[0]:
+        hidden = ops.take_rows(hidden, wanted)
+    values: Array = model.family.logits(ops, model.cfg, model.params, hidden)
+    return values

@@ -1,0 +1,195 @@
+"""Parameters from a checkpoint into a backend's memory: implementations of `models.spec.Take`.
+
+On the host every matrix becomes float32 once (a float32 file stays a view of its mapping); on a device the bytes are
+uploaded as they are stored. A tensor that is asked for twice (tied embeddings) is loaded once.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from blackwell_infer.checkpoint.reader import TensorInfo
+from blackwell_infer.device.queue import Memory, Queue
+from blackwell_infer.errors import UnsupportedModelError
+from blackwell_infer.log import Progress
+from blackwell_infer.models.take import Expect
+from blackwell_infer.quant import FORMATS
+from blackwell_infer.quant.format import Linear, Weight
+from blackwell_infer.types import Array
+
+Source = Callable[[str], Weight]
+"""The stored matrix of a name, on the host."""
+
+
+class Meter:
+    """Adds up loaded bytes and reports them."""
+
+    def __init__(self, total: int, progress: Progress) -> None:
+        self.total = total
+        self.progress = progress
+        self.done = 0
+
+    def add(self, nbytes: int) -> None:
+        self.done += nbytes
+        self.progress("loading weights", min(self.done, self.total), self.total, "bytes")
+
+
+class Loading:
+    """What both backends share: checks of names and shapes, small tensors, and what is read of each kind."""
+
+    def __init__(self, memory: Memory, tensors: Mapping[str, TensorInfo], source: Source, meter: Meter) -> None:
+        self.memory = memory
+        self.expect = Expect(tensors)
+        self.source = source
+        self.meter = meter
+
+    def values(self, name: str) -> np.ndarray[Any, Any]:
+        """A stored tensor as float32."""
+        weight = self.source(name)
+        return FORMATS[weight.format].dequantize(weight).reshape(self.expect.tensors[name].shape)
+
+    def vector(self, name: str, size: int) -> Array:
+        self.expect.vector(name, size)
+        return self.put(self.values(name))
+
+    def constant(self, name: str, value: np.ndarray[Any, Any]) -> Array:
+        self.expect.constant(name, value)
+        return self.put(value)
+
+    def host(self, name: str) -> np.ndarray[Any, Any] | None:
+        return self.values(name) if self.expect.has(name) else None
+
+    def has(self, name: str) -> bool:
+        return self.expect.has(name)
+
+    def put(self, value: np.ndarray[Any, Any]) -> Array:
+        array = self.memory.put(value)
+        self.meter.add(value.nbytes)
+        return array
+
+
+class HostLoading(Loading):
+    """Float32 matrices on the host; the blocks of a fused projection stay apart, so that nothing is copied."""
+
+    def __init__(self, memory: Memory, tensors: Mapping[str, TensorInfo], source: Source, meter: Meter) -> None:
+        super().__init__(memory, tensors, source, meter)
+        self.loaded: dict[str, Weight] = {}
+
+    def table(self, name: str, shape: tuple[int, int]) -> Weight:
+        self.expect.matrix(name, shape)
+        if name not in self.loaded:
+            weight = self.source(name)
+            if weight.format != "f32" or not weight.parts[0].flags.aligned:  # type: ignore[attr-defined]
+                weight = Weight("f32", shape, (FORMATS[weight.format].dequantize(weight),))
+            self.loaded[name] = weight
+            self.meter.add(weight.nbytes)
+        return self.loaded[name]
+
+    def linear(self, names: Sequence[str], shapes: Sequence[tuple[int, int]]) -> Linear:
+        return tuple(self.table(name, shape) for name, shape in zip(names, shapes, strict=True))
+
+
+class DeviceLoading(Loading):
+    """Matrices on a device in their own format; neighbours of one format become one matrix without a host copy."""
+
+    def __init__(self, queue: Queue, tensors: Mapping[str, TensorInfo], source: Source, meter: Meter) -> None:
+        super().__init__(queue, tensors, source, meter)
+        self.queue = queue
+        self.loaded: dict[tuple[str, ...], Weight] = {}
+
+    def table(self, name: str, shape: tuple[int, int]) -> Weight:
+        self.expect.matrix(name, shape)
+        return self.joined((name,))
+
+    def linear(self, names: Sequence[str], shapes: Sequence[tuple[int, int]]) -> Linear:
+        for name, shape in zip(names, shapes, strict=True):
+            self.expect.matrix(name, shape)
+        groups = groupby(names, key=lambda name: self.expect.tensors[name].format)
+        return tuple(self.joined(tuple(group)) for _, group in groups)
+
+    def joined(self, names: tuple[str, ...]) -> Weight:
+        """One matrix of the rows of all names."""
+        if names not in self.loaded:
+            weights = [self.source(name) for name in names]
+            rows = sum(w.shape[0] for w in weights)
+            parts = []
+            for blocks in zip(*(w.parts for w in weights), strict=True):
+                whole = self.queue.empty((sum(b.shape[0] for b in blocks), *blocks[0].shape[1:]), blocks[0].dtype)
+                first = 0
+                for block in blocks:
+                    host = np.asarray(block)
+                    self.queue.upload(whole[first : first + len(host)], host)
+                    self.meter.add(host.nbytes)
+                    first += len(host)
+                parts.append(whole)
+            self.loaded[names] = Weight(weights[0].format, (rows, weights[0].shape[1]), tuple(parts))
+        return self.loaded[names]
+
+
+def hollow(tensors: Mapping[str, TensorInfo]) -> Source:
+    """Matrices of the right shapes and types without memory behind them, for rehearsals."""
+
+    def weight(name: str) -> Weight:
+        info = tensors[name]
+        rows, cols = info.shape if len(info.shape) == 2 else (1, info.shape[0])
+        dense = FORMATS[info.format].read(np.zeros(0, np.uint8), (0, FORMATS[info.format].block))
+        dtype = dense.parts[0].dtype
+        width = cols // FORMATS[info.format].block * FORMATS[info.format].block_bytes // dtype.itemsize
+        return Weight(info.format, (rows, cols), (np.broadcast_to(np.zeros((), dtype), (rows, width)),))
+
+    return weight
+
+
+class Measure(msgspec.Struct, frozen=True):
+    """What a model's parameters take. Bytes as loaded; `decode` is what one decode step reads of them at least."""
+
+    nbytes: int
+    decode: int
+    formats: dict[str, int]
+    matrices: dict[str, int]
+    """stored bytes of matrices by format"""
+    parameters: int
+    largest: int
+    """elements of the largest matrix"""
+
+
+class Counting(Expect):
+    """An `Expect` that knows which tensors a decode step streams (all but those only looked up by row)."""
+
+    def __init__(self, tensors: Mapping[str, TensorInfo]) -> None:
+        super().__init__(tensors)
+        self.streamed: set[str] = set()
+
+    def linear(self, names: Sequence[str], shapes: Sequence[tuple[int, int]]) -> Linear:
+        self.streamed |= set(names)
+        return super().linear(names, shapes)
+
+    def vector(self, name: str, size: int) -> Array:
+        self.streamed.add(name)
+        return super().vector(name, size)
+
+    def measure(self, dense: bool) -> Measure:
+        """Sizes of what was asked for; `dense` counts matrices as the float32 that the host makes of them."""
+        formats: dict[str, int] = {}
+        matrices: dict[str, int] = {}
+        sizes: dict[str, int] = {}
+        parameters = largest = 0
+        for need in self.needs.values():
+            count = int(np.prod(need.shape, dtype=np.int64))
+            sizes[need.name] = 4 * count if dense else need.nbytes
+            if need.name not in self.tensors:
+                continue
+            if need.format not in FORMATS:
+                raise UnsupportedModelError(f"tensor {need.name} is stored in an unknown format; supported are "
+                                            f"{', '.join(FORMATS)}")
+            parameters += count
+            formats[need.format] = formats.get(need.format, 0) + need.nbytes
+            if len(need.shape) == 2:
+                matrices[need.format] = matrices.get(need.format, 0) + need.nbytes
+                largest = max(largest, count)
+        return Measure(sum(sizes.values()), sum(sizes[name] for name in self.streamed), formats, matrices, parameters,
+                       largest)

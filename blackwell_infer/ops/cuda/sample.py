@@ -9,38 +9,50 @@ from blackwell_infer.ops.batch import PenaltyState, Sampled, SampleParams
 from blackwell_infer.types import Array
 
 THREADS = 512
+CHUNK, CHUNK_THREADS = 4096, 256
+"""ids that one CTA adjusts, and its threads"""
 SOURCE = "sample/sample.cu"
 
-SAMPLE = Kernel(SOURCE, "sample", (
+ADJUST = Kernel(SOURCE, "sample_adjust", (
     Param("logits", "in", "float32"), Param("scratch", "out", "float32"), Param("temperature", "in", "float32"),
-    Param("top_k", "in", "int32"), Param("top_p", "in", "float32"), Param("min_p", "in", "float32"),
     Param("repetition", "in", "float32"), Param("presence", "in", "float32"), Param("frequency", "in", "float32"),
+    Param("slot", "in", "int32"), Param("bias_starts", "in", "int32"), Param("bias_ids", "in", "int32"),
+    Param("bias_values", "in", "float32"), Param("counts", "in", "int32"), Param("prompt", "in", "uint8"),
+    Param("best_parts", "out", "uint64"), Param("plain_parts", "out", "uint64"), Param("sum_parts", "out", "float32"),
+    Param("V", "i32")))
+PICK = Kernel(SOURCE, "sample_pick", (
+    Param("logits", "in", "float32"), Param("scratch", "in", "float32"), Param("best_parts", "in", "uint64"),
+    Param("plain_parts", "in", "uint64"), Param("sum_parts", "in", "float32"), Param("temperature", "in", "float32"),
+    Param("top_k", "in", "int32"), Param("top_p", "in", "float32"), Param("min_p", "in", "float32"),
     Param("seed", "in", "uint64"), Param("position", "in", "int32"), Param("slot", "in", "int32"),
-    Param("bias_starts", "in", "int32"), Param("bias_ids", "in", "int32"), Param("bias_values", "in", "float32"),
-    Param("counts", "inout", "int32"), Param("prompt", "in", "uint8"), Param("tokens", "out", "int32"),
-    Param("logprobs", "out", "float32"), Param("top_ids", "out", "int32"), Param("top_logprobs", "out", "float32"),
-    Param("V", "i32"), Param("top", "i32")))
-TOKEN_LOGPROBS = Kernel(SOURCE, "token_logprobs", (
+    Param("counts", "inout", "int32"), Param("tokens", "out", "int32"), Param("logprobs", "out", "float32"),
+    Param("top_ids", "out", "int32"), Param("top_logprobs", "out", "float32"), Param("V", "i32"), Param("top", "i32"),
+    Param("parts", "i32")))
+TOKEN_LOGPROBS = Kernel("sample/score.cu", "token_logprobs", (
     Param("logits", "in", "float32"), Param("targets", "in", "int32"), Param("out", "out", "float32"),
     Param("V", "i32")))
-PENALTY_CLEAR = Kernel(SOURCE, "penalty_clear", (
+PENALTY_CLEAR = Kernel("sample/penalty.cu", "penalty_clear", (
     Param("counts", "out", "int32"), Param("prompt", "out", "uint8"), Param("slot", "i32"), Param("V", "i32")))
-PENALTY_COUNT = Kernel(SOURCE, "penalty_count", (
+PENALTY_COUNT = Kernel("sample/penalty.cu", "penalty_count", (
     Param("counts", "inout", "int32"), Param("prompt", "inout", "uint8"), Param("prompt_ids", "in", "int32"),
     Param("answer_ids", "in", "int32"), Param("slot", "i32"), Param("n_prompt", "i32"), Param("n_answer", "i32"),
     Param("V", "i32")))
-KERNELS = (SAMPLE, TOKEN_LOGPROBS, PENALTY_CLEAR, PENALTY_COUNT)
+KERNELS = (ADJUST, PICK, TOKEN_LOGPROBS, PENALTY_CLEAR, PENALTY_COUNT)
 
 
 def sample_(q: Queue, state: PenaltyState, logits: Array, params: SampleParams) -> Sampled:
     rows, vocab = logits.shape
     out = Sampled(q.empty((rows,), np.int32), q.empty((rows,), np.float32), q.empty((rows, params.top), np.int32),
                   q.empty((rows, params.top), np.float32))
-    q.launch(SAMPLE.variant(), (rows, 1, 1), (THREADS, 1, 1), logits, q.empty((rows, vocab), np.float32),
-             params.temperature, params.top_k, params.top_p, params.min_p, params.repetition, params.presence,
-             params.frequency, params.seed, params.position, params.slot, params.bias_starts, params.bias_ids,
-             params.bias_values, state.counts, state.prompt, out.tokens, out.logprobs, out.top_ids, out.top_logprobs,
-             vocab, params.top, pdl=True)
+    parts = -(-vocab // CHUNK)
+    scratch, sums = q.empty((rows, vocab), np.float32), q.empty((rows, parts), np.float32)
+    best, plain = q.empty((rows, parts), np.uint64), q.empty((rows, parts), np.uint64)
+    q.launch(ADJUST.variant(), (parts, rows, 1), (CHUNK_THREADS, 1, 1), logits, scratch, params.temperature,
+             params.repetition, params.presence, params.frequency, params.slot, params.bias_starts, params.bias_ids,
+             params.bias_values, state.counts, state.prompt, best, plain, sums, vocab, pdl=True)
+    q.launch(PICK.variant(), (rows, 1, 1), (THREADS, 1, 1), logits, scratch, best, plain, sums, params.temperature,
+             params.top_k, params.top_p, params.min_p, params.seed, params.position, params.slot, state.counts,
+             out.tokens, out.logprobs, out.top_ids, out.top_logprobs, vocab, params.top, parts, pdl=True)
     return out
 
 

@@ -1,7 +1,7 @@
 """From the name of a model to a runner on a backend: find, open, check the fit, then load."""
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -17,6 +17,9 @@ from blackwell_infer.kv.spec import PAGE
 from blackwell_infer.log import Progress, logger
 from blackwell_infer.models.registry import find_family
 from blackwell_infer.text.load import Text, open_text
+
+if TYPE_CHECKING:
+    from blackwell_infer.device.dry import DryQueue
 
 SCORE_BYTES = 1 << 28
 """Bytes of float32 logits that one step may hold for scored texts."""
@@ -36,7 +39,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     vocab: int
     max_context: int
     formats: dict[str, int]
-    """stored bytes of the weights by format"""
+    """bytes of the weights by the format they are stored in; vectors count as the float32 they become"""
     weight_bytes: int
     """bytes of the weights in the backend's memory"""
     decode_bytes: int
@@ -46,6 +49,19 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     kv_pages: int
     kv_token_bytes: int
     """bytes of cache per token of context"""
+
+
+class Survey(msgspec.Struct, frozen=True):
+    """What headers and settings say of a model before anything is loaded. `limits.pages` is still open."""
+
+    build: Build
+    limits: Limits
+    measure: Measure
+
+    def room(self, free: int, total: int, workspace: int) -> Room:
+        """Bytes on a backend of which `free` of `total` are left."""
+        extra = workspace + self.build.penalty_bytes(self.limits.batch)
+        return Room(free, total, self.measure.nbytes, extra, self.build.page_bytes)
 
 
 class Loaded(msgspec.Struct, frozen=True):
@@ -74,30 +90,53 @@ def load(model: str, config: EngineConfig, progress: Progress) -> Loaded:
 
 def loaded(checkpoint: Checkpoint, config: EngineConfig, progress: Progress) -> Loaded:
     """Load an open checkpoint."""
-    family = find_family(checkpoint.config)
-    cfg = family.config(checkpoint.config)
-    geometry = family.geometry(cfg)
     device = choose_device(config.device)
     on_host = device == "numpy"
-    context = wanted_context(config, geometry.max_context, on_host)
-    counting = Counting(checkpoint.tensors)
-    family.build(cfg, counting, context)
-    measure = counting.measure(dense=on_host)
+    found = survey(checkpoint, config, on_host)
+    build, limits, measure = found.build, found.limits, found.measure
     text = open_text(checkpoint)
-    build = Build(family, cfg, choose_dtype(config.dtype, on_host, measure, checkpoint))
-    limits = Limits(batch=config.max_batch, step_tokens=config.max_step_tokens, pages=0, context=context,
-                    score_tokens=max(1, min(config.max_step_tokens, SCORE_BYTES // (4 * geometry.vocab))))
-    start = on_numpy if on_host else on_cuda
-    runner, capacity, workspace = start(device, build, checkpoint, config, limits, measure, progress)
+    runner, capacity, workspace = (on_numpy if on_host else on_cuda)(device, found, checkpoint, config, progress)
     info = ModelInfo(
-        path=str(checkpoint.path), family=family.name, architecture=", ".join(checkpoint.config["architectures"]),
-        device=device, dtype=build.dtype, parameters=measure.parameters, vocab=geometry.vocab,
+        path=str(checkpoint.path), family=build.family.name, architecture=architecture(checkpoint, build),
+        device=device, dtype=build.dtype, parameters=measure.parameters, vocab=build.geometry.vocab,
         max_context=capacity.context, formats=measure.formats, weight_bytes=measure.nbytes, decode_bytes=measure.decode,
         workspace_bytes=workspace, kv_pages=capacity.pages, kv_token_bytes=build.page_bytes // PAGE)
     logger.info("loaded %s: %s, %s on %s, context %d, %d pages", info.path, info.family, info.dtype, info.device,
                 info.max_context, info.kv_pages)
     limits = msgspec.structs.replace(limits, pages=capacity.pages, context=capacity.context)
     return Loaded(runner, limits, info, text, dict(checkpoint.generation))
+
+
+def survey(checkpoint: Checkpoint, config: EngineConfig, on_host: bool) -> Survey:
+    """Read the headers and let the family ask for its parameters, which checks that all are there."""
+    family = find_family(checkpoint.config)
+    cfg = family.config(checkpoint.config)
+    geometry = family.geometry(cfg)
+    context = wanted_context(config, geometry.max_context, on_host)
+    counting = Counting(checkpoint.tensors)
+    family.build(cfg, counting, context)
+    measure = counting.measure(dense=on_host)
+    limits = Limits(batch=config.max_batch, step_tokens=config.max_step_tokens, pages=0, context=context,
+                    score_tokens=max(1, min(config.max_step_tokens, SCORE_BYTES // (4 * geometry.vocab))))
+    return Survey(Build(family, cfg, choose_dtype(config.dtype, on_host, measure, checkpoint)), limits, measure)
+
+
+def foresee(found: Survey, checkpoint: Checkpoint, config: EngineConfig, free: int, total: int,
+            gpu: DryQueue | None) -> tuple[Room, Capacity]:
+    """What loading would choose on the host, or on a GPU that a dry queue stands for. Raises what loading would."""
+    if gpu is None:
+        workspace = host_workspace(found)
+    else:
+        from blackwell_infer.engine.rehearsal import rehearse
+
+        workspace = rehearse(found.build, checkpoint.tensors, found.limits, gpu).workspace
+    room = found.room(free, total, workspace)
+    return room, fit(config, found.limits.context, room)
+
+
+def architecture(checkpoint: Checkpoint, build: Build) -> str:
+    """The name that the configuration gives, else the family's."""
+    return ", ".join(checkpoint.config.get("architectures") or build.family.architectures)
 
 
 def choose_device(device: str) -> str:
@@ -131,24 +170,28 @@ def choose_dtype(dtype: str, on_host: bool, measure: Measure, checkpoint: Checkp
     return next(name for name, form in FORMAT_OF.items() if form == most)
 
 
-def on_numpy(device: str, build: Build, checkpoint: Checkpoint, config: EngineConfig, limits: Limits, measure: Measure,
+def host_workspace(found: Survey) -> int:
+    """Bytes of one step's temporaries on the host. A step widens its tokens to the widest projection."""
+    hidden, limits = found.build.geometry.hidden, found.limits
+    widest = found.measure.largest // hidden
+    return 4 * HOST_COPIES * min(limits.step_tokens, limits.context) * min(widest, 16 * hidden)
+
+
+def on_numpy(device: str, found: Survey, checkpoint: Checkpoint, config: EngineConfig,
              progress: Progress) -> tuple[Runner, Capacity, int]:
     """Load for the reference ops."""
     from blackwell_infer.ops import ref
 
     memory = HostMemory()
-    free, total = memory.memory()
-    # A step widens its tokens to the widest projection; quantised rows never reappear: matrices are float32 already.
-    widest = measure.largest // build.geometry.hidden
-    workspace = 4 * HOST_COPIES * min(limits.step_tokens, limits.context) * min(widest, 16 * build.geometry.hidden)
-    room = Room(free, total, measure.nbytes, workspace + build.penalty_bytes(limits.batch), build.page_bytes)
-    capacity = fit(config, limits.context, room)
+    build, limits, measure = found.build, found.limits, found.measure
+    workspace = host_workspace(found)
+    capacity = fit(config, limits.context, found.room(*memory.memory(), workspace))
     loading = HostLoading(memory, checkpoint.tensors, checkpoint.weight, Meter(measure.nbytes, progress))
     model = build.model(memory, loading, capacity.context, limits.batch, capacity.pages)
     return ModelRunner(memory, ref, model), capacity, workspace
 
 
-def on_cuda(device: str, build: Build, checkpoint: Checkpoint, config: EngineConfig, limits: Limits, measure: Measure,
+def on_cuda(device: str, found: Survey, checkpoint: Checkpoint, config: EngineConfig,
             progress: Progress) -> tuple[Runner, Capacity, int]:
     """Load for kernels on a GPU."""
     from blackwell_infer.device.dry import DryQueue
@@ -156,13 +199,12 @@ def on_cuda(device: str, build: Build, checkpoint: Checkpoint, config: EngineCon
     from blackwell_infer.engine.rehearsal import rehearse
     from blackwell_infer.ops.cuda import CudaOps
 
+    build, limits, measure = found.build, found.limits, found.measure
     queue = open_queue(device)
     try:
-        free, total = queue.memory()
         dry = DryQueue(queue.arch, queue.sm_count, queue.libraries, total=1 << 50)
         rehearsal = rehearse(build, checkpoint.tensors, limits, dry)
-        extra = rehearsal.workspace + build.penalty_bytes(limits.batch)
-        capacity = fit(config, limits.context, Room(free, total, measure.nbytes, extra, build.page_bytes))
+        capacity = fit(config, limits.context, found.room(*queue.memory(), rehearsal.workspace))
         loading = DeviceLoading(queue, checkpoint.tensors, checkpoint.weight, Meter(measure.nbytes, progress))
         model = build.model(queue, loading, capacity.context, limits.batch, capacity.pages)
         queue.prepare(rehearsal.variants, progress)

@@ -43,15 +43,22 @@ def rehearse(build: Build, tensors: Mapping[str, TensorInfo], limits: Limits, qu
 
 def works(limits: Limits) -> Iterator[Work]:
     """Steps from one row to all rows, short and long, prompts, and scoring."""
-    counts = [1 << i for i in range(limits.batch.bit_length()) if 1 << i <= FEW_ROWS]
-    for rows in (*counts, limits.batch):
-        if rows <= limits.step_tokens:
-            yield work([1] * rows, limits, scores=False)
+    rows = min(limits.batch, limits.step_tokens)
+    for count in sorted({rows, *(1 << i for i in range(rows.bit_length()) if 1 << i <= FEW_ROWS)}):
+        yield work([1] * count, limits, scores=False)
     for tokens in sorted({min(2, limits.step_tokens), min(17, limits.step_tokens), limits.step_tokens}):
-        most = min(tokens, limits.context)
-        rest = min(limits.batch - 1, tokens - most) if tokens > most else min(limits.batch, tokens) - 1
-        yield work([max(most - (rest if tokens <= most else 0), 1)] + [1] * rest, limits, scores=False)
+        yield work(spread(tokens, limits), limits, scores=False)
     yield work([min(limits.score_tokens, limits.context)], limits, scores=True)
+
+
+def spread(tokens: int, limits: Limits) -> list[int]:
+    """So many tokens over as many rows as there may be, most of them in the first ones."""
+    rows = min(limits.batch, tokens)
+    counts, left = [], tokens - rows
+    for _ in range(rows):
+        counts.append(1 + min(left, limits.context - 1))
+        left -= counts[-1] - 1
+    return counts
 
 
 def work(counts: list[int], limits: Limits, scores: bool) -> Work:

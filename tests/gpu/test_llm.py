@@ -1,0 +1,80 @@
+"""Whole models on the GPU at hand: NumPy's tokens in float32, goldens in bfloat16, a batch as each request alone.
+
+`tests/ref/test_llm.py` runs here too (its cases with "cuda" carry the same marker).
+"""
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, SHARED
+
+from blackwell_infer import LLM, Output, Sampling
+from blackwell_infer.device.info import list_devices
+
+pytestmark = pytest.mark.gpu
+
+TRAINED = SHARED / "models" / "stories260K" / "stories260K.gguf"
+SMALL = TRAINED if TRAINED.is_file() else ROOT / "tests" / "data" / "llama"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def gpu() -> None:
+    found = list_devices()
+    if not found.devices:
+        pytest.skip(found.reason)
+
+
+def requests(vocab: int, count: int) -> tuple[list[list[int]], list[Sampling]]:
+    """Prompts of 1 to 180 tokens; greedy, seeded, penalised and biased settings in turn."""
+    draw = random.Random(9)
+    prompts = [[draw.randrange(vocab) for _ in range(draw.choice((1, 3, 16, 17, 40, 64, 65, 130, 180)))]
+               for _ in range(count)]
+    kinds = [Sampling(temperature=0), Sampling(), Sampling(temperature=0.7, top_k=30), Sampling(top_p=0.9),
+             Sampling(min_p=0.02, repetition_penalty=1.2), Sampling(presence_penalty=0.5, frequency_penalty=0.3),
+             Sampling(temperature=0, repetition_penalty=1.4), Sampling(logit_bias={5: 3.0, 9: -4.0})]
+    return prompts, [Sampling(**{f: getattr(kinds[i % 8], f) for f in kinds[0].__struct_fields__} | {
+        "seed": 100 + i, "max_tokens": 8 + i, "ignore_eos": True}) for i in range(count)]
+
+
+def tokens(outs: list[Output]) -> list[tuple[int, ...]]:
+    return [o.token_ids for o in outs]
+
+
+def test_numpy_and_cuda_choose_the_same_tokens_in_float32() -> None:
+    found = {}
+    for device in ("numpy", "cuda"):
+        with LLM(str(SMALL), device=device, dtype="float32", max_context=256) as llm:
+            prompts, samplings = requests(llm.info().vocab, 32)
+            found[device] = tokens(llm.generate(prompts, samplings))
+            assert llm.info().device.startswith(device)
+    assert found["cuda"] == found["numpy"]
+
+
+@pytest.fixture(params=["llama", "mistral", "qwen3"])
+def tiny(request: pytest.FixtureRequest) -> Iterator[tuple[Path, LLM]]:
+    """A small reference checkpoint in its own bfloat16."""
+    folder = ROOT / "tests" / "data" / str(request.param)
+    with LLM(str(folder), device="cuda", max_context=256) as llm:
+        assert llm.info().dtype == "bfloat16" and "bf16" in llm.info().formats
+        yield folder, llm
+
+
+def test_greedy_goldens_survive_bfloat16(tiny: tuple[Path, LLM]) -> None:
+    folder, llm = tiny
+    golden = np.load(folder / "golden.npz")
+    out = llm.generate(golden["input_ids"], Sampling(temperature=0, max_tokens=16, ignore_eos=True))
+    assert list(out.token_ids) == golden["greedy"].tolist()
+    score = llm.score(golden["input_ids"], logits=True)
+    assert score.logits is not None
+    assert np.abs(score.logits - golden["logits_bf16"]).max() < 0.1
+
+
+def test_a_batch_in_bfloat16_answers_as_each_alone(tiny: tuple[Path, LLM]) -> None:
+    _, llm = tiny
+    prompts, samplings = requests(llm.info().vocab, 32)
+    alone = [llm.generate(p, s) for p, s in zip(prompts, samplings, strict=True)]
+    assert tokens(llm.generate(prompts, samplings)) == tokens(alone)

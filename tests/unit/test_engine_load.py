@@ -1,0 +1,181 @@
+"""Loading: dtypes, shared tensors, what a rehearsal finds, and errors of incomplete or oversized models."""
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from blackwell_infer.checkpoint import Checkpoint, open_checkpoint
+from blackwell_infer.config import EngineConfig
+from blackwell_infer.device.dry import DryQueue
+from blackwell_infer.device.host import HostMemory
+from blackwell_infer.engine.load import choose_device, choose_dtype, load, loaded
+from blackwell_infer.engine.rehearsal import rehearse
+from blackwell_infer.engine.scheduler import Limits
+from blackwell_infer.engine.state import Build
+from blackwell_infer.engine.weights import Counting, DeviceLoading, HostLoading, Measure, Meter, hollow
+from blackwell_infer.errors import CheckpointError, ConfigError, OutOfMemoryError
+from blackwell_infer.log import silent
+from blackwell_infer.models.registry import find_family
+from blackwell_infer.quant.format import Weight
+
+DATA = ROOT / "tests" / "data"
+LIMITS = Limits(batch=32, step_tokens=200, score_tokens=40, pages=8, context=256)
+
+
+def built(checkpoint: Checkpoint, dtype: str = "bfloat16") -> Build:
+    family = find_family(checkpoint.config)
+    return Build(family, family.config(checkpoint.config), dtype)
+
+
+@pytest.fixture(params=["llama", "mistral", "qwen3"])
+def checkpoint(request: pytest.FixtureRequest) -> Checkpoint:
+    return open_checkpoint(DATA / request.param)
+
+
+def measured(checkpoint: Checkpoint, dense: bool = False) -> Measure:
+    build = built(checkpoint)
+    counting = Counting(checkpoint.tensors)
+    build.family.build(build.cfg, counting, 64)
+    return counting.measure(dense)
+
+
+def test_measures_count_every_byte_once(checkpoint: Checkpoint) -> None:
+    stored, dense = measured(checkpoint), measured(checkpoint, dense=True)
+    assert stored.parameters == sum(int(np.prod(t.shape)) for t in checkpoint.tensors.values())
+    assert sum(stored.formats.values()) > 2 * stored.parameters > sum(stored.matrices.values())
+    assert dense.nbytes > 1.9 * stored.nbytes and 0 < stored.decode < stored.nbytes
+
+
+def test_host_weights_are_float32_and_device_weights_are_as_stored(checkpoint: Checkpoint) -> None:
+    build, seen = built(checkpoint), []
+    meter = Meter(measured(checkpoint, dense=True).nbytes, lambda stage, done, total, unit: seen.append((done, total)))
+    memory = HostMemory()
+    model = build.model(memory, HostLoading(memory, checkpoint.tensors, checkpoint.weight, meter), 64, 2, 3)
+    assert model.params.layers[0].qkv[0].parts[0].dtype == np.float32
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen) and seen[-1][0] <= seen[-1][1]
+
+    queue = DryQueue()
+    model = build.model(queue, DeviceLoading(queue, checkpoint.tensors, checkpoint.weight, meter), 64, 2, 3)
+    (qkv,) = model.params.layers[0].qkv
+    assert qkv.format == "bf16" and qkv.parts[0].dtype == ml_dtypes.bfloat16
+    assert qkv.parts[0].shape == qkv.shape == (sum(
+        checkpoint.tensors[f"model.layers.0.self_attn.{x}_proj.weight"].shape[0] for x in "qkv"), build.geometry.hidden)
+    assert model.kv.layers[0].data.shape[0] == 3 and model.kv.layers[0].format == "bf16"
+    assert model.penalties.counts.shape == (2, build.geometry.vocab)
+
+
+def test_tied_embeddings_are_loaded_once() -> None:
+    checkpoint = open_checkpoint(DATA / "qwen3")
+    tied = "lm_head.weight" not in checkpoint.tensors
+    queue, build = DryQueue(), built(checkpoint)
+    model = build.model(queue, DeviceLoading(queue, checkpoint.tensors, checkpoint.weight, Meter(1, silent)), 64, 1, 1)
+    assert (model.params.embed.parts[0].ptr == model.params.head[0].parts[0].ptr) == tied
+
+
+def test_neighbours_of_one_format_are_joined_on_the_device() -> None:
+    stored = {name: Weight(form, (2, 32), (np.full((2, 32), i, dtype),)) for i, (name, form, dtype) in enumerate(
+        [("a", "f32", np.float32), ("b", "f32", np.float32), ("c", "f16", np.float16)])}
+    infos: dict[str, Any] = {name: type("Info", (), {"shape": w.shape, "format": w.format, "nbytes": w.nbytes})
+                             for name, w in stored.items()}
+    take = DeviceLoading(DryQueue(), infos, stored.__getitem__, Meter(1, silent))
+    found = take.linear(["a", "b", "c"], [(2, 32)] * 3)
+    assert [(w.format, w.shape) for w in found] == [("f32", (4, 32)), ("f16", (2, 32))]
+    with pytest.raises(CheckpointError, match=r"tensor d \[2, 32\] is missing"):
+        take.linear(["d"], [(2, 32)])
+    with pytest.raises(CheckpointError, match=r"tensor a has shape \[2, 32\].* \[3, 32\]"):
+        take.table("a", (3, 32))
+
+
+@pytest.mark.parametrize("arch", ["sm_90a", "sm_120f"])
+def test_a_rehearsal_measures_the_largest_step_and_finds_the_kernels(checkpoint: Checkpoint, arch: str) -> None:
+    build = built(checkpoint)
+    small = rehearse(build, checkpoint.tensors, LIMITS, DryQueue(arch))
+    names = {v.kernel.entry for v in small.variants}
+    assert {"token_logprobs", "penalty_count"} <= names and any(n.startswith("sample") for n in names)
+    assert len(names) > 8
+    geometry = build.geometry
+    assert small.workspace > LIMITS.step_tokens * geometry.hidden * 2 * len(geometry.cache)
+    wide = rehearse(build, checkpoint.tensors, Limits(batch=32, step_tokens=2000, score_tokens=40, pages=8,
+                                                      context=256), DryQueue(arch))
+    assert wide.workspace > 4 * small.workspace
+    one = rehearse(build, checkpoint.tensors, Limits(batch=1, step_tokens=1, score_tokens=1, pages=1, context=32),
+                   DryQueue(arch))
+    assert one.workspace < small.workspace
+
+
+def test_hollow_weights_have_the_shapes_of_the_stored_ones(checkpoint: Checkpoint) -> None:
+    empty = hollow(checkpoint.tensors)
+    for name in checkpoint.tensors:
+        weight, stored = empty(name), checkpoint.weight(name)
+        assert (weight.format, weight.shape) == (stored.format, stored.shape)
+        assert [(p.shape, p.dtype) for p in weight.parts] == [(p.shape, p.dtype) for p in stored.parts]
+
+
+@pytest.mark.parametrize(("forms", "named", "dtype", "on_host", "expected"), [
+    ({"f32": 9}, "bfloat16", "auto", False, "float32"), ({"q4_k": 9, "f32": 1}, None, "auto", False, "bfloat16"),
+    ({"bf16": 9}, "bfloat16", "auto", False, "bfloat16"), ({"f16": 9, "f32": 1}, None, "auto", False, "float16"),
+    ({"f16": 9}, "bfloat16", "auto", False, "bfloat16"), ({"bf16": 9}, None, "auto", True, "float32"),
+    ({"bf16": 9}, None, "float16", False, "float16"), ({"q8_0": 9}, None, "bfloat16", True, "bfloat16"),
+])
+def test_dtype(forms: dict[str, int], named: str | None, dtype: str, on_host: bool, expected: str) -> None:
+    checkpoint: Any = type("C", (), {"config": {} if named is None else {"torch_dtype": named}})
+    assert choose_dtype(dtype, on_host, Measure(0, 0, {}, forms, 0, 0), checkpoint) == expected
+
+
+def test_device_auto_is_numpy_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    from blackwell_infer.device import info
+
+    gpu = info.DeviceInfo(1, "GPU", (9, 0), "sm_90a", 132, 1, 1)
+    for found, expected in ((info.Devices((), (0, 0), "none"), "numpy"), (info.Devices((gpu,), (13, 0), ""), "cuda:1"),
+                            (info.Devices((gpu,), (12, 4), ""), "numpy")):
+        monkeypatch.setattr(info, "list_devices", lambda found=found: found)
+        assert choose_device("auto") == expected
+    assert choose_device("cuda:3") == "cuda:3"
+
+
+def test_info_says_what_was_loaded() -> None:
+    found = load(str(DATA / "llama"), EngineConfig(device="numpy", max_context=64, max_batch=3), silent)
+    info = found.info
+    assert (info.family, info.device, info.dtype, info.vocab) == ("llama", "numpy", "float32", 320)
+    assert (info.max_context, info.kv_pages) == (64, 6) and info.formats.keys() == {"bf16", "f32"}
+    assert info.kv_token_bytes == 3 * 2 * 2 * 16 * 4 and info.weight_bytes > info.decode_bytes > 4 * 64 * 320
+    assert found.limits.pages == 6 and found.limits.context == 64
+
+
+@pytest.mark.parametrize(("settings", "error", "message"), [
+    ({"max_context": 300}, ConfigError, "own limit is 256"),
+    ({"kv_pages": 2, "max_context": 100}, ConfigError, "raise kv_pages to 4"),
+])
+def test_settings_that_contradict_the_model(settings: dict[str, Any], error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        load(str(DATA / "llama"), EngineConfig(device="numpy", **settings), silent)
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HostMemory, "memory", lambda self: (1 << 20, 1 << 30))
+    checkpoint = open_checkpoint(DATA / "llama")
+    with pytest.raises(OutOfMemoryError, match=r"the model does not fit: weights \d+ bytes"):
+        loaded(checkpoint, EngineConfig(device="numpy"), silent)
+
+
+def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
+    import safetensors.numpy
+
+    for file in (DATA / "llama").iterdir():
+        if file.suffix == ".json":
+            shutil.copy(file, tmp_path)
+    tensors = safetensors.numpy.load_file(DATA / "llama" / "model.safetensors")
+    lost = tensors.pop("model.layers.1.mlp.up_proj.weight")
+    safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model\.layers\.1\.mlp\.up_proj\.weight \[160, 64\] is missing"):
+        load(str(tmp_path), EngineConfig(device="numpy"), silent)
+    tensors["model.layers.1.mlp.up_proj.weight"] = lost[:100]
+    safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"has shape \[100, 64\].*\[160, 64\]"):
+        load(str(tmp_path), EngineConfig(device="numpy"), silent)

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from blackwell_infer.emulator.instructions.shape import Form, op
@@ -92,31 +91,6 @@ def pair(brain: bool, relu: bool = False) -> Form:
     return op(("f32", "f32"), pack)
 
 
-def eight_bit(dtype: Any, largest: float) -> Any:
-    """float32 to an 8-bit float, saturating to the largest finite value; NaN stays NaN."""
-    def run(x: Any) -> Any:
-        x = np.asarray(x, F32)
-        return np.clip(x, F32(-largest), F32(largest)).astype(dtype).view(np.uint8)
-    return run
-
-
-E4M3, E5M2 = ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2
-
-
-def pack8(dtype: Any, largest: float) -> Form:
-    one = eight_bit(dtype, largest)
-    return op(("f32", "f32"), lambda a, b: one(a).astype(np.uint16) << np.uint16(8) | one(b).astype(np.uint16))
-
-
-def unpack8(dtype: Any, brain: bool) -> Form:
-    def run(x: Any) -> Any:
-        x = np.asarray(x)
-        low = (x & np.uint16(255)).astype(np.uint8).view(dtype).astype(F32)
-        high = (x >> np.uint16(8)).astype(np.uint8).view(dtype).astype(F32)
-        return to_half(high, brain).astype(np.uint32) << np.uint32(16) | to_half(low, brain).astype(np.uint32)
-    return op(("b16",), run)
-
-
 def saturate(x: Any) -> Any:
     return np.where(np.isnan(x), F32(0), np.clip(x, F32(0), F32(1))).astype(F32)
 
@@ -152,10 +126,6 @@ FORMS: dict[str, Form] = {
     "cvt.rn.f16x2.f32": pair(False),
     "cvt.rn.bf16x2.f32": pair(True),
     "cvt.rn.relu.bf16x2.f32": pair(True, relu=True),
-    "cvt.rn.satfinite.e4m3x2.f32": pack8(E4M3, 448.0),
-    "cvt.rn.satfinite.e5m2x2.f32": pack8(E5M2, 57344.0),
-    "cvt.rn.f16x2.e4m3x2": unpack8(E4M3, False),
-    "cvt.rn.f16x2.e5m2x2": unpack8(E5M2, False),
     "cvt.rn.f16.s16": op(("s16",), lambda a: np.asarray(a).astype(np.float16)),
     "cvt.rn.f16.s32": op(("s32",), lambda a: np.asarray(a).astype(np.float16)),
     "cvt.rna.tf32.f32": op(("f32",), tf32),

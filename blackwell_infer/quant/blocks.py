@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from blackwell_infer.errors import CheckpointError
-from blackwell_infer.quant.format import Weight
+from blackwell_infer.quant.format import Layout, Weight
 
 CHUNK = 1 << 20
 """Elements decoded at a time: bounds the temporaries to a few tens of megabytes whatever the matrix."""
@@ -30,6 +30,15 @@ class Blocks:
         self.block = block
         self.block_bytes = block_bytes
         self.decode = decode
+
+    def layout(self, shape: tuple[int, int]) -> Layout:
+        """Rows of blocks."""
+        rows, cols = shape
+        return (((rows, cols // self.block * self.block_bytes), np.dtype(np.uint8)),)
+
+    def joins(self, shapes: tuple[tuple[int, int], ...]) -> bool:
+        """Any matrices join."""
+        return True
 
     def read(self, data: np.ndarray[Any, Any], shape: tuple[int, int]) -> Weight:
         """View `data` (uint8, 1-D) as rows of blocks. CheckpointError if cols or the size do not fit."""

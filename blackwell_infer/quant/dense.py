@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 
 from blackwell_infer.errors import CheckpointError
-from blackwell_infer.quant.format import Weight
+from blackwell_infer.quant.format import Layout, Weight
 
 
 class Dense:
@@ -18,6 +18,14 @@ class Dense:
         self.dtype = dtype
         self.block = 1
         self.block_bytes = dtype.itemsize
+
+    def layout(self, shape: tuple[int, int]) -> Layout:
+        """The matrix itself."""
+        return ((shape, self.dtype),)
+
+    def joins(self, shapes: tuple[tuple[int, int], ...]) -> bool:
+        """Any matrices join."""
+        return True
 
     def read(self, data: np.ndarray[Any, Any], shape: tuple[int, int]) -> Weight:
         """View `data` (uint8, 1-D, any alignment) as [rows, cols]. CheckpointError if the sizes disagree."""

@@ -1,6 +1,7 @@
 """Weights and the formats that describe their bytes. NumPy only: nothing here knows a device."""
 from __future__ import annotations
 
+import math
 from typing import Any, Protocol
 
 import msgspec
@@ -14,6 +15,7 @@ class Weight(msgspec.Struct, frozen=True):
 
     Dense formats ("f32", "f16", "bf16") have one part [rows, cols] of that dtype. GGUF block formats ("q8_0", "q4_0",
     "q4_k", "q5_k", "q6_k") have one uint8 part [rows, bytes of a row]: the blocks exactly as in the file.
+    Formats of several parts ("nvfp4", "nvfp4_f16", "mxfp4", "mxfp8", "fp8", "fp8_block") say which in their modules.
     `format` is the key of every dispatch table.
     """
 
@@ -25,6 +27,15 @@ class Weight(msgspec.Struct, frozen=True):
     def nbytes(self) -> int:
         """Bytes of all parts, scales and metadata included."""
         return sum(int(np.prod(p.shape)) * p.dtype.itemsize for p in self.parts)
+
+
+Layout = tuple[tuple[tuple[int, ...], np.dtype[Any]], ...]
+"""Shape and dtype of every part of a Weight"""
+
+
+def layout_bytes(layout: Layout) -> int:
+    """Bytes of all parts."""
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in layout)
 
 
 Linear = tuple[Weight, ...]
@@ -39,8 +50,18 @@ class Format(Protocol):
     """Elements of one block along cols (1 for dense formats); cols must be a multiple."""
     block_bytes: int
 
+    def layout(self, shape: tuple[int, int]) -> Layout:
+        """Shape and dtype of every part of a matrix of this shape."""
+        ...
+
     def read(self, data: np.ndarray[Any, Any], shape: tuple[int, int]) -> Weight:
-        """View raw file bytes (uint8, 1-D, memory-mapped) as a Weight without copying. CheckpointError if misshapen."""
+        """A Weight of the bytes (uint8, 1-D, memory-mapped) of a container that keeps the matrix in one piece; of the
+        parts end to end where no container does. Without copying where the layouts agree. CheckpointError if
+        misshapen."""
+        ...
+
+    def joins(self, shapes: tuple[tuple[int, int], ...]) -> bool:
+        """Whether `concat` takes matrices of these shapes."""
         ...
 
     def take_rows(self, w: Weight, rows: np.ndarray[Any, Any]) -> Weight:

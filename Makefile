@@ -8,7 +8,7 @@ EXTRA := $(if $(shell command -v nvidia-smi 2>/dev/null),cu13$(comma),)
 BIN = $(VENV)/bin
 SETUP = $(VENV)/installed
 
-.PHONY: chat test check gpu bench clean
+.PHONY: named chat test check gpu bench clean
 .SILENT:
 
 $(SETUP): pyproject.toml
@@ -17,8 +17,10 @@ $(SETUP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRA)test]'
 	touch $@
 
-chat: $(SETUP)
-	$(if $(MODEL),,$(error say which model: make chat MODEL=path-or-hub-id))
+named:
+	$(if $(MODEL),,$(error say which model: MODEL=path-or-hub-id))
+
+chat: named $(SETUP)
 	$(BIN)/bwinfer chat '$(MODEL)' $(ARGS)
 
 test: $(SETUP)
@@ -32,8 +34,7 @@ check: $(SETUP)
 gpu: $(SETUP)
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
-bench: $(SETUP)
-	$(if $(MODEL),,$(error say which model: make bench MODEL=path))
+bench: named $(SETUP)
 	$(BIN)/python tools/bench.py '$(MODEL)' $(ARGS)
 
 clean:

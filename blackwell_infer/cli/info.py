@@ -4,50 +4,59 @@ from __future__ import annotations
 import argparse
 import platform
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
-import numpy as np
 
 from blackwell_infer import config
 from blackwell_infer.checkpoint import Checkpoint, open_checkpoint, resolve
 from blackwell_infer.cli.progress import Bars, size
+from blackwell_infer.device.cuda import cublaslt_exists
+from blackwell_infer.device.dry import DryQueue
 from blackwell_infer.device.host import HostMemory
-from blackwell_infer.device.info import Devices, list_devices
+from blackwell_infer.device.info import OLDEST_DRIVER, DeviceInfo, Devices, list_devices
+from blackwell_infer.engine.load import architecture, foresee, survey
+from blackwell_infer.errors import ConfigError, DeviceError, OutOfMemoryError
 from blackwell_infer.kernels.kernel import ARCHS
 from blackwell_infer.kv.spec import PAGE
-from blackwell_infer.models.registry import find_family
-from blackwell_infer.models.take import Expect
 
 SECTIONS = ("engine",)
-ITEMSIZE: Mapping[str, int] = {"f32": 4, "f16": 2, "bf16": 2, "float32": 4, "float16": 2, "bfloat16": 2}
+ENDLESS = 1 << 50
+"""Bytes of a dry queue that never runs out, so that `foresee` and not the queue says what does not fit."""
 
 
 class Place(msgspec.Struct, frozen=True):
-    """Somewhere a model can run. `free` and `total` in bytes; `free` is None where the driver would not say."""
+    """Somewhere a model can run: a GPU, or the host if `gpu` is None. `free` and `total` in bytes."""
 
     device: str
-    name: str
-    arch: str
-    supported: bool
-    free: int | None
+    about: str
+    free: int
     total: int
+    gpu: DeviceInfo | None = None
 
 
 class Model(msgspec.Struct, frozen=True):
-    """A checkpoint's measure. `weights` is bytes in memory, `formats` the same by format, `cache` bytes per token of
-    context by device kind."""
+    """A checkpoint's measure: `stored` bytes of its tensors by format."""
 
     path: str
     family: str
     architecture: str
     parameters: int
     context: int
-    weights: int
-    formats: dict[str, int]
-    cache: dict[str, int]
+    stored: dict[str, int]
+
+
+class Fit(msgspec.Struct, frozen=True):
+    """Whether a model fits somewhere. Sizes in bytes; `context` in tokens; `why` says what to change if it does not."""
+
+    fits: bool
+    why: str = ""
+    dtype: str = ""
+    weights: int = 0
+    workspace: int = 0
+    cache: int = 0
+    cache_per_token: int = 0
+    context: int = 0
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,109 +69,106 @@ def main(found: argparse.Namespace, settings: config.Settings) -> int:
     """Print what there is. CheckpointError and its kind if the model cannot be read."""
     devices = list_devices()
     places = list_places(devices)
-    model = None
+    model: Model | None = None
+    fits: dict[str, Fit] = {}
     if found.model:
         with Bars() as bars:
             path = resolve(found.model, revision=settings.engine.revision, progress=bars)
-        model = measure(path, settings.engine)
+        model, fits = examine(path, settings.engine, places, devices)
     if found.json:
-        print(msgspec.json.encode(summary(devices, places, model, settings.engine)).decode())
+        machine = {"driver": list(devices.driver), "reason": devices.reason, "devices": places}
+        about = {} if model is None else {"model": model, "fit": fits}
+        print(msgspec.json.encode({**machine, **about}).decode())
         return 0
-    print("\n".join(describe_machine(devices, places)))
+    lines = describe_machine(devices, places)
     if model is not None:
-        print("\n".join(["", *describe_model(model), "", *(
-            f"{place.device:<9}{fit(model, place, settings.engine)}" for place in places)]))
+        lines += ["", *describe_model(model), "", *(f"{device:<9}{describe_fit(fit)}" for device, fit in fits.items())]
+    print("\n".join(lines))
     return 0
 
 
 def list_places(devices: Devices) -> list[Place]:
     """Every GPU, and the host."""
     free, total = HostMemory().memory()
-    gpus = [Place(f"cuda:{d.index}", d.name, d.arch, d.supported, d.free_bytes, d.total_bytes) for d in devices.devices]
-    return [*gpus, Place("numpy", platform.machine(), "", True, free, total)]
+    gpus = [Place(f"cuda:{d.index}", f"{d.name}, {d.arch}, {d.sm_count} SMs",
+                  d.total_bytes if d.free_bytes is None else d.free_bytes, d.total_bytes, d) for d in devices.devices]
+    return [*gpus, Place("numpy", platform.machine(), free, total)]
 
 
-def measure(path: Path, engine: config.EngineConfig) -> Model:
-    """Read the headers and let the family ask for its parameters, which also checks that all are there."""
+def examine(path: Path, engine: config.EngineConfig, places: list[Place],
+            devices: Devices) -> tuple[Model, dict[str, Fit]]:
+    """Read the headers of a checkpoint, and rehearse loading it in every place."""
     checkpoint = open_checkpoint(path)
     try:
-        return measured(checkpoint, engine)
+        fits = {place.device: try_place(checkpoint, engine, place, devices) for place in places}
+        found = survey(checkpoint, msgspec.structs.replace(engine, max_context=0), on_host=True)
+        measure, build = found.measure, found.build
+        stored: Counter[str] = Counter()
+        for tensor in checkpoint.tensors.values():
+            stored[tensor.format or "unreadable"] += tensor.nbytes
+        model = Model(str(checkpoint.path), build.family.name, architecture(checkpoint, build), measure.parameters,
+                      build.geometry.max_context, dict(stored.most_common()))
+        return model, fits
     finally:
         checkpoint.close()
 
 
-def measured(checkpoint: Checkpoint, engine: config.EngineConfig) -> Model:
-    family = find_family(checkpoint.config)
-    cfg = family.config(checkpoint.config)
-    geometry = family.geometry(cfg)
-    expect = Expect(checkpoint.tensors)
-    family.build(cfg, expect, engine.max_context or geometry.max_context)
-    formats: Counter[str] = Counter()
-    for need in expect.needs.values():
-        formats[need.format] += need.nbytes
-    stored = [need for need in expect.needs.values() if need.name in checkpoint.tensors]
-    dtypes = {"cuda": "bfloat16", "numpy": "float32"} if engine.dtype == "auto" else dict.fromkeys(
-        ("cuda", "numpy"), engine.dtype)
-    cache = {kind: sum(spec.page_bytes(ITEMSIZE[spec.format or dtype]) for spec in geometry.cache) // PAGE
-             for kind, dtype in dtypes.items()}
-    named = checkpoint.config.get("architectures") or family.architectures
-    return Model(
-        path=str(checkpoint.path), family=family.name, architecture=", ".join(named),
-        parameters=sum(int(np.prod(need.shape, dtype=np.int64)) for need in stored), context=geometry.max_context,
-        weights=expect.nbytes, formats=dict(formats.most_common()), cache=cache)
+def try_place(checkpoint: Checkpoint, engine: config.EngineConfig, place: Place, devices: Devices) -> Fit:
+    """Whether a model fits: the arithmetic of loading, nothing loaded."""
+    gpu = place.gpu
+    found = survey(checkpoint, engine, on_host=gpu is None)
+    try:
+        dry = None
+        if gpu is not None:
+            check_usable(gpu, devices)
+            libraries = frozenset({"cublaslt"}) if cublaslt_exists() else frozenset()
+            dry = DryQueue(gpu.arch, gpu.sm_count, libraries, total=ENDLESS)
+        room, capacity = foresee(found, checkpoint, engine, place.free, place.total, dry)
+    except (OutOfMemoryError, ConfigError, DeviceError) as error:
+        return Fit(False, str(error))
+    return Fit(True, dtype=found.build.dtype, weights=room.weights, workspace=room.workspace,
+               cache=capacity.pages * room.page, cache_per_token=room.page // PAGE, context=capacity.context)
 
 
-def per_token(model: Model, place: Place) -> int:
-    """Bytes of keys and values per token of context."""
-    return model.cache["numpy" if place.device == "numpy" else "cuda"]
+def check_usable(gpu: DeviceInfo, devices: Devices) -> None:
+    """DeviceError if no kernel runs on this GPU, or its driver is too old."""
+    if not gpu.supported:
+        raise DeviceError(f"kernels exist for {', '.join(ARCHS)}, not for {gpu.arch}")
+    if devices.driver < OLDEST_DRIVER:
+        raise DeviceError(f"the driver speaks CUDA {dotted(devices.driver)}, {dotted(OLDEST_DRIVER)} is needed")
 
 
-def fit(model: Model, place: Place, engine: config.EngineConfig) -> str:
-    """Whether weights and one context fit into what is free, and what to change if they do not."""
-    if not place.supported:
-        return f"no: kernels exist for {', '.join(ARCHS)}, not for {place.arch}"
-    free = place.total if place.free is None else place.free
-    context = engine.max_context or model.context
-    need = model.weights + context * per_token(model, place)
-    if need <= free:
-        return f"fits: {size(need)} of {size(free)} free, with a context of {context} tokens"
-    room = (free - model.weights) // per_token(model, place)
-    if room >= PAGE:
-        return (f"fits with --max-context {room // PAGE * PAGE}: {size(need)} are needed for {context} tokens, "
-                f"{size(free)} are free")
-    return f"does not fit: the weights need {size(model.weights)}, {size(free)} are free; take a smaller quantisation"
+def dotted(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))
 
 
 def describe_machine(devices: Devices, places: list[Place]) -> list[str]:
     """Lines about driver and devices."""
-    driver = f"CUDA {devices.driver[0]}.{devices.driver[1]}" if devices.driver != (0, 0) else devices.reason
-    lines = [f"driver   {driver}"]
+    lines = [f"driver   {'CUDA ' + dotted(devices.driver) if devices.driver != (0, 0) else devices.reason}"]
     if devices.driver != (0, 0) and not devices.devices:
         lines.append(f"         {devices.reason}")
     for place in places:
-        about = ", ".join(part for part in (place.name, place.arch) if part)
-        free = "free memory unknown" if place.free is None else f"{size(place.free)} free"
-        kernels = "" if place.supported else "; no kernels for this architecture"
-        lines.append(f"{place.device:<9}{about}: {free} of {size(place.total)}{kernels}")
+        known = place.gpu is None or place.gpu.free_bytes is not None
+        free = f"{size(place.free)} free" if known else "free memory unknown"
+        kernels = "" if place.gpu is None or place.gpu.supported else "; no kernels for this architecture"
+        lines.append(f"{place.device:<9}{place.about}: {free} of {size(place.total)}{kernels}")
     return lines
 
 
 def describe_model(model: Model) -> list[str]:
     """Lines about a checkpoint."""
-    formats = ", ".join(f"{name} {size(count)}" for name, count in model.formats.items())
+    formats = ", ".join(f"{name} {size(count)}" for name, count in model.stored.items())
     return [
         f"model    {model.path}",
         f"family   {model.family} ({model.architecture}), {model.parameters:,} parameters",
         f"context  {model.context} tokens",
-        f"weights  {size(model.weights)}: {formats}",
-        f"cache    {size(model.cache['cuda'])} a token on a GPU, {size(model.cache['numpy'])} on NumPy",
+        f"stored   {size(sum(model.stored.values()))}: {formats}",
     ]
 
 
-def summary(devices: Devices, places: list[Place], model: Model | None, engine: config.EngineConfig) -> dict[str, Any]:
-    """The same as JSON."""
-    result: dict[str, Any] = {"driver": list(devices.driver), "reason": devices.reason, "devices": places}
-    if model is not None:
-        result["model"] = model
-        result["fit"] = {place.device: fit(model, place, engine) for place in places}
-    return result
+def describe_fit(fit: Fit) -> str:
+    """One line: what goes where, or what stands in the way."""
+    if not fit.fits:
+        return f"does not fit: {fit.why}"
+    return (f"fits with a context of {fit.context} tokens in {fit.dtype}: weights {size(fit.weights)}, workspace "
+            f"{size(fit.workspace)}, cache {size(fit.cache)} ({size(fit.cache_per_token)} a token)")

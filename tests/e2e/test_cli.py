@@ -155,3 +155,21 @@ def test_bad_models_are_one_line(command: dict[str, Any], name: str) -> None:
         assert done.returncode == 1, done.stderr
         assert done.stderr.startswith("bwinfer: ")
         assert done.stderr.count("\n") == 1
+
+
+def test_a_chat_template_beside_the_weights_is_used(command: dict[str, Any]) -> None:
+    model = command["cwd"] / "model.gguf"
+    model.symlink_to(MODEL)
+    (command["cwd"] / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.content }} {% endfor %}{% if messages | length > 3 %}"
+        "{{ raise_exception('too many turns') }}{% endif %}")
+    once = bwinfer(command, "run", str(model), "Once upon a time", *GREEDY, "--max-tokens", "8", "--json")
+    assert once.returncode == 0, once.stderr
+    assert json.loads(once.stdout)["text"]
+    lines = "Once upon\n/save talk.json\nThen\nMore\n"
+    done = bwinfer(command, "chat", str(model), *GREEDY, "--max-tokens", "4", "--system", "A story.", stdin=lines)
+    assert done.returncode == 0, done.stderr
+    saved = json.loads((command["cwd"] / "talk.json").read_text())
+    assert saved["system"] == "A story."
+    assert [m["role"] for m in saved["messages"]] == ["user", "assistant"]
+    assert "too many turns" in done.stderr

@@ -95,13 +95,19 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
         token = next(token for i, token in enumerate(tokens) if ids[token] != i)
         raise TokenizerError(f"tokenizer.ggml.tokens holds {token!r} more than once; the file is corrupt")
     types = [CONTROL if token in STOP_TEXTS else kind for token, kind in zip(tokens, types, strict=True)]
-    merges = []
+    merges, unused = [], 0
     for i, line in enumerate(_list(metadata, "merges", str)):
         cut = line.find(" ", 1)
         pair = line[:cut], line[cut + 1 :]
-        if cut < 0 or pair[0] not in ids or pair[1] not in ids or pair[0] + pair[1] not in ids:
-            raise TokenizerError(f"tokenizer.ggml.merges[{i}] is {line!r}: not a pair of tokens that form a token")
-        merges.append(pair)
+        if cut < 0:
+            raise TokenizerError(f"tokenizer.ggml.merges[{i}] is {line!r}: not two tokens with a space between them")
+        # A merge whose parts or result are no tokens can never take part in an encoding; files with such merges exist.
+        if pair[0] in ids and pair[1] in ids and pair[0] + pair[1] in ids:
+            merges.append(pair)
+        else:
+            unused += 1
+    if unused:
+        logger.warning("%d merges of the vocabulary form no token and are left out", unused)
     return Vocabulary(tokens, types, scores, merges, ids, metadata)
 
 

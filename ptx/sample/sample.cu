@@ -3,11 +3,11 @@
 // sample_adjust: grid (ceil(V / 4096), N), 256 threads. Bias, penalties and temperature on a chunk of a row; writes the
 //   adjusted logits to scratch [N, V] and, per chunk, the best adjusted and the best plain candidate and the sum of
 //   exp(plain - best plain).
-// sample_pick: grid N, 512 threads, 40 KiB of shared memory. Joins the chunks; greedy rows are done then. Otherwise one
-//   pass bins counts and masses by the distance to the largest logit (1/64 wide), the boundary bins of top_k and top_p
-//   are collected and searched exactly, and the draw finds its tile of ids, then the id.
-// Archs: all. Bytes: V*4 read and written once, then V*4 read from L2 per pass of sample_pick (0 for greedy, 2 to 5
-// otherwise, 1 per reported alternative).
+// sample_pick: grid N, 512 threads, 40 KiB of shared memory. Joins the chunks; greedy rows are done then. Otherwise
+//   top_k and top_p each bin the row by the distance to the largest logit (1/64 wide), collect the boundary bin and
+//   search it exactly; the draw finds its tile of ids, then the id.
+// Archs: all. Bytes: V*4 read and written once, then V*4 read from L2 per pass of sample_pick (greedy 0, a draw 1, top_k
+// and top_p 2 each, 1 per reported alternative).
 // Order of arithmetic: single IEEE float32 operations (__f*_rn, never contracted) and integer sums, so that neither the
 // thread count nor the backend shows. log-probabilities are ordinary float32 with a fixed reduction order.
 // A single kernel with radix searches over all keys took 1940 us for top_k and top_p at V = 151936 (H200, 2026-11-20):
@@ -22,8 +22,8 @@
 #define BINS 2048
 
 struct Shared {
-    u64 counts[BINS];  // elements per bin; later the masses of collected elements, or of tiles
-    u64 masses[BINS];
+    u64 bins[BINS];    // counts or masses per bin, or masses of tiles
+    u64 listed[BINS];  // masses of collected elements
     u32 keys[BINS];    // collected elements
     u64 warps[WARPS];
     u64 left;
@@ -143,7 +143,7 @@ __device__ u32 search_keys(const Row &r, u32 bin, u64 target, Shared &s) {
 #pragma unroll 1
     for (int shift = 24; shift >= 0; shift -= 8) {
         __syncthreads();
-        if (threadIdx.x < 256) s.counts[threadIdx.x] = 0;
+        if (threadIdx.x < 256) s.bins[threadIdx.x] = 0;
         __syncthreads();
 #pragma unroll 1
         for (int i = threadIdx.x; i < r.V; i += THREADS) {
@@ -151,13 +151,13 @@ __device__ u32 search_keys(const Row &r, u32 bin, u64 target, Shared &s) {
             u32 k = order_key(x);
             bool inside = shift == 24 || (k >> (shift + 8)) == (prefix >> (shift + 8));
             if (inside && r.keeps(x) && r.bin(x) == bin)
-                atomicAdd(&s.counts[k >> shift & 255], COUNT ? 1 : mass_of(x, r.largest));
+                atomicAdd(&s.bins[k >> shift & 255], COUNT ? 1 : mass_of(x, r.largest));
         }
         __syncthreads();
         if (threadIdx.x == 0) {
             int b = 255;
             u64 left = wanted;
-            while (b > 0 && s.counts[b] < left) left -= s.counts[b--];
+            while (b > 0 && s.bins[b] < left) left -= s.bins[b--];
             s.bin = prefix | (u32)b << shift;
             s.left = left;
         }
@@ -169,10 +169,10 @@ __device__ u32 search_keys(const Row &r, u32 bin, u64 target, Shared &s) {
     return prefix;
 }
 
-// The largest key such that the elements at or above it, of the bins up to s.bin, weigh `target`: the bins before s.bin
-// are all in, s.left is missing. `weight` gets the mass of what is kept of the bin.
+// The largest key such that the elements at or above it weigh what find_bin looked for: the bins before s.bin are all
+// in, s.left is missing.
 template <bool COUNT>
-__device__ u32 threshold(const Row &r, Shared &s, u64 *weight) {
+__device__ u32 threshold(const Row &r, Shared &s) {
     const u32 bin = s.bin;
     const u64 left = s.left;
     __syncthreads();
@@ -187,7 +187,7 @@ __device__ u32 threshold(const Row &r, Shared &s, u64 *weight) {
                 u32 n = atomicAdd(&s.collected, 1u);
                 if (n < BINS) {
                     s.keys[n] = order_key(v[j]);
-                    s.counts[n] = mass_of(v[j], r.largest);
+                    s.listed[n] = mass_of(v[j], r.largest);
                 }
             }
     }
@@ -198,29 +198,23 @@ __device__ u32 threshold(const Row &r, Shared &s, u64 *weight) {
         for (u32 i = threadIdx.x; i < n; i += THREADS) {
             const u32 key = s.keys[i];
             u64 above = 0;
-            for (u32 j = 0; j < n; j++) above += s.keys[j] >= key ? (COUNT ? 1 : s.counts[j]) : 0;
+            for (u32 j = 0; j < n; j++) above += s.keys[j] >= key ? (COUNT ? 1 : s.listed[j]) : 0;
             if (above >= left && (u64)key > found) found = key;
         }
         found = block_max(found, s.warps, WARPS);
-        u64 mine = 0;
-        for (u32 i = threadIdx.x; i < n; i += THREADS) mine += s.keys[i] >= (u32)found ? s.counts[i] : 0;
-        *weight = block_sum(mine, s.warps, WARPS);
     } else {
         found = search_keys<COUNT>(r, bin, left, s);
-        u64 mine = 0;
-        for (int i = threadIdx.x; i < r.V; i += THREADS) {
-            float x = r.z[i];
-            if (order_key(x) >= (u32)found && r.bin(x) == bin && r.keeps(x)) mine += mass_of(x, r.largest);
-        }
-        *weight = block_sum(mine, s.warps, WARPS);
     }
     __syncthreads();
     return (u32)found;
 }
 
-// Draw one id of the row: filters, then the id whose running mass exceeds the Philox point.
-__device__ int draw(Row r, int top_k, float top_p, u64 seed, u32 position, Shared &s) {
-    for (int b = threadIdx.x; b < BINS; b += THREADS) s.counts[b] = s.masses[b] = 0;
+// Fill s.bins with the counts (COUNT) or masses of what the row keeps; returns their sum. 64-bit atomics on shared memory
+// are loops, so a mass goes to three 32-bit bins of 14, 13 and 13 bits, which 2^18 elements cannot overflow.
+template <bool COUNT>
+__device__ u64 fill_bins(const Row &r, Shared &s) {
+    u32 *narrow = (u32 *)s.listed;  // 3 x BINS words: s.listed and s.keys
+    for (int b = threadIdx.x; b < (COUNT ? 1 : 3) * BINS; b += THREADS) narrow[b] = 0;
     __syncthreads();
     for (int base = threadIdx.x * 4; base < r.V; base += THREADS * 4) {
         float v[4];
@@ -228,44 +222,47 @@ __device__ int draw(Row r, int top_k, float top_p, u64 seed, u32 position, Share
 #pragma unroll
         for (int j = 0; j < 4; j++)
             if (r.keeps(v[j])) {
-                u32 b = r.bin(v[j]);
-                u64 m = mass_of(v[j], r.largest);
-                atomicAdd(&s.counts[b], 1ull);
-                if (m) atomicAdd(&s.masses[b], m);
+                const u32 b = r.bin(v[j]);
+                if (COUNT) {
+                    atomicAdd(&narrow[b], 1u);
+                } else {
+                    const u64 m = mass_of(v[j], r.largest);
+                    if (m & 0x3FFF) atomicAdd(&narrow[b], (u32)m & 0x3FFF);
+                    if (m >> 14 & 0x1FFF) atomicAdd(&narrow[BINS + b], (u32)(m >> 14) & 0x1FFF);
+                    if (m >> 27) atomicAdd(&narrow[2 * BINS + b], (u32)(m >> 27));
+                }
             }
     }
     __syncthreads();
-    u64 n = 0;
-    for (int b = threadIdx.x; b < BINS; b += THREADS) n += s.counts[b];
-    n = block_sum(n, s.warps, WARPS);
-    __syncthreads();
-    if (top_k > 0 && n > (u64)top_k) {
-        find_bin(s.counts, (u64)top_k, s);
-        const u32 bin = s.bin;
-        u64 part;
-        u32 key = threshold<true>(r, s, &part);
-        r.floor_key = key > r.floor_key ? key : r.floor_key;
-        for (int b = threadIdx.x; b < BINS; b += THREADS)
-            if (b >= bin) s.masses[b] = b == bin ? part : 0;
-        __syncthreads();
-    }
     u64 total = 0;
-    for (int b = threadIdx.x; b < BINS; b += THREADS) total += s.masses[b];
-    total = block_sum(total, s.warps, WARPS);
+    for (int b = threadIdx.x; b < BINS; b += THREADS) {
+        u64 n = narrow[b];
+        if (!COUNT) n += ((u64)narrow[BINS + b] << 14) + ((u64)narrow[2 * BINS + b] << 27);
+        s.bins[b] = n;
+        total += n;
+    }
+    return block_sum(total, s.warps, WARPS);
+}
+
+// Draw one id of the row: filters, then the id whose running mass exceeds the Philox point.
+__device__ int draw(Row r, int top_k, float top_p, u64 seed, u32 position, Shared &s) {
+    if (top_k > 0 && fill_bins<true>(r, s) > (u64)top_k) {
+        find_bin(s.bins, (u64)top_k, s);
+        const u32 key = threshold<true>(r, s);
+        r.floor_key = key > r.floor_key ? key : r.floor_key;
+    }
     if (top_p < 1) {
-        u64 p24 = __float2ull_rz(__fmul_rn(top_p, 16777216.0f));
-        u64 target = (total >> 24) * p24 + (((total & 0xFFFFFFull) * p24) >> 24);
-        __syncthreads();
-        find_bin(s.masses, target ? target : 1, s);
-        u64 part;
-        u32 key = threshold<false>(r, s, &part);
+        const u64 total = fill_bins<false>(r, s), p24 = __float2ull_rz(__fmul_rn(top_p, 16777216.0f));
+        const u64 target = (total >> 24) * p24 + (((total & 0xFFFFFFull) * p24) >> 24);
+        find_bin(s.bins, target ? target : 1, s);
+        const u32 key = threshold<false>(r, s);
         r.floor_key = key > r.floor_key ? key : r.floor_key;
     }
     // Masses of tiles of consecutive ids, then the tile, then the id.
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int tile = 128 * ((r.V + 128 * BINS - 1) / (128 * BINS)), tiles = (r.V + tile - 1) / tile;
     __syncthreads();
-    for (int t = threadIdx.x; t < BINS; t += THREADS) s.counts[t] = 0;
+    for (int t = threadIdx.x; t < BINS; t += THREADS) s.bins[t] = 0;
     __syncthreads();
     for (int t = warp; t < tiles; t += WARPS) {
         u64 mine = 0;
@@ -276,14 +273,14 @@ __device__ int draw(Row r, int top_k, float top_p, u64 seed, u32 position, Share
             for (int j = 0; j < 4; j++) mine += r.keeps(v[j]) ? mass_of(v[j], r.largest) : 0;
         }
         mine = warp_sum(mine);
-        if (lane == 0) s.counts[t] = mine;
+        if (lane == 0) s.bins[t] = mine;
     }
     __syncthreads();
-    total = 0;
-    for (int t = threadIdx.x; t < BINS; t += THREADS) total += s.counts[t];
+    u64 total = 0;
+    for (int t = threadIdx.x; t < BINS; t += THREADS) total += s.bins[t];
     total = block_sum(total, s.warps, WARPS);
     __syncthreads();
-    find_bin(s.counts, __umul64hi(philox(seed, position), total) + 1, s);
+    find_bin(s.bins, __umul64hi(philox(seed, position), total) + 1, s);
     const u64 wanted = s.left;
     const int first = s.bin * tile;
     __syncthreads();

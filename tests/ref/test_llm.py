@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, SHARED
 
 from blackwell_infer import LLM, Event, Message, Output, RequestError, Sampling
 from blackwell_infer.device.info import list_devices
 
+ROOT = Path(__file__).resolve().parents[2]
+SHARED = ROOT.parent / "shared" / "data"
 TRAINED = SHARED / "models" / "stories260K" / "stories260K.gguf"
 SMALL = TRAINED if TRAINED.is_file() else ROOT / "tests" / "data" / "llama"
 TINY = ROOT / "tests" / "data" / "llama"

@@ -6,12 +6,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
-from conftest import ROOT
 
 from blackwell_infer import errors
 from blackwell_infer.config import EngineConfig
@@ -43,6 +43,7 @@ from blackwell_infer.text.load import Text
 from blackwell_infer.text.tokenizer import Tokenizer
 from blackwell_infer.types import Message, Output, Sampling
 
+ROOT = Path(__file__).resolve().parents[2]
 VOCAB = 320
 END = 257
 LIMITS = Limits(batch=4, step_tokens=64, score_tokens=16, pages=16, context=256)

@@ -8,7 +8,6 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from conftest import ROOT
 
 from blackwell_infer.checkpoint import Checkpoint, open_checkpoint
 from blackwell_infer.config import EngineConfig
@@ -24,6 +23,7 @@ from blackwell_infer.log import silent
 from blackwell_infer.models.registry import find_family
 from blackwell_infer.quant.format import Weight
 
+ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "tests" / "data"
 LIMITS = Limits(batch=32, step_tokens=200, score_tokens=40, pages=8, context=256)
 

@@ -12,6 +12,7 @@ SHARED = ROOT.parent / "shared" / "data"
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--tiny", metavar="DIR", type=Path, default=None,
                      help="folder of further reference checkpoints (one folder each, with golden.npz) to test against")
+    parser.addoption("--refresh-traces", action="store_true", help="write the golden launch traces anew")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -1,6 +1,7 @@
 """A GGUF model, in one file or split over several, in Hugging Face spelling."""
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from blackwell_infer.checkpoint.names import Source, translate
 from blackwell_infer.checkpoint.reader import TensorInfo
 from blackwell_infer.errors import CheckpointError, UnsupportedModelError
 from blackwell_infer.quant import FORMATS, Weight
+from blackwell_infer.quant.format import layout_bytes
 
 SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 MOST_PARTS = 1000
@@ -33,7 +35,8 @@ class GGUFCheckpoint:
                     first = self._stored[tensor.name][0].path.name
                     raise CheckpointError(f"{file.path}: tensor {shorten(tensor.name)} is in {first} as well")
                 self._stored[tensor.name] = (file, tensor)
-        shapes = {name: tensor.shape for name, (_, tensor) in self._stored.items()}
+        beside = {name for name in self._stored if _matrix_of(name) in self._stored}
+        shapes = {name: tensor.shape for name, (_, tensor) in self._stored.items() if name not in beside}
         translation = translate(path, self.metadata, shapes)
         self.config = translation.config
         self.generation = translation.generation
@@ -46,7 +49,11 @@ class GGUFCheckpoint:
         file, tensor = self._stored[source.name]
         if source.known and tensor.kind not in FORMATS:
             raise self._unsupported(source.name)
+        if source.known:
+            self._scales(source.name)
         nbytes = (tensor.nbytes or 0) // tensor.shape[0] * (source.stop - source.start)
+        if tensor.kind == "nvfp4":
+            nbytes = layout_bytes(FORMATS[tensor.kind].layout((math.prod(source.shape[:-1]), source.shape[-1])))
         return TensorInfo(name, source.shape, tensor.kind if tensor.kind in FORMATS else "", nbytes, str(file.path))
 
     def _unsupported(self, stored: str) -> UnsupportedModelError:
@@ -55,6 +62,31 @@ class GGUFCheckpoint:
             f"{file.path}: tensor {shorten(stored)} is stored as {tensor.kind}; supported are {', '.join(FORMATS)}. "
             "Take another quantisation of this model"
         )
+
+    def _scales(self, stored: str) -> tuple[np.float32, np.float32]:
+        """Factor of a matrix and scale of its inputs (0: none), from the tensors beside it.
+
+        CheckpointError: misshapen, or no scale; UnsupportedModelError: beside a type that has no factor.
+        """
+        file, matrix = self._stored[stored]
+        out = []
+        for suffix, default in (("scale", 1), ("input_scale", 0)):
+            name = f"{stored.removesuffix('weight')}{suffix}"
+            value = np.float32(default)
+            if stored.endswith(".weight") and name in self._stored and len(matrix.shape) == 2:
+                holder, tensor = self._stored[name]
+                if tensor.kind != "f32" or tensor.shape != (1,):
+                    what = f"is {tensor.kind} {list(tensor.shape)}, expected f32 [1] beside {shorten(stored)}"
+                    raise CheckpointError(f"{holder.path}: tensor {shorten(name)} {what}; convert the model again")
+                value = holder.bytes_of(tensor).view("<f4")[0]
+                if not 0 <= value < np.inf:
+                    raise CheckpointError(f"{holder.path}: tensor {shorten(name)} is {value}, no scale; "
+                                          "convert the model again")
+                if matrix.kind != "nvfp4" and suffix == "scale" and value != 1:
+                    raise UnsupportedModelError(f"{holder.path}: tensor {shorten(name)} scales {shorten(stored)} of "
+                                                f"type {matrix.kind}; that is only supported for nvfp4")
+            out.append(value)
+        return out[0], out[1]
 
     def weight(self, name: str) -> Weight:
         """See `reader.Checkpoint.weight`. UnsupportedModelError for a type without a format."""
@@ -73,8 +105,15 @@ class GGUFCheckpoint:
         if len(tensor.shape) == 1:
             return self._vector(name, source, form.read(file.bytes_of(tensor), (1, tensor.shape[0])))
         w = form.read(file.bytes_of(tensor), (tensor.shape[0], tensor.shape[1]))
+        if tensor.kind == "nvfp4":
+            factor, inputs = self._scales(source.name)
+            factors = np.full(w.shape[0], factor, np.float32)
+            w = Weight(w.format, w.shape, (*w.parts[:2], factors, np.full(1, inputs, np.float32)))
         rows = source.stop - source.start
-        w = Weight(w.format, (rows, w.shape[1]), (w.parts[0][source.start:source.stop],))
+        if rows < w.shape[0] and len(w.parts) > 1:
+            w = form.take_rows(w, np.arange(source.start, source.stop))
+        elif rows < w.shape[0]:
+            w = Weight(w.format, (rows, w.shape[1]), (w.parts[0][source.start:source.stop],))
         return form.take_rows(w, unpermuted(rows, source.heads)) if source.heads else w
 
     def _vector(self, name: str, source: Source, w: Weight) -> Weight:
@@ -92,6 +131,12 @@ class GGUFCheckpoint:
         """Let go of the mappings. Weights that are still referenced stay readable."""
         self._stored = {}
         self._sources = {}
+
+
+def _matrix_of(name: str) -> str:
+    """The stored name of the matrix that `name` is a scale of, "" if it is no scale."""
+    stem, _, suffix = name.rpartition(".")
+    return f"{stem}.weight" if suffix in ("scale", "input_scale") else ""
 
 
 def unpermuted(rows: int, heads: int) -> np.ndarray[Any, Any]:

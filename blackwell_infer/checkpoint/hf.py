@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from blackwell_infer.checkpoint.mapped import shorten
+from blackwell_infer.checkpoint.quantized import Quantized, find_quantized, read_quantized, settings_of
 from blackwell_infer.checkpoint.reader import TensorInfo
 from blackwell_infer.checkpoint.safetensors_file import SafetensorsFile, StoredTensor, read_safetensors
 from blackwell_infer.errors import CheckpointError, UnsupportedModelError
@@ -29,22 +30,29 @@ class HuggingFaceCheckpoint:
 
     def __init__(
         self, path: Path, config: Mapping[str, Any], generation: Mapping[str, Any],
-        stored: Mapping[str, tuple[SafetensorsFile, StoredTensor]],
+        stored: Mapping[str, tuple[SafetensorsFile, StoredTensor]], quantized: Quantized,
     ) -> None:
         self.path = path
         self.config = config
         self.generation = generation
         self.metadata: Mapping[str, Any] = MappingProxyType({})
         self._stored = stored
-        self.tensors: Mapping[str, TensorInfo] = MappingProxyType({
+        self._quantized = quantized.tensors
+        plain = {
             name: TensorInfo(name, t.shape, DTYPES.get(t.dtype, ""), t.end - t.begin, str(file.path))
-            for name, (file, t) in stored.items()
+            for name, (file, t) in stored.items() if name not in quantized.hidden
+        }
+        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(plain | {
+            name: TensorInfo(name, q.shape, q.format, q.nbytes, str(stored[q.codes][0].path))
+            for name, q in quantized.tensors.items()
         })
 
     def weight(self, name: str) -> Weight:
         """See `reader.Checkpoint.weight`. UnsupportedModelError for a dtype without a format."""
         if not self._stored:
             raise CheckpointError(f"{self.path}: is closed, or holds no tensors")
+        if name in self._quantized:
+            return read_quantized(self._stored, self._quantized[name])
         if name not in self._stored:
             raise CheckpointError(f"{self.path}: has no tensor {shorten(name)}; config.json does not fit the weights")
         file, tensor = self._stored[name]
@@ -84,8 +92,16 @@ def open_folder(path: Path) -> HuggingFaceCheckpoint:
     if not (path / "config.json").is_file():
         raise CheckpointError(f"{path}: has no config.json; give a Hugging Face folder or a .gguf file")
     config = read_json(path / "config.json")
-    generation = path / "generation_config.json"
-    return HuggingFaceCheckpoint(path, config, read_json(generation) if generation.is_file() else {}, _tensors(path))
+    settings = settings_of(config, _optional(path / "hf_quant_config.json"))
+    manifest = _optional(path / "lynn_quant_manifest.json").get("quantized_tensors")
+    stored = _tensors(path)
+    quantized = find_quantized(path, settings, stored, manifest if isinstance(manifest, dict) else {})
+    return HuggingFaceCheckpoint(path, config, _optional(path / "generation_config.json"), stored, quantized)
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    """A JSON object of a model folder, {} if there is no such file."""
+    return read_json(path) if path.is_file() else {}
 
 
 def _tensors(path: Path) -> Mapping[str, tuple[SafetensorsFile, StoredTensor]]:

@@ -10,6 +10,8 @@ from blackwell_infer.models.qwen3 import QWEN3
 from blackwell_infer.models.spec import Family
 
 FAMILIES: tuple[Family, ...] = (LLAMA, MISTRAL, QWEN3)
+QUANTISED = ("modelopt", "compressed-tensors", "fp8", "mxfp4", "lynn_native")
+"""Kinds of quantised releases whose tensors the checkpoint readers know."""
 
 
 def find_family(config: Mapping[str, Any]) -> Family:
@@ -26,10 +28,10 @@ def find_family(config: Mapping[str, Any]) -> Family:
     quantised = config.get("quantization_config")
     for family in FAMILIES:
         if asked in family.architectures or (asked is None and kind == family.name):
-            if quantised is not None:
-                method = quantised.get("quant_method") if isinstance(quantised, Mapping) else quantised
-                raise UnsupportedModelError(f"quantization_config of kind {method!r} is not supported; "
-                                            "take the unquantised release or a GGUF of this model")
+            method = quantised.get("quant_method") if isinstance(quantised, Mapping) else quantised
+            if quantised is not None and method not in QUANTISED:
+                raise UnsupportedModelError(f"quantization_config of kind {method!r} is not supported; supported are "
+                                            f"{', '.join(QUANTISED)}. Take another release or a GGUF of this model")
             return family
     known = ", ".join(f"{a} (model_type {f.name})" for f in FAMILIES for a in f.architectures)
     raise UnsupportedModelError(f"architecture {asked or kind} is not supported; supported are {known}")

@@ -52,7 +52,7 @@ def scaled(x: Values, scales: Values) -> Values:
     """x [N, K] divided by scales [N, K/group], 0 where a scale is 0."""
     blocks = x.reshape(*scales.shape, -1).astype(np.float32)
     wide = np.broadcast_to(scales[:, :, None], blocks.shape)
-    out = np.divide(blocks, wide, out=np.zeros_like(blocks), where=wide != 0)
+    out: Values = np.divide(blocks, wide, out=np.zeros_like(blocks), where=wide != 0)
     return out.reshape(x.shape)
 
 

@@ -18,7 +18,7 @@ from blackwell_infer.engine.batch import Settings, Tables, make_work
 from blackwell_infer.engine.request import Request
 from blackwell_infer.engine.runner import Result, Runner
 from blackwell_infer.engine.scheduler import Emitted, Limits, Plan, Sequence
-from blackwell_infer.errors import BlackwellInferError, ModelOutputError, RequestError
+from blackwell_infer.errors import BlackwellInferError, ModelOutputError, OutOfMemoryError, RequestError
 from blackwell_infer.log import logger
 from blackwell_infer.ops.batch import Sampled
 from blackwell_infer.text.tokenizer import Tokenizer
@@ -81,8 +81,12 @@ class Scoring:
 
     def __init__(self, id: int, tokens: tuple[int, ...], vocab: int, logits: bool) -> None:
         self.id = id
-        self.result = Score(np.zeros(len(tokens), np.float32),
-                            np.empty((len(tokens), vocab), np.float32) if logits else None)
+        try:
+            values = np.empty((len(tokens), vocab), np.float32) if logits else None
+        except MemoryError:
+            raise OutOfMemoryError(f"logits of {len(tokens)} tokens take {4 * len(tokens) * vocab} bytes on the host, "
+                                   "which are not free; score shorter pieces") from None
+        self.result = Score(np.zeros(len(tokens), np.float32), values)
         self.future: Future[Score] = Future()
 
 

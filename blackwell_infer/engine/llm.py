@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, overload
 
@@ -37,7 +38,8 @@ Samplings = Sampling | Sequence[Sampling] | None
 class LLM:
     """A model, loaded from a path or a hub id. Keywords are the fields of `config.EngineConfig`:
 
-    device, dtype, max_context, max_batch, max_step_tokens, kv_pages, revision. `progress` hears of long work.
+    device, dtype, max_context, max_batch, max_step_tokens, kv_pages, revision. `progress` hears of long work. Without
+    max_context the context is the model's own limit, or what fits; on NumPy at most 4096 tokens.
 
     A prompt is one of: a `str` (encoded, with the model's beginning token if it has one); a list of `int` (token ids,
     taken as they are); a list that begins with a `Message` or a mapping (a chat, rendered by the model's template). A
@@ -50,19 +52,19 @@ class LLM:
     `engine.load.load` raises.
     """
 
-    def __init__(self, model: str, *, progress: Progress = silent, **settings: Any) -> None:
+    def __init__(self, model: str | Path, *, progress: Progress = silent, **settings: Any) -> None:
         config: EngineConfig = build(EngineConfig, settings, "LLM")
-        found = load(model, config, progress)
+        found = load(str(model), config, progress)
         self._start(found)
 
     def _start(self, found: Loaded) -> None:
         self._found = found
         self._engine = Engine(found.runner, found.limits, found.text.tokenizer, found.info.vocab)
         self._default = default_sampling(found.generation)
-        thread = threading.Thread(target=self._engine.run, name="blackwell_infer", daemon=True)
+        thread = threading.Thread(target=serve, args=(self._engine, found.runner), name="blackwell_infer", daemon=True)
         thread.start()
-        # Also runs when the object is dropped or the interpreter ends: the thread must not outlive the device.
-        self._finalizer = weakref.finalize(self, shut_down, self._engine, thread, found.runner)
+        # Also runs when the object is dropped or the interpreter ends: a step must not outlive the driver.
+        self._finalizer = weakref.finalize(self, shut_down, self._engine, thread)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -211,8 +213,16 @@ def raise_first(failures: Sequence[BlackwellInferError | None], outputs: Sequenc
             raise failure
 
 
-def shut_down(engine: Engine, thread: threading.Thread, runner: Runner) -> None:
-    """End the engine's thread, then release the backend."""
+def serve(engine: Engine, runner: Runner) -> None:
+    """The engine's thread: step until the engine is closed, then release the backend."""
+    try:
+        engine.run()
+    finally:
+        runner.close()
+
+
+def shut_down(engine: Engine, thread: threading.Thread) -> None:
+    """End the engine's thread and wait for it, unless garbage collection calls this on that very thread."""
     engine.close()
-    thread.join()
-    runner.close()
+    if thread is not threading.current_thread():
+        thread.join()

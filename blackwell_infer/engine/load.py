@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 SCORE_BYTES = 1 << 28
 """Bytes of float32 logits that one step may hold for scored texts."""
-HOST_COPIES = 8
-"""Arrays of a step's widest size that live at once on the host (activations and float32 products)."""
+HOST_WIDTH = 32
+"""Values per token and hidden element that a step on the host holds at once, as float32. MLPs are some 3 times as wide
+as the hidden state, with gate and up side by side, and products exist twice."""
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -171,10 +172,10 @@ def choose_dtype(dtype: str, on_host: bool, measure: Measure, checkpoint: Checkp
 
 
 def host_workspace(found: Survey) -> int:
-    """Bytes of one step's temporaries on the host. A step widens its tokens to the widest projection."""
-    hidden, limits = found.build.geometry.hidden, found.limits
-    widest = found.measure.largest // hidden
-    return 4 * HOST_COPIES * min(limits.step_tokens, limits.context) * min(widest, 16 * hidden)
+    """Bytes of one step's temporaries on the host, estimated: activations of every token, and logits."""
+    geometry, limits = found.build.geometry, found.limits
+    return 4 * (HOST_WIDTH * geometry.hidden * limits.step_tokens +
+                2 * geometry.vocab * (limits.batch + limits.score_tokens))
 
 
 def on_numpy(device: str, found: Survey, checkpoint: Checkpoint, config: EngineConfig,

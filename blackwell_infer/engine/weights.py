@@ -153,8 +153,6 @@ class Measure(msgspec.Struct, frozen=True):
     matrices: dict[str, int]
     """stored bytes of matrices by format"""
     parameters: int
-    largest: int
-    """elements of the largest matrix"""
 
 
 class Counting(Expect):
@@ -177,7 +175,7 @@ class Counting(Expect):
         formats: dict[str, int] = {}
         matrices: dict[str, int] = {}
         sizes: dict[str, int] = {}
-        parameters = largest = 0
+        parameters = 0
         for need in self.needs.values():
             count = int(np.prod(need.shape, dtype=np.int64))
             sizes[need.name] = 4 * count if dense else need.nbytes
@@ -190,6 +188,4 @@ class Counting(Expect):
             formats[need.format] = formats.get(need.format, 0) + need.nbytes
             if len(need.shape) == 2:
                 matrices[need.format] = matrices.get(need.format, 0) + need.nbytes
-                largest = max(largest, count)
-        return Measure(sum(sizes.values()), sum(sizes[name] for name in self.streamed), formats, matrices, parameters,
-                       largest)
+        return Measure(sum(sizes.values()), sum(sizes[name] for name in self.streamed), formats, matrices, parameters)

@@ -125,7 +125,7 @@ def test_hollow_weights_have_the_shapes_of_the_stored_ones(checkpoint: Checkpoin
 ])
 def test_dtype(forms: dict[str, int], named: str | None, dtype: str, on_host: bool, expected: str) -> None:
     checkpoint: Any = type("C", (), {"config": {} if named is None else {"torch_dtype": named}})
-    assert choose_dtype(dtype, on_host, Measure(0, 0, {}, forms, 0, 0), checkpoint) == expected
+    assert choose_dtype(dtype, on_host, Measure(0, 0, {}, forms, 0), checkpoint) == expected
 
 
 def test_device_auto_is_numpy_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

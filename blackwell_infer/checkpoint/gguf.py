@@ -68,7 +68,7 @@ class GGUFCheckpoint:
 
         CheckpointError: misshapen, or no scale; UnsupportedModelError: beside a type that has no factor.
         """
-        file, matrix = self._stored[stored]
+        matrix = self._stored[stored][1]
         out = []
         for suffix, default in (("scale", 1), ("input_scale", 0)):
             name = f"{stored.removesuffix('weight')}{suffix}"

@@ -218,11 +218,11 @@ def test_sliding_window_and_experts_choose_the_architecture(tmp_path: Path) -> N
 
 def test_an_unknown_architecture_keeps_its_name(tmp_path: Path) -> None:
     pairs: list[Pair] = [("general.architecture", 8, "gpt-oss")]
-    rows: list[Row] = [("blk.0.x.weight", (2, 32), 39, bytes(34)), ("odd.weight", (3,), 77, b"")]
+    rows: list[Row] = [("blk.0.x.weight", (2, 32), 20, bytes(36)), ("odd.weight", (3,), 77, b"")]
     checkpoint = open_checkpoint(write(tmp_path / "m.gguf", build(pairs, rows)))
     assert checkpoint.config["architectures"] == ["gpt-oss"]
     assert checkpoint.tensors["blk.0.x.weight"].format == ""
-    with pytest.raises(UnsupportedModelError, match=r"blk\.0\.x\.weight.* mxfp4.*q4_k"):
+    with pytest.raises(UnsupportedModelError, match=r"blk\.0\.x\.weight.* iq4_nl.*q4_k"):
         checkpoint.weight("blk.0.x.weight")
     with pytest.raises(UnsupportedModelError, match="type 77"):
         checkpoint.weight("odd.weight")

@@ -58,6 +58,7 @@ NAN, INF = float("nan"), float("inf")
 BAD: Bad = ((1, NAN), (3, INF), (5, -INF))
 DTYPES = (F32, F16, BF16)
 BLOCKS = ("q8_0", "q4_0", "q4_k", "q5_k", "q6_k")
+SCALED = ("nvfp4", "nvfp4_f16", "mxfp4", "mxfp8", "fp8", "fp8_block")
 
 NORMS: tuple[tuple[str, int, int, Bad], ...] = (
     # dtype, T, H, bad rows
@@ -73,7 +74,9 @@ EMBEDS: tuple[tuple[str, str, int, int, tuple[int, ...]], ...] = (
     (BF16, "bf16", 1000, 256, tuple(range(0, 990, 30))), (BF16, "q4_k", 33, 512, (32, 31, 0, 5)),
     (BF16, "q5_k", 33, 256, (32, -5, 8)), (BF16, "q6_k", 320, 256, tuple(range(130))),
     (BF16, "q8_0", 320, 64, (7, 300)), (BF16, "q4_0", 320, 64, (7, 300)), (F32, "q4_k", 9, 256, (8,)),
-    (F32, "q5_k", 9, 256, (8,)), (F32, "q8_0", 9, 32, (8, 0)), (F32, "q4_0", 9, 32, (8, 0)))
+    (F32, "q5_k", 9, 256, (8,)), (F32, "q8_0", 9, 32, (8, 0)), (F32, "q4_0", 9, 32, (8, 0)),
+    *((dtype, form, 300, 288, (299, 0, -1, 130)) for dtype in DTYPES for form in SCALED),
+    (BF16, "fp8", 9, 171, (8, 0)), (F16, "fp8_block", 129, 131, (128, 0)), (BF16, "nvfp4", 9, 16, (8, 0)))
 
 LINEARS: tuple[tuple[str, tuple[str, ...], int, int, tuple[int, ...], bool, Bad], ...] = (
     # dtype, format and rows of each block, T, K, bias, bad rows
@@ -96,6 +99,12 @@ LINEARS: tuple[tuple[str, tuple[str, ...], int, int, tuple[int, ...], bool, Bad]
     (BF16, ("bf16", "bf16", "bf16"), 5, 172, (64, 33, 33), True, ()),
     (BF16, ("q4_k", "q6_k"), 1, 256, (128, 64), False, ()),
     (BF16, ("q4_k", "q5_k", "q6_k"), 33, 512, (65, 33, 31), True, ()),
+    *((dtype, (form,), tokens, 544, (77,), False, ()) for dtype in DTYPES for form in SCALED for tokens in (1, 17)),
+    *((BF16, (form,), tokens, 256, (300,), True, ()) for form in SCALED for tokens in (3, 16, 70)),
+    (BF16, ("nvfp4",), 2, 1008, (33,), False, BAD[:1]), (F16, ("nvfp4",), 5, 16, (17,), False, ()),
+    (BF16, ("fp8",), 7, 171, (40,), False, ()), (F16, ("fp8_block",), 33, 395, (129,), True, ()),
+    (F32, ("fp8",), 7, 171, (40,), False, ()), (BF16, ("fp8",), 100, 172, (40,), False, ()),
+    (BF16, ("nvfp4", "bf16", "fp8"), 5, 64, (33, 7, 24), True, ()),
     (F16, ("q8_0", "f16"), 9, 64, (40, 24), False, ()), (F32, ("f32", "bf16", "q8_0"), 4, 64, (7, 9, 11), True, ()))
 
 LOGITS: tuple[tuple[str, str, int, int, int], ...] = (

@@ -1,7 +1,7 @@
 """Random inputs of every op, as NumPy arrays, Weights, Batch and PagedKV: what the cases of `ops.cases` are made of."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_dtypes
@@ -39,9 +39,36 @@ HALVES = {"q8_0": ((0, 127),), "q4_0": ((0, 8),), "q4_k": ((0, 472), (2, 63)), "
 """Byte offset of each float16 scale of a block, and the divisor that brings weights to size 1"""
 
 
+SCALED = {"nvfp4": (16, 3.0), "nvfp4_f16": (16, 3.0), "mxfp4": (32, 3.0), "mxfp8": (32, 120.0), "fp8": (1, 120.0),
+          "fp8_block": (1, 120.0)}
+"""Elements of a block, and the deviation of random codes, of formats whose codes and scales lie apart"""
+
+
+def scaled_weight(rng: Random, form: str, rows: int, cols: int) -> Weight:
+    """A matrix of size about 1/sqrt(cols) with every finite code; E4M3 scales take all sizes, others differ by 8."""
+    block, deviation = SCALED[form]
+    size, width, spread = cols**-0.5 / deviation, cols // block, 2.0 ** rng.integers(-3, 1, (rows, cols // block))
+    scales: Mapping[str, Callable[[], tuple[Values, ...]]] = {
+        "nvfp4": lambda: (rng.integers(0x01, 0x7F, (rows, width)).astype(np.uint8),),
+        "nvfp4_f16": lambda: ((spread * rng.uniform(1, 2, (rows, width))).astype(np.float16),),
+        "mxfp4": lambda: ((np.log2(spread) + np.rint(np.log2(size)) + 127).astype(np.uint8),),
+        "mxfp8": lambda: ((np.log2(spread) + np.rint(np.log2(size)) + 127).astype(np.uint8),),
+        "fp8": lambda: (),
+        "fp8_block": lambda: (rng.uniform(size / 2, size, (-(-rows // 128), -(-cols // 128))).astype(np.float32),)}
+    factors = rng.uniform(0.5, 1, rows).astype(np.float32) * np.float32(size / 120 if form == "nvfp4" else size)
+    codes = rng.integers(0, 256, (rows, cols if deviation > 3 else cols // 2), np.uint8)
+    if deviation > 3:
+        codes[codes & 0x7F == 0x7F] = 0
+    inputs = {"nvfp4": (np.zeros(1, np.float32),), "fp8": (np.zeros(1, np.float32),)}
+    rest = (factors,) if form in ("nvfp4", "nvfp4_f16", "fp8") else ()
+    return Weight(form, (rows, cols), (codes, *scales[form](), *rest, *inputs.get(form, ())))
+
+
 def weight(rng: Random, form: str, rows: int, cols: int) -> Weight:
     """A matrix of size about 1/sqrt(cols). Blocks hold random bits, so that every code and sub-scale occurs."""
     size = cols**-0.5
+    if form in SCALED:
+        return scaled_weight(rng, form, rows, cols)
     if form not in HALVES:
         return Weight(form, (rows, cols), ((rng.standard_normal((rows, cols)) * size).astype(DTYPES[DENSE[form]]),))
     f = FORMATS[form]

@@ -1,8 +1,8 @@
 // y[m, column + n] = sum_k x[m, k] w[n, k] + bias[n] for few rows m, float32 activations, weights of any format.
 //
-// x [M, K] float32, w [N, K] FORMAT blocks exactly as in the file, bias [N] float32 or null, y row-major float32 with
-// `stride` elements between rows (`wide` or not: the output is float32). Everything is float32 multiply-add; nothing is
-// rounded below that.
+// x [M, K] float32, w [N, K] FORMAT: blocks exactly as in the file, or codes with `scales` and `factors` [N] (blocks.cuh;
+// null where the format has none), bias [N] float32 or null, y row-major float32 with `stride` elements between rows
+// (`wide` or not: the output is float32). Everything is float32 multiply-add; nothing is rounded below that.
 // Grid: 1-D, ceil(M / 16) * ceil(N / 16) CTAs of 256 threads; CTAs that read the same weights are neighbours.
 // A CTA makes a 16 x 16 tile of y; its 8 warps split K by chunks (ring.cuh). A lane holds eight consecutive k of two
 // weight rows and multiplies them with every activation row in turn; the four lanes of a quad add up by shuffle, the
@@ -13,14 +13,14 @@
 #include "ring.cuh"
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS)
-    linear_small_fma(const float* x, const u8* w, const float* bias, void* y, int M, int N, int K, int stride,
-                     int column, int wide) {
+    linear_small_fma(const float* x, const u8* w, const u8* scales, const float* factors, const float* bias, void* y,
+                     int M, int N, int K, int stride, int column, int wide) {
     typedef format_t F;
     extern __shared__ __align__(16) u8 shared[];
     const int groups = (M + TILE - 1) / TILE;
     const int m0 = (int)(blockIdx.x % groups) * TILE, n0 = (int)(blockIdx.x / groups) * TILE;
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
-    const ring_t<F> ring(w, K, n0, N, shared);
+    const ring_t<F> ring(w, scales, K, n0, N, shared);
 
 #pragma unroll
     for (int s = 0; s < F::STAGES; s++) ring.fetch(s, warp + s * WARPS);
@@ -34,8 +34,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS)
     for (int chunk = warp; chunk < ring.chunks; chunk += WARPS) {
         copy_wait<F::STAGES - 1>();
         __syncwarp();
-        const u8* w0 = ring.chunk_row(stage, chunk, g);
-        const u8* w1 = ring.chunk_row(stage, chunk, g + 8);
+        const chunk_t w0 = ring.chunk_row(stage, chunk, g);
+        const chunk_t w1 = ring.chunk_row(stage, chunk, g + 8);
         const typename F::row_t row0 = F::open(w0, t), row1 = F::open(w1, t);
 #pragma unroll 1
         for (int j = 0; j < F::ELEMS / 32; j++) {
@@ -84,5 +84,5 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS)
             if (t == 0) sums[(warp * TILE + m) * SUM_STRIDE + g + 8 * h] = v;
         }
     __syncthreads();
-    store_sums(sums, bias, y, m0, M, n0, N, stride, column, wide);
+    store_sums<F>(sums, factors, bias, y, m0, M, n0, N, stride, column, wide);
 }

@@ -1,13 +1,15 @@
 // y[m, column + n] = sum_k x[m, k] w[n, k] + bias[n] for few rows m, 16-bit activations, weights of any format.
 //
-// x [M, K] ACT (f16 or bf16), w [N, K] FORMAT blocks exactly as in the file, bias [N] float32 or null, y row-major with
-// `stride` elements between rows, ACT or (wide) float32.
+// x [M, K] ACT (f16 or bf16), w [N, K] FORMAT: blocks exactly as in the file, or codes with `scales` and `factors` [N]
+// (blocks.cuh; null where the format has none), bias [N] float32 or null, y row-major with `stride` elements between
+// rows, ACT or (wide) float32.
 // Grid: 1-D, ceil(M / 16) * ceil(N / 16) CTAs of 256 threads; CTAs that read the same weights are neighbours.
 // A CTA makes a 16 x 16 tile of y. Its 8 warps split K by chunks (ring.cuh). A warp takes weight rows as the rows of
 // the m16n8k16 A operand and activation rows as the columns of B (8 of them, or 16 with a second product), so one or
 // sixteen activation rows read the same weight bytes, with the same order of additions: a row's bits do not depend on
 // the others.
-// Weights are dequantised in registers to float32 exactly and rounded once to ACT; products are summed in float32.
+// Weights are dequantised in registers to float32 exactly and rounded once to ACT; products are summed in float32, and
+// the sums take the factors.
 // A lane holds eight consecutive k of two weight rows (g and g + 8) and of one activation row; two products use them,
 // with k permuted alike in A and B (mma.cuh).
 // Shared memory: dynamic, 8 * STAGES * 16 * STRIDE bytes (60 to 84 KiB), reused for the sums.
@@ -20,9 +22,9 @@ template <typename A> struct same_type<A, A> { static const bool value = true; }
 
 // Piece (j, t) of a weight row as four registers of two ACT values.
 template <typename F>
-__device__ __forceinline__ void weight_pairs(const typename F::row_t& row, const u8* chunk, int j, int t, u32 (&r)[4]) {
+__device__ __forceinline__ void weight_pairs(const typename F::row_t& row, chunk_t chunk, int j, int t, u32 (&r)[4]) {
     if constexpr (same_type<typename F::storage_t, act_t>::value) {
-        const u8* p = chunk + 2 * (32 * j + 8 * t);
+        const u8* p = chunk.codes + 2 * (32 * j + 8 * t);
         if (((u64)p & 15) == 0) {
             const words4_t v = load<words4_t>(p);
 #pragma unroll
@@ -31,6 +33,8 @@ __device__ __forceinline__ void weight_pairs(const typename F::row_t& row, const
 #pragma unroll
             for (int i = 0; i < 4; i++) r[i] = load<u16>(p + 4 * i) | ((u32)load<u16>(p + 4 * i + 2) << 16);
         }
+    } else if constexpr (F::PAIRS) {
+        F::template pairs<act_t>(chunk, j, t, r);
     } else {
         float w[8];
         F::piece(row, chunk, j, t, w);
@@ -43,7 +47,7 @@ __device__ __forceinline__ void weight_pairs(const typename F::row_t& row, const
 template <typename F> __device__ __forceinline__ words4_t activation_pairs(const act_t* x, int k, int K, bool aligned) {
     words4_t v = {{0, 0, 0, 0}};
     if (x == nullptr) return v;
-    if (!F::DENSE || aligned) {
+    if (!F::ANY_K || aligned) {
         if (k < K) v = load<words4_t>(reinterpret_cast<const u8*>(x + k));
     } else {
 #pragma unroll
@@ -54,14 +58,14 @@ template <typename F> __device__ __forceinline__ words4_t activation_pairs(const
 }
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, format_t::RESIDENT)
-    linear_small_mma(const act_t* x, const u8* w, const float* bias, void* y, int M, int N, int K, int stride,
-                     int column, int wide) {
+    linear_small_mma(const act_t* x, const u8* w, const u8* scales, const float* factors, const float* bias, void* y,
+                     int M, int N, int K, int stride, int column, int wide) {
     typedef format_t F;
     extern __shared__ __align__(16) u8 shared[];
     const int groups = (M + TILE - 1) / TILE;
     const int m0 = (int)(blockIdx.x % groups) * TILE, n0 = (int)(blockIdx.x / groups) * TILE;
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
-    const ring_t<F> ring(w, K, n0, N, shared);
+    const ring_t<F> ring(w, scales, K, n0, N, shared);
 
 #pragma unroll
     for (int s = 0; s < F::STAGES; s++) ring.fetch(s, warp + s * WARPS);
@@ -76,8 +80,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, format_t::RESIDENT)
     for (int chunk = warp; chunk < ring.chunks; chunk += WARPS) {
         copy_wait<F::STAGES - 1>();
         __syncwarp();
-        const u8* w0 = ring.chunk_row(stage, chunk, g);
-        const u8* w1 = ring.chunk_row(stage, chunk, g + 8);
+        const chunk_t w0 = ring.chunk_row(stage, chunk, g);
+        const chunk_t w1 = ring.chunk_row(stage, chunk, g + 8);
         const typename F::row_t row0 = F::open(w0, t), row1 = F::open(w1, t);
 #pragma unroll
         for (int j = 0; j < F::ELEMS / 32; j++) {
@@ -109,5 +113,5 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, format_t::RESIDENT)
         for (int i = 0; i < 4; i++)
             sums[(warp * TILE + 8 * h + 2 * t + (i & 1)) * SUM_STRIDE + g + 8 * (i >> 1)] = acc[h][i];
     __syncthreads();
-    store_sums(sums, bias, y, m0, M, n0, N, stride, column, wide);
+    store_sums<F>(sums, factors, bias, y, m0, M, n0, N, stride, column, wide);
 }

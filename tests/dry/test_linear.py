@@ -63,7 +63,7 @@ def test_row_blocks_stand_side_by_side_with_their_part_of_the_bias() -> None:
     columns = [launch.args[-2 if launch.entry == "linear_small_mma" else -1]
                for launch in q.trace if launch.entry in ("linear_small_mma", "add_bias")]
     assert columns == ["int 0", "int 128"] * 2
-    assert [launch.args[2] for launch in q.trace[:2]] == ["float32[128]", "float32[64]"]
+    assert [launch.args[4] for launch in q.trace[:2]] == ["float32[128]", "float32[64]"]
 
 
 def test_a_step_holds_one_matrix_dequantised(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,10 +97,20 @@ def test_a_missing_kernel_is_named() -> None:
 
 
 def test_ring_sizes_are_those_of_the_kernels() -> None:
-    text = (Path(__file__).parents[2] / "ptx" / "include" / "blocks.cuh").read_text()
-    for form, nbytes in RING.items():
-        found = re.search(rf"struct {form}_format {{.*?STRIDE = (\d+), STAGES = (\d+)", text, re.S)
-        if found:
-            assert nbytes == int(found[1]) * int(found[2]), form
+    folder = Path(__file__).parents[2] / "ptx" / "include"
+    text = (folder / "blocks.cuh").read_text() + (folder / "scaled.cuh").read_text()
     dense = re.search(r"\? (\d+) : (\d+);\s+static const int STAGES = (\d+)", text)
-    assert dense and [int(n) * int(dense[3]) for n in dense.groups()[:2]] == [RING["f32"], RING["bf16"]]
+    stages = re.search(r"struct e4m3_codes {.*?STAGES = (\d+)", text, re.S)
+    strides = {form: re.search(rf"struct {form} .*?STRIDE = (\d+)", text, re.S) for form in (
+        "fp8_format", "scaled_e4m3")}
+    assert dense and stages and all(strides.values())
+    wanted = {"f32": int(dense[1]) * int(dense[3]), "f16": int(dense[2]) * int(dense[3])}
+    wanted["bf16"] = wanted["f16"]
+    for form, found in zip(("fp8", "mxfp8", "fp8_block"), (*strides.values(), strides["scaled_e4m3"]), strict=True):
+        assert found
+        wanted[form] = int(found[1]) * int(stages[1])
+    for form in set(RING) - set(wanted):
+        found = re.search(rf"struct {form}_format : .*?STRIDE = (\d+), STAGES = (\d+)", text, re.S)
+        assert found, form
+        wanted[form] = int(found[1]) * int(found[2])
+    assert wanted == RING

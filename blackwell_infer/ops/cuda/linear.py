@@ -12,7 +12,7 @@ from blackwell_infer.errors import KernelError
 from blackwell_infer.kernels.kernel import Kernel, Param
 from blackwell_infer.ops.cuda.gemm import KERNELS as GEMM_KERNELS
 from blackwell_infer.ops.cuda.gemm import large
-from blackwell_infer.ops.cuda.rows import FORMATS, WEIGHT_ROWS, choose, embed
+from blackwell_infer.ops.cuda.rows import FORMATS, WEIGHT, WEIGHT_ROWS, choose, embed, pointers
 from blackwell_infer.quant.format import Linear, Weight
 from blackwell_infer.types import Array
 
@@ -22,10 +22,11 @@ SMALL_ROWS = 64
 """Most activation rows of the small kernels, which read the weights once per 16 rows, three times from the L2 cache."""
 TILE = 16
 RING = {"f32": 2 * 272, "f16": 2 * 320, "bf16": 2 * 320, "q8_0": 2 * 288, "q4_0": 3 * 160, "q4_k": 3 * 160,
-        "q5_k": 3 * 176, "q6_k": 3 * 224}
-"""Bytes of shared memory per weight row and warp: STAGES x STRIDE of ptx/include/blocks.cuh."""
+        "q5_k": 3 * 176, "q6_k": 3 * 224, "nvfp4": 3 * 176, "nvfp4_f16": 3 * 208, "mxfp4": 3 * 176, "mxfp8": 2 * 304,
+        "fp8": 2 * 272, "fp8_block": 2 * 304}
+"""Bytes of shared memory per weight row and warp: STAGES x STRIDE of ptx/include/blocks.cuh and scaled.cuh."""
 
-_COMMON = (Param("x", "in"), Param("w", "in"), Param("bias", "in", "float32"), Param("y", "out"), Param("M", "i32"),
+_COMMON = (Param("x", "in"), *WEIGHT, Param("bias", "in", "float32"), Param("y", "out"), Param("M", "i32"),
            Param("N", "i32"), Param("K", "i32"), Param("stride", "i32"), Param("column", "i32"), Param("wide", "i32"))
 SMALL_MMA = Kernel("linear/small_mma.cu", "linear_small_mma", _COMMON, {"FORMAT": FORMATS, "ACT": ("f16", "bf16")})
 SMALL_FMA = Kernel("linear/small_fma.cu", "linear_small_fma", _COMMON, {"FORMAT": FORMATS, "ACT": ("f32",)})
@@ -71,5 +72,5 @@ def multiply(q: Queue, op: str, x: Array, w: Weight, bias: Array | None, out: Te
         large(q, x, w, bias, out, column)
         return
     blocks = -(-m // TILE) * -(-n // TILE)
-    q.launch(v, (blocks, 1, 1), (256, 1, 1), x, w.parts[0], bias, out, m, n, k, out.shape[1], column,
+    q.launch(v, (blocks, 1, 1), (256, 1, 1), x, *pointers(w), bias, out, m, n, k, out.shape[1], column,
              int(out.dtype == np.float32), smem=8 * TILE * RING[w.format], pdl=True)

@@ -25,8 +25,10 @@ Floats = np.ndarray[Any, np.dtype[np.float32]]
 def embed(table: Weight, ids: Array, dtype: str) -> Array:
     wanted = np.asarray(ids)
     inside = (wanted >= 0) & (wanted < table.shape[0])
-    rows = FORMATS[table.format].take_rows(table, np.where(inside, wanted, 0))
-    values = np.where(inside[:, None], FORMATS[table.format].dequantize(rows), np.float32(0))  # [T, H]
+    found, form = np.where(inside, wanted, 0), FORMATS[table.format]
+    alone = form.joins(((1, table.shape[1]), (1, table.shape[1])))  # rows do not share scales
+    rows = form.dequantize(form.take_rows(table, found)) if alone else form.dequantize(table)[found]
+    values = np.where(inside[:, None], rows, np.float32(0))  # [T, H]
     with np.errstate(over="ignore", invalid="ignore"):
         return values.astype(DTYPES[dtype])
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -30,11 +31,20 @@ class Rehearsal(msgspec.Struct, frozen=True):
     variants: tuple[Variant, ...]
 
 
+class Hollow(DeviceLoading):
+    """Parameters that are addresses only. Small tensors whose values a family looks at are ones (rope_freqs)."""
+
+    def __init__(self, queue: DryQueue, tensors: Mapping[str, TensorInfo]) -> None:
+        super().__init__(queue, tensors, hollow(tensors), Meter(0, silent))
+
+    def host(self, name: str) -> np.ndarray[Any, Any] | None:
+        return self.expect.host(name)
+
+
 def rehearse(build: Build, tensors: Mapping[str, TensorInfo], limits: Limits, queue: DryQueue) -> Rehearsal:
     """Run the largest steps within `limits` on a dry queue of the real device's architecture and libraries."""
-    loading = DeviceLoading(queue, tensors, hollow(tensors), Meter(0, silent))
-    # Addresses only: pages are never written, so one page may stand for all.
-    model = build.model(queue, loading, limits.context, limits.batch, 1)
+    # Pages are never written, so one may stand for all.
+    model = build.model(queue, Hollow(queue, tensors), limits.context, limits.batch, 1)
     runner = ModelRunner(queue, CudaOps(queue), model)
     for work in works(limits):
         runner.run(work)

@@ -4,12 +4,18 @@
 """
 from __future__ import annotations
 
+import importlib.util
+import json
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
+import ml_dtypes
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from blackwell_infer import LLM, Output, Sampling
 from blackwell_infer.device.info import list_devices
@@ -81,3 +87,54 @@ def test_a_batch_in_bfloat16_answers_as_each_alone(tiny: tuple[Path, LLM]) -> No
     prompts, samplings = requests(llm.info().vocab, 32)
     alone = [llm.generate(p, s) for p, s in zip(prompts, samplings, strict=True)]
     assert tokens(llm.generate(prompts, samplings)) == tokens(alone)
+
+
+@pytest.fixture(scope="module")
+def converter() -> ModuleType:
+    """tools/hf_to_gguf.py as a module."""
+    spec = importlib.util.spec_from_file_location("hf_to_gguf", ROOT / "tools" / "hf_to_gguf.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model whose rows hold whole blocks of 256."""
+    folder = tmp_path_factory.mktemp("wide")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(ROOT / "tests" / "data" / "llama" / name, folder)
+    config = json.loads((ROOT / "tests" / "data" / "llama" / "config.json").read_text())
+    config |= {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4,
+               "num_key_value_heads": 2, "head_dim": 64, "tie_word_embeddings": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    shapes = {"model.embed_tokens.weight": (320, 256), "model.norm.weight": (256,)}
+    for i in range(2):
+        base = f"model.layers.{i}."
+        shapes |= {base + f"self_attn.{x}_proj.weight": (n, 256) for x, n in zip("qkv", (256, 128, 128), strict=True)}
+        shapes |= {base + "self_attn.o_proj.weight": (256, 256), base + "mlp.gate_proj.weight": (512, 256),
+                   base + "mlp.up_proj.weight": (512, 256), base + "mlp.down_proj.weight": (256, 512),
+                   base + "input_layernorm.weight": (256,), base + "post_attention_layernorm.weight": (256,)}
+    draw = np.random.default_rng(3)
+    safetensors.numpy.save_file({name: (np.ones(shape) if len(shape) == 1 else draw.normal(0, 0.12, shape)).astype(
+        ml_dtypes.bfloat16) for name, shape in shapes.items()}, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["f16", "q8_0", "q4_0", "q4_k", "q5_k", "q6_k"])
+def test_every_gguf_format_gives_the_tokens_of_numpy(wide: Path, converter: ModuleType, tmp_path: Path,
+                                                     kind: str) -> None:
+    converter.convert(wide, tmp_path / "model.gguf", kind=kind)
+    found = {}
+    for device in ("numpy", "cuda"):
+        with LLM(tmp_path / "model.gguf", device=device, dtype="float32", max_context=256) as llm:
+            assert kind in llm.info().formats
+            prompts, samplings = requests(llm.info().vocab, 8)
+            found[device] = tokens(llm.generate(prompts, samplings))
+    assert found["cuda"] == found["numpy"]
+    with LLM(tmp_path / "model.gguf", device="cuda", max_context=256) as llm:
+        assert llm.info().dtype == ("float16" if kind == "f16" else "bfloat16")
+        assert llm.info().weight_bytes < 1.3 * (tmp_path / "model.gguf").stat().st_size, "weights stay quantised"
+        alone = [llm.generate(p, s) for p, s in zip(prompts, samplings, strict=True)]
+        assert tokens(llm.generate(prompts, samplings)) == tokens(alone)

@@ -1,6 +1,7 @@
 """Loading: dtypes, shared tensors, what a rehearsal finds, and errors of incomplete or oversized models."""
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,19 @@ def test_a_rehearsal_measures_the_largest_step_and_finds_the_kernels(checkpoint:
     one = rehearse(build, checkpoint.tensors, Limits(batch=1, step_tokens=1, score_tokens=1, pages=1, context=32),
                    DryQueue(arch))
     assert one.workspace < small.workspace
+
+
+def test_a_rehearsal_needs_no_values(tmp_path: Path) -> None:
+    """A GGUF with llama3 scaling holds divisors that a family checks while it builds its rope table."""
+    spec = importlib.util.spec_from_file_location("hf_to_gguf", ROOT / "tools" / "hf_to_gguf.py")
+    assert spec is not None and spec.loader is not None
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    tool.convert(DATA / "llama", tmp_path / "model.gguf", kind="q8_0", tokenizer=False)
+    checkpoint = open_checkpoint(tmp_path / "model.gguf")
+    assert "rope_freqs.weight" in checkpoint.tensors
+    entries = {v.key for v in rehearse(built(checkpoint), checkpoint.tensors, LIMITS, DryQueue()).variants}
+    assert any("q8_0" in key for key in entries)
 
 
 def test_hollow_weights_have_the_shapes_of_the_stored_ones(checkpoint: Checkpoint) -> None:

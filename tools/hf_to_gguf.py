@@ -24,27 +24,33 @@ import numpy as np
 from blackwell_infer.checkpoint import Checkpoint, open_checkpoint
 from blackwell_infer.checkpoint.names import GLOBAL, LAYER, PERMUTED, ROPE_FREQS
 from blackwell_infer.errors import BlackwellInferError, CheckpointError, UnsupportedModelError
-from blackwell_infer.quant import FORMATS, Weight
+from blackwell_infer.quant import FORMATS, Weight, mxfp4, nvfp4
 from blackwell_infer.quant.encode import ENCODERS, encode
+from blackwell_infer.quant.encode_fp import encode_fp
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 ARCHITECTURES = {"LlamaForCausalLM": "llama", "MistralForCausalLM": "llama", "Qwen3ForCausalLM": "qwen3"}
-TYPES = ("f32", "f16", "bf16", *ENCODERS)
+FLOATS = {"nvfp4": nvfp4.gguf_blocks, "mxfp4": mxfp4.gguf_blocks}
+TYPES = ("f32", "f16", "bf16", *ENCODERS, *FLOATS)
 DENSE = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 SPACE = "▁"
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """One tensor to write: GGUF name, Hugging Face name, type, shape, heads whose rows are permuted (0: none)."""
+    """One tensor to write: GGUF name, Hugging Face name, type, shape, heads whose rows are permuted (0: none).
+
+    `part` "factor" or "inputs": not the matrix itself but that scale of it as nvfp4, float32 [1].
+    """
 
     name: str
     source: str
     kind: str
     shape: tuple[int, ...]
     heads: int
+    part: str = ""
 
     @property
     def nbytes(self) -> int:
@@ -101,22 +107,37 @@ def plan(checkpoint: Checkpoint, arch: str, kind: str | None) -> Iterator[Plan]:
         chosen = kind or info.format
         if len(info.shape) == 1:
             chosen = "f32"
-        elif info.shape[-1] % FORMATS[chosen].block:
+        elif info.shape[-1] % (nvfp4.GGUF_BLOCK if chosen == "nvfp4" else FORMATS[chosen].block):
             chosen = info.format
+        if chosen not in TYPES:
+            raise UnsupportedModelError(f"{info.file}: tensor {name!r} is {chosen}, for which GGUF has no type; "
+                                        f"choose one of {', '.join(TYPES)}")
         count = heads.get(part, 0) if arch in PERMUTED else 0
         yield Plan(f"{target}.{suffix}", name, chosen, info.shape, count)
+        if chosen == "nvfp4":
+            yield Plan(f"{target}.scale", name, "f32", (1,), 0, "factor")
+            if info.format == "nvfp4":
+                yield Plan(f"{target}.input_scale", name, "f32", (1,), 0, "inputs")
 
 
 def stored(checkpoint: Checkpoint, item: Plan) -> np.ndarray[Any, Any]:
     """The bytes to write: dense values, or uint8 rows of blocks; a vector has one dimension."""
     w: Weight = checkpoint.weight(item.source)
+    if item.part:
+        source = w if w.format == "nvfp4" else encode_fp(FORMATS[w.format].dequantize(w), "nvfp4")
+        factors, inputs = (np.asarray(part) for part in source.parts[2:])
+        if (factors != factors[0]).any():
+            raise UnsupportedModelError(f"tensor {item.source!r} has several factors; GGUF has room for one")
+        return factors[:1] if item.part == "factor" else inputs
     if item.heads:
         order = permuted(item.shape[0], item.heads)
         if len(item.shape) == 1:
             w = Weight(w.format, w.shape, (np.asarray(w.parts[0])[:, order],))
         else:
             w = FORMATS[w.format].take_rows(w, order)
-    if item.kind == w.format:
+    if item.kind in FLOATS:
+        data = FLOATS[item.kind](w if w.format == item.kind else encode_fp(FORMATS[w.format].dequantize(w), item.kind))
+    elif item.kind == w.format:
         data = np.asarray(w.parts[0])
     elif item.kind in DENSE:
         data = FORMATS[w.format].dequantize(w).astype(DENSE[item.kind])

@@ -88,6 +88,11 @@ def rope_divisors(theta: float, dim: int, scaling: Mapping[str, Any]) -> np.ndar
     return np.where(turns > high, 1.0, np.where(turns < low, factor, middle)).astype(np.float32)
 
 
+def fits(kind: str, cols: int) -> bool:
+    """Whether rows of `cols` are whole blocks of this type in GGUF."""
+    return kind in FORMATS and cols % (nvfp4.GGUF_BLOCK if kind == "nvfp4" else FORMATS[kind].block) == 0
+
+
 def plan(checkpoint: Checkpoint, arch: str, kind: str | None) -> Iterator[Plan]:
     """Every tensor of the folder under its GGUF name; an unexpected one is an error."""
     config = checkpoint.config
@@ -107,11 +112,11 @@ def plan(checkpoint: Checkpoint, arch: str, kind: str | None) -> Iterator[Plan]:
         chosen = kind or info.format
         if len(info.shape) == 1:
             chosen = "f32"
-        elif info.shape[-1] % (nvfp4.GGUF_BLOCK if chosen == "nvfp4" else FORMATS[chosen].block):
+        elif not fits(chosen, info.shape[-1]):
             chosen = info.format
-        if chosen not in TYPES:
-            raise UnsupportedModelError(f"{info.file}: tensor {name!r} is {chosen}, for which GGUF has no type; "
-                                        f"choose one of {', '.join(TYPES)}")
+        if chosen not in TYPES or not fits(chosen, info.shape[-1]):
+            raise UnsupportedModelError(f"{info.file}: tensor {name!r} is {chosen} with rows of {info.shape[-1]}, for "
+                                        f"which GGUF has no type; choose one of {', '.join(TYPES)}")
         count = heads.get(part, 0) if arch in PERMUTED else 0
         yield Plan(f"{target}.{suffix}", name, chosen, info.shape, count)
         if chosen == "nvfp4":

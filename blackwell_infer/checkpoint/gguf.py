@@ -104,7 +104,10 @@ class GGUFCheckpoint:
             raise CheckpointError(f"{file.path}: tensor {shorten(source.name)} has {dims} dimensions, not 1 or 2")
         if len(tensor.shape) == 1:
             return self._vector(name, source, form.read(file.bytes_of(tensor), (1, tensor.shape[0])))
-        w = form.read(file.bytes_of(tensor), (tensor.shape[0], tensor.shape[1]))
+        try:
+            w = form.read(file.bytes_of(tensor), (tensor.shape[0], tensor.shape[1]))
+        except CheckpointError as error:
+            raise CheckpointError(f"{file.path}: tensor {shorten(source.name)}: {error}; convert it again") from error
         if tensor.kind == "nvfp4":
             factor, inputs = self._scales(source.name)
             factors = np.full(w.shape[0], factor, np.float32)

@@ -1,0 +1,179 @@
+"""Tiny models in every quantised layout: logits are those of the stored numbers, evaluated in double precision."""
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from conftest import ROOT
+from harness import Model
+from safetensors import deserialize
+
+from blackwell_infer.checkpoint import open_checkpoint
+from blackwell_infer.quant import FORMATS
+
+Array = np.ndarray[Any, Any]
+CODES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6])
+DISTANCE = {"nvfp4": 0.9, "mxfp4": 0.9, "fp8": 0.3, "mxfp8": 0.3}
+"""Root mean square of the change of the logits, in deviations of the logits: the level of 4 and of 8 bits with random
+weights, not of a misread layout (which is above 1)."""
+DTYPES = {"U8": np.uint8, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
+          "F8_E4M3": ml_dtypes.float8_e4m3fn}
+
+
+def load_tool(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+tool = load_tool("quantize_hf")
+to_gguf = load_tool("hf_to_gguf")
+
+
+def stored(folder: Path) -> dict[str, Array]:
+    """Every tensor of a quantised folder as float64, from its bytes and the published meaning of its scales."""
+    raw = {name: np.frombuffer(t["data"], DTYPES[t["dtype"]]).reshape(t["shape"])
+           for name, t in deserialize((folder / "model.safetensors").read_bytes())}
+    out = {}
+    for name, array in raw.items():
+        base, _, last = name.rpartition(".")
+        beside = {key.removeprefix(f"{base}."): value for key, value in raw.items() if key.startswith(f"{base}.")}
+        scales = {key: np.asarray(value).astype(np.float64) for key, value in beside.items() if key != last}
+        if array.dtype == np.uint8 and last in ("weight", "weight_packed", "packed"):
+            codes = CODES[np.stack((array & 15, array >> 4), axis=-1)].reshape(len(array), -1)
+            block = scales["scale" if last == "packed" else "weight_scale"]
+            if last != "packed" and beside["weight_scale"].dtype == np.uint8:
+                block = 2.0 ** (block - 127)
+            factor = scales.get("weight_scale_2", 1) / scales.get("weight_global_scale", scales.get("global_scale", 1))
+            values = codes * block.repeat(codes.shape[1] // block.shape[1], axis=1) * factor
+            out[base if last == "packed" else f"{base}.weight"] = values
+        elif last == "weight_blocks":
+            codes = CODES[np.stack((array & 15, array >> 4), axis=-1)].reshape(len(array), -1)
+            out[f"{base}.weight"] = codes * (2.0 ** (scales["weight_scales"] - 127)).repeat(32, axis=1)
+        elif array.dtype == ml_dtypes.float8_e4m3fn and last == "weight":
+            codes = array.astype(np.float64)
+            if "weight_scale_inv" in scales:
+                tiles = scales["weight_scale_inv"].repeat(128, axis=0).repeat(128, axis=1)
+                out[name] = codes * tiles[: codes.shape[0], : codes.shape[1]]
+            elif beside["weight_scale"].dtype == np.uint8:
+                out[name] = codes * (2.0 ** (scales["weight_scale"] - 127)).repeat(32, axis=1)
+            else:
+                out[name] = codes * scales["weight_scale"]
+        elif array.dtype == ml_dtypes.bfloat16:
+            out[name] = array.astype(np.float64)
+    return out
+
+
+def normed(x: Array, weight: Array, eps: float) -> Array:
+    return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps) * weight
+
+
+def angles(config: Mapping[str, Any], count: int) -> Array:
+    """Rotation angles [T, D/2] of plain rope and of llama3 frequency bands."""
+    scaling = config.get("rope_scaling") or {}
+    theta = config.get("rope_theta") or config["rope_parameters"]["rope_theta"]
+    dim = config["head_dim"]
+    frequency = theta ** (-np.arange(0, dim, 2) / dim)
+    if scaling:
+        turns = scaling["original_max_position_embeddings"] * frequency / (2 * np.pi)
+        share = (turns - scaling["low_freq_factor"]) / (scaling["high_freq_factor"] - scaling["low_freq_factor"])
+        share = np.clip(share, 0, 1)
+        frequency = frequency * (share + (1 - share) / scaling["factor"])
+    return np.arange(count)[:, None] * frequency
+
+
+def rotated(x: Array, turn: Array) -> Array:
+    """x [T, heads, D], halves [a, b] -> [a cos - b sin, b cos + a sin]."""
+    a, b = np.split(x, 2, axis=-1)
+    cos, sin = np.cos(turn)[:, None], np.sin(turn)[:, None]
+    return np.concatenate((a * cos - b * sin, b * cos + a * sin), axis=-1)
+
+
+def evaluate(config: Mapping[str, Any], w: Mapping[str, Array], ids: Array) -> Array:
+    """Logits [T, V] of a Llama or Qwen3 in float64."""
+    eps, heads, kv_heads, dim = (config[k] for k in ("rms_norm_eps", "num_attention_heads", "num_key_value_heads",
+                                                     "head_dim"))
+    count = len(ids)
+    turn = angles(config, count)
+    hidden = np.triu(np.ones((count, count), bool), 1)
+    x = w["model.embed_tokens.weight"][ids]
+    for i in range(config["num_hidden_layers"]):
+        def at(name: str, i: int = i) -> Array:
+            return w[f"model.layers.{i}.{name}.weight"]
+
+        h = normed(x, at("input_layernorm"), eps)
+        q = (h @ at("self_attn.q_proj").T).reshape(count, heads, dim)
+        k = (h @ at("self_attn.k_proj").T).reshape(count, kv_heads, dim)
+        v = (h @ at("self_attn.v_proj").T).reshape(count, kv_heads, dim)
+        if f"model.layers.{i}.self_attn.q_norm.weight" in w:
+            q, k = normed(q, at("self_attn.q_norm"), eps), normed(k, at("self_attn.k_norm"), eps)
+        q, k = rotated(q, turn), rotated(k, turn).repeat(heads // kv_heads, axis=1)
+        scores = np.einsum("qhd,khd->hqk", q, k) / np.sqrt(dim)
+        scores[:, hidden] = -np.inf
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        weights /= weights.sum(axis=-1, keepdims=True)
+        mixed = np.einsum("hqk,khd->qhd", weights, v.repeat(heads // kv_heads, axis=1))
+        x = x + mixed.reshape(count, -1) @ at("self_attn.o_proj").T
+        h = normed(x, at("post_attention_layernorm"), eps)
+        gate = h @ at("mlp.gate_proj").T
+        x = x + (gate / (1 + np.exp(-gate)) * (h @ at("mlp.up_proj").T)) @ at("mlp.down_proj").T
+    head = w.get("lm_head.weight", w["model.embed_tokens.weight"])
+    return np.asarray(normed(x, w["model.norm.weight"], eps) @ head.T)
+
+
+def golden(family: str) -> tuple[dict[str, Any], Array, Array]:
+    folder = ROOT / "tests" / "data" / family
+    with np.load(folder / "golden.npz") as arrays:
+        ids = arrays["input_ids"].reshape(-1)
+        logits = arrays["logits"].reshape(len(ids), -1)
+    return json.loads((folder / "config.json").read_text()), ids, logits
+
+
+def compare(model: Model, weights: Mapping[str, Array], family: str, form: str) -> None:
+    config, ids, logits = golden(family)
+    exact = evaluate(config, weights, ids)
+    for chunk in (83, 7):
+        assert np.abs(model.prefill(ids, chunk) - exact).max() < 3e-4
+    distance = float(np.sqrt(np.mean((exact - logits) ** 2)) / logits.std())
+    assert DISTANCE[form] / 20 < distance < DISTANCE[form], distance
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_the_float64_evaluation_is_that_of_the_goldens(family: str) -> None:
+    config, ids, logits = golden(family)
+    assert np.abs(evaluate(config, stored(ROOT / "tests" / "data" / family), ids) - logits).max() < 1e-3
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("layout", tool.LAYOUTS)
+def test_logits_are_those_of_the_stored_numbers(tmp_path: Path, family: str, layout: str) -> None:
+    report = tool.convert(ROOT / "tests" / "data" / family, tmp_path, layout, head=True)
+    count = 7 * (3 if family == "llama" else 2) + (family == "llama")
+    assert sum(bool(kind) for kind in report.values()) == count
+    form = tool.LAYOUTS[layout].encode.split("_")[0]
+    compare(Model(tmp_path), stored(tmp_path), family, form)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("kind", ["nvfp4", "mxfp4"])
+def test_gguf_logits_are_those_of_the_dequantised_matrices(tmp_path: Path, family: str, kind: str) -> None:
+    """Matrices whose rows fit no block keep their type; those that do not are proven against the gguf package."""
+    to_gguf.convert(ROOT / "tests" / "data" / family, tmp_path / "m.gguf", kind=kind, tokenizer=False)
+    checkpoint = open_checkpoint(tmp_path / "m.gguf")
+    assert kind in {info.format for info in checkpoint.tensors.values()}
+    weights = {}
+    for name, info in checkpoint.tensors.items():
+        w = checkpoint.weight(name)
+        weights[name] = FORMATS[w.format].dequantize(w).astype(np.float64).reshape(info.shape)
+    compare(Model(tmp_path / "m.gguf"), weights, family, kind)

@@ -1,10 +1,9 @@
-"""The memory of a step: a bump allocator over a few large blocks that the next step uses again."""
+"""The memory of a step: ranges of a few large blocks that later tensors of the step, and the next step, use again."""
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import Protocol
-
-import msgspec
 
 ALIGN = 256
 BLOCK = 32 << 20
@@ -17,11 +16,24 @@ class Block(Protocol):
     nbytes: int
 
 
-class Lease(msgspec.Struct, frozen=True):
-    """What a step's tensor keeps alive: a block of the arena, as step number `step` used it."""
+class Lease:
+    """What a step's tensors keep alive: `size` bytes at `ptr` of a block, as step number `step` used them.
 
-    block: Block
-    step: int
+    When the last tensor dies, the arena may hand the bytes out again within the step: everything on a queue runs in
+    order, so whoever writes them next runs after whoever read them last.
+    """
+
+    __slots__ = ("_arena", "block", "ptr", "size", "step")
+
+    def __init__(self, arena: Arena, block: Block, ptr: int, size: int, step: int) -> None:
+        self._arena = arena
+        self.block = block
+        self.ptr = ptr
+        self.size = size
+        self.step = step
+
+    def __del__(self) -> None:
+        self._arena.give_back(self)
 
 
 def aligned(nbytes: int) -> int:
@@ -30,42 +42,62 @@ def aligned(nbytes: int) -> int:
 
 
 class Arena:
-    """Hands out addresses in order and takes all of them back at once; blocks are added, never freed or moved.
+    """Memory of one step: the lowest free range that fits is taken, and given back when its lease dies.
 
-    So addresses depend only on the sequence of sizes, which a captured step relies on.
+    Blocks are added, never freed or moved, and ranges depend only on the sequence of takes and deaths, which a captured
+    step relies on.
     """
 
     def __init__(self, allocate: Callable[[int], Block]) -> None:
         self._allocate = allocate
         self._blocks: list[Block] = []
-        self._block = 0
-        self._offset = 0
+        self._free: list[list[tuple[int, int]]] = []
         self._used = 0
         self.step = 0
         self.peak = 0
-        """most bytes that one step used"""
+        """most bytes that one step used at once"""
         self.reserved = 0
         """bytes of all blocks"""
 
     def reset(self) -> None:
-        """Begin a step: everything that the last one took is free again."""
-        self._block = self._offset = self._used = 0
+        """Begin a step: everything that the last one took is free again, also what tensors still name."""
+        self._free = [[(block.ptr, block.ptr + block.nbytes)] for block in self._blocks]
+        self._used = 0
         self.step += 1
 
     def take(self, nbytes: int) -> tuple[int, Lease]:
         """Address of `nbytes` bytes, 256-byte aligned; adds a block if none has room (its errors pass through)."""
-        size = aligned(nbytes)
-        while self._block < len(self._blocks):
-            block = self._blocks[self._block]
-            if self._offset + size <= block.nbytes:
-                break
-            self._block, self._offset = self._block + 1, 0
-        else:
-            block = self._allocate(max(BLOCK, -(-size // BLOCK) * BLOCK))
-            self._blocks.append(block)
-            self.reserved += block.nbytes
-        ptr = block.ptr + self._offset
-        self._offset += size
+        size = max(aligned(nbytes), ALIGN)
+        for block, free in zip(self._blocks, self._free, strict=True):
+            for i, (start, end) in enumerate(free):
+                if end - start >= size:
+                    if end - start == size:
+                        del free[i]
+                    else:
+                        free[i] = (start + size, end)
+                    return self._lease(block, start, size)
+        block = self._allocate(max(BLOCK, -(-size // BLOCK) * BLOCK))
+        self._blocks.append(block)
+        self._free.append([(block.ptr + size, block.ptr + block.nbytes)] if size < block.nbytes else [])
+        self.reserved += block.nbytes
+        return self._lease(block, block.ptr, size)
+
+    def _lease(self, block: Block, ptr: int, size: int) -> tuple[int, Lease]:
         self._used += size
         self.peak = max(self.peak, self._used)
-        return ptr, Lease(block, self.step)
+        return ptr, Lease(self, block, ptr, size, self.step)
+
+    def give_back(self, lease: Lease) -> None:
+        """Free a range of the present step; ranges of earlier steps are free already."""
+        if lease.step != self.step:
+            return
+        self._used -= lease.size
+        free = self._free[next(i for i, block in enumerate(self._blocks) if block is lease.block)]
+        start, end = lease.ptr, lease.ptr + lease.size
+        i = bisect_left(free, (start, end))
+        if i < len(free) and free[i][0] == end:
+            end = free.pop(i)[1]
+        if i and free[i - 1][1] == start:
+            start = free.pop(i - 1)[0]
+            i -= 1
+        free.insert(i, (start, end))

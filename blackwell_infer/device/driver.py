@@ -81,9 +81,12 @@ class Driver:
         return int(free), int(total)
 
     def allocate(self, nbytes: int) -> DeviceBlock:
-        """Device memory (at least one byte). OutOfMemoryError gives bytes needed, free and total."""
+        """Device memory, a multiple of 16 bytes. OutOfMemoryError gives bytes needed, free and total.
+
+        Asynchronous copies of 16 bytes with a shorter source count as accesses of 16 bytes to memory checkers.
+        """
         self.bind()
-        size = max(nbytes, 1)
+        size = max(-(-nbytes // 16), 1) * 16
         error, ptr = self.api.cuMemAlloc(size)
         if error == self.api.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
             raise out_of_memory("an allocation on the GPU", size, *self.memory())

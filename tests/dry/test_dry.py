@@ -2,10 +2,15 @@
 from __future__ import annotations
 
 import gc
+import itertools
+from random import Random
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from blackwell_infer.device.arena import ALIGN, BLOCK, Arena
 from blackwell_infer.device.check import Signature, check_shape
@@ -107,10 +112,10 @@ def test_memory_is_counted_and_bounded() -> None:
     block = q.zeros((BLOCK // 4,), np.float32)
     assert q.memory() == (BLOCK, 2 * BLOCK) and q.persistent == BLOCK
     with q.step():
-        q.empty((1000,), np.float32)
+        kept = q.empty((1000,), np.float32)
         with pytest.raises(OutOfMemoryError, match=f"needs {BLOCK} bytes .* 0 bytes .* free"):
             q.empty((BLOCK // 4,), np.float32)
-    del block
+    del block, kept
     gc.collect()
     assert q.persistent == 0 and q.memory()[0] == BLOCK and q.peak == 2 * BLOCK and q.arena.peak == 4096
 
@@ -127,10 +132,33 @@ def test_arena_repeats_addresses_and_grows_by_blocks() -> None:
     steps = []
     for _ in range(3):
         arena.reset()
-        steps.append([arena.take(n)[0] for n in sizes])
+        taken = [arena.take(n) for n in sizes]
+        steps.append([ptr for ptr, _ in taken])
     assert steps[0] == steps[1] == steps[2] and all(p % ALIGN == 0 for p in steps[0])
     assert [b.nbytes for b in made] == [BLOCK, BLOCK, 4 * BLOCK] and arena.reserved == 6 * BLOCK
-    assert arena.peak == 2 * ALIGN + BLOCK + 3 * BLOCK + ALIGN + ALIGN
+    assert arena.peak == 2 * ALIGN + BLOCK + 3 * BLOCK + ALIGN + 2 * ALIGN
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 5000)), max_size=60), st.randoms(use_true_random=False))
+def test_arena_gives_memory_back_as_leases_die(moves: list[tuple[bool, int]], random: Random) -> None:
+    arena = Arena(lambda nbytes: DryBlock(1 << 40, nbytes))
+    arena.reset()
+    held: list[Any] = []
+    for taking, n in moves:
+        if taking or not held:
+            held.append(arena.take(n))
+        else:
+            held.pop(random.randrange(len(held)))
+        ranges = sorted((ptr, ptr + lease.size) for ptr, lease in held)
+        assert all(a[1] <= b[0] for a, b in itertools.pairwise(ranges))
+    stale = arena.take(1)
+    arena.reset()
+    held.clear()
+    del stale
+    first = arena.take(1)
+    assert first[0] == 1 << 40
+    del first
+    assert arena.take(BLOCK)[0] == 1 << 40 and arena.reserved == BLOCK
 
 
 def test_traces_compare_and_survive_json() -> None:

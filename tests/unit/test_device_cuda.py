@@ -111,7 +111,7 @@ used = fake.fake_used()
 second, _ = step()
 assert first == second and used == fake.fake_used() and all(p % 256 == 0 for p in first)
 assert (pending.result() == 7).all() and pending.result() is pending.result()
-assert q.arena.peak == 1280 + 256
+assert q.arena.peak == 1280 + 256 + 256
 with q.step():
     assert "outside the arena" in raises(DeviceError, lambda: q.zeros((1,), np.int8))
     assert "a step inside" in raises(DeviceError, lambda: q.step().__enter__())

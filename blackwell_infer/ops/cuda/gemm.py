@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from blackwell_infer.device.arena import Lease
 from blackwell_infer.device.queue import Queue
 from blackwell_infer.device.tensor import Tensor
 from blackwell_infer.kernels.kernel import Kernel, Param, Variant
@@ -44,37 +43,6 @@ BIASES = {"float32": ADD_BIAS.variant(ACT="f32"), "float16": ADD_BIAS.variant(AC
           "bfloat16": ADD_BIAS.variant(ACT="bf16")}
 
 
-class Scratch:
-    """Temporary memory that the large matmuls of one step share; owned by a queue.
-
-    Sharing is safe because everything on a queue runs in order. The arena of a step hands out addresses and takes none
-    back, so without it a step would hold every weight of the model dequantised at once.
-    """
-
-    def __init__(self) -> None:
-        self._held: Tensor | None = None
-
-    def take(self, q: Queue, step: Tensor, nbytes: int) -> Tensor:
-        """`nbytes` bytes, uint8, good until the next `take`. `step` is any tensor made in the present step."""
-        held = self._held
-        if held is None or held.size < nbytes or not same_step(held, step):
-            held = q.empty((nbytes,), np.uint8)
-            self._held = held if isinstance(held.base, Lease) else None
-        return held[:nbytes]
-
-    def close(self) -> None:
-        self._held = None
-
-
-class Sums(Scratch):
-    """The same for float32 sums that still want their bias."""
-
-
-def same_step(a: Tensor, b: Tensor) -> bool:
-    """Whether both are memory of one step's arena."""
-    return isinstance(a.base, Lease) and isinstance(b.base, Lease) and a.base.step == b.base.step
-
-
 def large(q: Queue, x: Array, w: Weight, bias: Array | None, out: Tensor, column: int) -> None:
     """out[:, column:column + N] = x [M, K] times w [N, K] transposed, plus bias [N]; rows of K fill 16-byte units or x
     is float32."""
@@ -86,11 +54,11 @@ def large(q: Queue, x: Array, w: Weight, bias: Array | None, out: Tensor, column
     block = min(n, max(SCRATCH // row // TILE, 1) * TILE)
     for first in range(0, n, block):
         count = min(block, n - first)
-        held = q.owned(Scratch).take(q, out, count * row)
-        dense = Tensor(held.ptr, (count, k), x.dtype, held.base)
+        dense = q.empty((count, k), x.dtype)
         dequantize(q, w, first, dense)
         part = None if bias is None else bias[first:first + count]
         product(q, x, dense, part, out, column + first)
+        del dense  # its memory serves the next block
 
 
 def product(q: Queue, x: Array, w: Array, bias: Array | None, out: Tensor, column: int) -> None:
@@ -100,8 +68,7 @@ def product(q: Queue, x: Array, w: Array, bias: Array | None, out: Tensor, colum
         if bias is None:
             matmul(q, x, w, out, column=column)
             return
-        held = q.owned(Sums).take(q, out, 4 * m * n)
-        sums = Tensor(held.ptr, (m, n), np.dtype(np.float32), held.base)
+        sums = q.empty((m, n), np.float32)
         matmul(q, x, w, sums)
         q.launch(BIASES[out.dtype.name], (-(-n // 256), min(m, 65535), 1), (256, 1, 1), sums, bias, out, m, n, stride,
                  column, pdl=True)

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from blackwell_infer.kv.spec import PagedKV
 from blackwell_infer.ops.batch import Batch, PenaltyState, Sampled, SampleParams
-from blackwell_infer.quant.format import Linear, Weight
+from blackwell_infer.quant.format import Linear, Quantized, Weight
 from blackwell_infer.types import Array
 
 
@@ -42,6 +42,45 @@ class Ops(Protocol):
 
     def logits(self, x: Array, w: Linear) -> Array:
         """Like `linear`, but returns float32 [N, V] without the final rounding."""
+        ...
+
+    def quantize(self, x: Array, form: str, inputs: Array | None = None) -> Quantized:
+        """x [T, K] in small codes, for `linear_quantized`. Lossy: only where the user asks for it.
+
+        form: "nvfp4" (K a multiple of 64), "mxfp8" (of 32), "fp8" (any K), "fp8_block" (any K). All arithmetic is
+        float32, one rounding per operation, so that every backend gives the same bits; L is the largest magnitude of a
+        group (of a row for "fp8"). Codes are rounded to nearest even and saturate.
+        nvfp4: g = inputs[0] if above 0, else 1; scale = E4M3(L / 6 / g), code = E2M1(x * (1 / (scale * g))).
+        mxfp8: scale = the smallest power of two >= L / 448; code = E4M3(x / scale). fp8: factor = inputs[0] if above 0,
+        else L / 448; code = E4M3(x * (1 / factor)). fp8_block: the same per 128 elements, without inputs.
+        Scales below 2^-126 count as 0 and give zero codes. A group (row) that holds a NaN or an infinity gets the scale
+        NaN and zero codes. KernelError: another form, or a K that does not fit.
+        """
+        ...
+
+    def rms_norm_quantize(self, x: Array, weight: Array, eps: float, form: str,
+                          inputs: Array | None = None) -> Quantized:
+        """`quantize` of `rms_norm`; form "nvfp4", "mxfp8" or "fp8_block"."""
+        ...
+
+    def add_rms_norm_quantize(self, x: Array, residual: Array, weight: Array, eps: float, form: str,
+                              inputs: Array | None = None) -> tuple[Array, Quantized]:
+        """`add_rms_norm` with its second result quantised; form "nvfp4", "mxfp8" or "fp8_block"."""
+        ...
+
+    def swiglu_quantize(self, gate_up: Array, form: str, inputs: Array | None = None) -> Quantized:
+        """`quantize` of `swiglu`; form "nvfp4", "mxfp8" or "fp8_block"."""
+        ...
+
+    def linear_quantized(self, x: Quantized, w: Linear, dtype: str, bias: Array | None = None,
+                         residual: Array | None = None) -> Array:
+        """Like `linear`, on quantised activations: W4A4 and W8A8. Returns [T, sum of rows] of dtype.
+
+        Formats of x and w belong together: "nvfp4" with "nvfp4_tiled", "mxfp8" with "mxfp8_tiled" (quant/tiled.py),
+        "fp8" with "fp8", "fp8_block" with "fp8_block". residual [T, sum of rows] of dtype is added before the one
+        rounding at the end. KernelError: formats that do not go together, or a K that the kernel does not take (a
+        multiple of 64 for nvfp4, of 32 for mxfp8, of 16 for fp8 and fp8_block).
+        """
         ...
 
     def swiglu(self, gate_up: Array) -> Array:

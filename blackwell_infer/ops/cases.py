@@ -48,10 +48,13 @@ sum to about 1 the error is normal with that deviation; the floor is 6 deviation
 weights of the activation dtype need no such rounding: they keep `FLOOR`."""
 
 
+EIGHT_BIT = 2e-3
+"""Absolute floor of products of E4M3 operands of size 1: tensor cores may align the terms of a sum to about 14 bits."""
+
+
 def product_floor(dtype: str, forms: tuple[str, ...]) -> float:
     """Absolute floor of a product with weights of these formats."""
     return FLOOR[dtype] if set(forms) == {inputs.STORAGE[dtype]} else ROUNDED[dtype]
-
 
 
 NAN, INF = float("nan"), float("inf")
@@ -118,6 +121,21 @@ SWIGLUS: tuple[tuple[str, int, int, Bad], ...] = (
     # dtype, T, I, bad rows
     (F32, 1, 172, ()), (F32, 7, 64, BAD), (F16, 3, 172, ()), (F16, 33, 512, BAD), (BF16, 1, 688, ()),
     (BF16, 2, 3, ()), (BF16, 17, 172, BAD), (BF16, 130, 256, ()), (BF16, 16, 14336, ()))
+
+QUANTIZES: tuple[tuple[str, str, int, int, float, Bad], ...] = (
+    # dtype, form, T, K, recorded scale (below 0: no array), bad rows
+    *((dtype, form, tokens, cols, recorded, bad) for form in ("nvfp4", "mxfp8", "fp8", "fp8_block") for dtype in DTYPES
+      for tokens, cols, recorded, bad in ((1, 64, -1.0, ()), (7, 192, 2.0**-9 / 3, BAD))),
+    *((BF16, form, 130, 1088, 0.0, ((4, NAN),)) for form in ("nvfp4", "mxfp8", "fp8", "fp8_block")),
+    (BF16, "mxfp8", 3, 32, -1.0, ()), (BF16, "fp8", 3, 171, -1.0, BAD[:1]), (F16, "fp8_block", 4, 3001, -1.0, BAD[:1]),
+    (BF16, "nvfp4", 2, 4096, 7.0, ()), (F32, "fp8", 2, 5000, 100.0, ()))
+
+QUANTIZED: tuple[tuple[str, str, int, int, tuple[int, ...], bool, bool, Bad], ...] = (
+    # form, dtype, T, K, rows of each block, bias, residual, bad rows
+    *(("nvfp4", dtype, tokens, 64, (8,), False, False, ()) for dtype in DTYPES for tokens in (1, 17)),
+    ("nvfp4", BF16, 16, 1024, (40, 130), True, True, ()), ("nvfp4", BF16, 150, 320, (72,), True, False, BAD),
+    ("nvfp4", F16, 70, 192, (136,), False, True, ()), ("nvfp4", F32, 300, 576, (257,), True, True, ()),
+    ("nvfp4", F32, 5, 2048, (33,), False, False, ()), ("nvfp4", BF16, 600, 128, (129,), False, False, ()))
 
 TAKES: tuple[tuple[str, int, int, tuple[int, ...]], ...] = (
     # dtype, T, H, index
@@ -230,6 +248,16 @@ def listed() -> Iterable[Case]:
     for dtype, t, inner, bad in SWIGLUS:
         yield Case(text("swiglu", dtype, f"T{t}", f"I{inner}", *("bad" for _ in bad[:1])), "swiglu", partial(
             inputs.make_swiglu, dtype=dtype, tokens=t, inner=inner, bad=bad), ULP[dtype], FLOOR[dtype])
+    for dtype, form, t, k, recorded, bad in QUANTIZES:
+        name = text("quantize", dtype, form, f"T{t}", f"K{k}", recorded, *("bad" for _ in bad[:1]))
+        yield Case(name, "quantize", partial(inputs.make_quantize, dtype=dtype, form=form, tokens=t, cols=k,
+                                             recorded=recorded, bad=bad), 0, 0)
+    for form, dtype, t, k, rows, bias, residual, bad in QUANTIZED:
+        name = text("linear_quantized", form, dtype, f"T{t}", f"K{k}", rows, *("bias",) * bias,
+                    *("residual",) * residual, *("bad" for _ in bad[:1]))
+        yield Case(name, "linear_quantized", partial(
+            inputs.make_linear_quantized, form=form, dtype=dtype, tokens=t, cols=k, rows=rows, bias=bias,
+            residual=residual, bad=bad), ULP[dtype], EIGHT_BIT if "8" in form else 1e-4)
     for dtype, t, h, index in TAKES:
         yield Case(text("take_rows", dtype, f"T{t}", f"H{h}", f"N{len(index)}"), "take_rows", partial(
             inputs.make_take_rows, dtype=dtype, tokens=t, hidden=h, index=index), 0, 0)

@@ -9,8 +9,10 @@ import numpy as np
 
 from blackwell_infer.kv.spec import PAGE, PagedKV
 from blackwell_infer.ops.batch import Batch, PenaltyState, SampleParams
+from blackwell_infer.ops.ref.quantize import quantize
 from blackwell_infer.quant import FORMATS
 from blackwell_infer.quant.format import Weight
+from blackwell_infer.quant.tiled import tiled
 
 Values = np.ndarray[Any, Any]
 Random = np.random.Generator
@@ -138,6 +140,22 @@ def make_swiglu(rng: Random, dtype: str, tokens: int, inner: int, bad: Bad) -> K
     x = activations(rng, (tokens, 2 * inner), dtype, bad)
     x[0, : min(inner, 4)] = np.asarray([0.0, 90.0, -90.0, 1e-4])[: min(inner, 4)]
     return {"gate_up": x}
+
+
+def make_quantize(rng: Random, dtype: str, form: str, tokens: int, cols: int, recorded: float, bad: Bad) -> Kwargs:
+    """Rows of very different sizes, so that scales take many values; `recorded` is inputs[0], 0 for none."""
+    x = activations(rng, (tokens, cols), dtype, bad)
+    x = (x.astype(np.float32) * np.exp2(rng.integers(-12, 6, (tokens, 1)))).astype(DTYPES[dtype])
+    x[:, : cols // 3] *= (rng.random((tokens, 1)) < 0.7).astype(x.dtype)
+    return {"x": x, "form": form, "inputs": np.full(1, recorded, np.float32) if recorded >= 0 else None}
+
+
+def make_linear_quantized(rng: Random, form: str, dtype: str, tokens: int, cols: int, rows: tuple[int, ...], bias: bool,
+                          residual: bool, bad: Bad) -> Kwargs:
+    x = quantize(activations(rng, (tokens, cols), "float32", bad), form, np.full(1, 2.0**-8, np.float32))
+    return {"x": x, "w": tuple(tiled(weight(rng, form, n, cols)) for n in rows), "dtype": dtype,
+            "bias": rng.standard_normal(sum(rows)).astype(np.float32) if bias else None,
+            "residual": activations(rng, (tokens, sum(rows)), dtype) if residual else None}
 
 
 def make_take_rows(rng: Random, dtype: str, tokens: int, hidden: int, index: tuple[int, ...]) -> Kwargs:

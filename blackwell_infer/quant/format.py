@@ -38,6 +38,19 @@ def layout_bytes(layout: Layout) -> int:
     return sum(math.prod(shape) * dtype.itemsize for shape, dtype in layout)
 
 
+class Quantized(msgspec.Struct, frozen=True):
+    """Activations [tokens, cols] in small codes under scales: made by `ops.quantize` for `ops.linear_quantized`.
+
+    Parts by format: "nvfp4": codes uint8 [T, K/2] (E2M1, low nibble first), E4M3 scales per 16 in tiles
+    (quant/tiled.py), factor float32 [1]. "mxfp8": codes uint8 [T, K] (E4M3), E8M0 scales per 32 in tiles. "fp8": codes
+    uint8 [T, K], factors float32 [T]. "fp8_block": codes uint8 [T, K], scales float32 [T, ceil(K/128)].
+    """
+
+    format: str
+    shape: tuple[int, int]
+    parts: tuple[Array, ...]
+
+
 Linear = tuple[Weight, ...]
 """Row blocks of one projection (q, k and v of a fused qkv may differ in format); outputs stand side by side."""
 

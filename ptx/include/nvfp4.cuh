@@ -127,3 +127,18 @@ __device__ __forceinline__ void mma_nvfp4(float (&d)[4], const u32 (&a)[4], u32 
     }
 #endif
 }
+
+// The same where unrolled loops make the lanes constant: ta 0 or 1, tb 0 to 3.
+__device__ __forceinline__ void mma_nvfp4_at(int ta, int tb, float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1, u32 sfa,
+                                             u32 sfb) {
+    switch (ta * 4 + tb) {
+        case 0: mma_nvfp4<0, 0>(d, a, b0, b1, sfa, sfb); break;
+        case 1: mma_nvfp4<0, 1>(d, a, b0, b1, sfa, sfb); break;
+        case 2: mma_nvfp4<0, 2>(d, a, b0, b1, sfa, sfb); break;
+        case 3: mma_nvfp4<0, 3>(d, a, b0, b1, sfa, sfb); break;
+        case 4: mma_nvfp4<1, 0>(d, a, b0, b1, sfa, sfb); break;
+        case 5: mma_nvfp4<1, 1>(d, a, b0, b1, sfa, sfb); break;
+        case 6: mma_nvfp4<1, 2>(d, a, b0, b1, sfa, sfb); break;
+        default: mma_nvfp4<1, 3>(d, a, b0, b1, sfa, sfb); break;
+    }
+}

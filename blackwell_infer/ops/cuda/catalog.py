@@ -6,7 +6,9 @@ from blackwell_infer.ops.cuda.activation import KERNELS as ACTIVATION
 from blackwell_infer.ops.cuda.attention import KERNELS as ATTENTION
 from blackwell_infer.ops.cuda.linear import KERNELS as LINEAR
 from blackwell_infer.ops.cuda.norm import KERNELS as NORM
+from blackwell_infer.ops.cuda.nvfp4 import KERNELS as NVFP4
+from blackwell_infer.ops.cuda.quantize import KERNELS as QUANTIZE
 from blackwell_infer.ops.cuda.rope import KERNELS as ROPE
 from blackwell_infer.ops.cuda.sample import KERNELS as SAMPLE
 
-ALL_KERNELS: tuple[Kernel, ...] = (*LINEAR, *NORM, *ROPE, *ATTENTION, *ACTIVATION, *SAMPLE)
+ALL_KERNELS: tuple[Kernel, ...] = (*LINEAR, *NORM, *ROPE, *ATTENTION, *ACTIVATION, *SAMPLE, *QUANTIZE, *NVFP4)

@@ -7,8 +7,8 @@ from blackwell_infer.device.queue import Queue
 from blackwell_infer.kv.spec import PagedKV
 from blackwell_infer.ops.api import Ops
 from blackwell_infer.ops.batch import Batch, PenaltyState, Sampled, SampleParams
-from blackwell_infer.ops.cuda import activation, attention, linear, norm, rope, sample
-from blackwell_infer.quant.format import Linear, Weight
+from blackwell_infer.ops.cuda import activation, attention, linear, norm, quantize, quantized, rope, sample
+from blackwell_infer.quant.format import Linear, Quantized, Weight
 from blackwell_infer.types import Array
 
 
@@ -35,6 +35,24 @@ class CudaOps:
 
     def swiglu(self, gate_up: Array) -> Array:
         return activation.swiglu(self.queue, gate_up)
+
+    def quantize(self, x: Array, form: str, inputs: Array | None = None) -> Quantized:
+        return quantize.quantize(self.queue, x, form, inputs)
+
+    def rms_norm_quantize(self, x: Array, weight: Array, eps: float, form: str,
+                          inputs: Array | None = None) -> Quantized:
+        return quantize.rms_norm_quantize(self.queue, x, weight, eps, form, inputs)
+
+    def add_rms_norm_quantize(self, x: Array, residual: Array, weight: Array, eps: float, form: str,
+                              inputs: Array | None = None) -> tuple[Array, Quantized]:
+        return quantize.add_rms_norm_quantize(self.queue, x, residual, weight, eps, form, inputs)
+
+    def swiglu_quantize(self, gate_up: Array, form: str, inputs: Array | None = None) -> Quantized:
+        return quantize.swiglu_quantize(self.queue, gate_up, form, inputs)
+
+    def linear_quantized(self, x: Quantized, w: Linear, dtype: str, bias: Array | None = None,
+                         residual: Array | None = None) -> Array:
+        return quantized.linear_quantized(self.queue, x, w, dtype, bias, residual)
 
     def take_rows(self, x: Array, index: Array) -> Array:
         return activation.take_rows(self.queue, x, index)

@@ -8,12 +8,20 @@ from blackwell_infer.ops.ref.activation import swiglu, take_rows
 from blackwell_infer.ops.ref.attention import attend
 from blackwell_infer.ops.ref.linear import embed, linear, logits
 from blackwell_infer.ops.ref.norm import add_rms_norm, rms_norm
+from blackwell_infer.ops.ref.quantize import (
+    add_rms_norm_quantize,
+    linear_quantized,
+    quantize,
+    rms_norm_quantize,
+    swiglu_quantize,
+)
 from blackwell_infer.ops.ref.rope import qkv_rope_append_
 from blackwell_infer.ops.ref.sample import penalty_load_, sample_, token_logprobs
 
 __all__ = [
-    "add_rms_norm", "attend", "embed", "linear", "logits", "penalty_load_", "qkv_rope_append_", "rms_norm", "sample_",
-    "swiglu", "take_rows", "token_logprobs",
+    "add_rms_norm", "add_rms_norm_quantize", "attend", "embed", "linear", "linear_quantized", "logits", "penalty_load_",
+    "qkv_rope_append_", "quantize", "rms_norm", "rms_norm_quantize", "sample_", "swiglu", "swiglu_quantize",
+    "take_rows", "token_logprobs",
 ]
 
 if TYPE_CHECKING:

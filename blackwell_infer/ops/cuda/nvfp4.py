@@ -1,0 +1,44 @@
+"""Launcher of ptx/nvfp4: NVFP4 activations by NVFP4 weights (W4A4)."""
+from __future__ import annotations
+
+from blackwell_infer.device.queue import Queue
+from blackwell_infer.device.tensor import Tensor
+from blackwell_infer.kernels.kernel import Kernel, Param, Variant
+from blackwell_infer.quant.format import Quantized, Weight
+from blackwell_infer.types import Array
+
+ACTS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+TILE_N = 128
+TILES_M = (16, 64, 128)
+
+GEMM = Kernel("nvfp4/gemm.cu", "nvfp4_gemm", (
+    Param("x", "in", "uint8"), Param("scales_x", "in", "uint8"), Param("factor_x", "in", "float32"),
+    Param("w", "in", "uint8"), Param("scales_w", "in", "uint8"), Param("factors_w", "in", "float32"),
+    Param("bias", "in", "float32"), Param("residual", "in"), Param("y", "out"), Param("M", "i32"), Param("N", "i32"),
+    Param("K", "i32"), Param("stride", "i32"), Param("column", "i32")),
+    {"ACT": tuple(ACTS.values()), "TILE_M": TILES_M})
+KERNELS = (GEMM,)
+
+GEMMS: dict[str, dict[int, Variant]] = {
+    dtype: {rows: GEMM.variant(ACT=act, TILE_M=rows) for rows in TILES_M} for dtype, act in ACTS.items()}
+
+
+def supported(k: int) -> bool:
+    """Whether the kernel takes rows of k elements."""
+    return k % 64 == 0
+
+
+def multiply(q: Queue, x: Quantized, w: Weight, bias: Array | None, residual: Array | None, out: Tensor,
+             column: int) -> None:
+    """out[:, column:column + N] = x [M, K] times w [N, K] transposed, plus bias [N] and the same part of residual."""
+    (m, k), n = x.shape, w.shape[0]
+    rows = tile_rows(q, m, n)
+    q.launch(GEMMS[out.dtype.name][rows], (-(-m // rows), -(-n // TILE_N), 1), (256, 1, 1), *x.parts, *w.parts[:3],
+             bias, residual, out, m, n, k, out.shape[1], column, smem=4 * ((rows + TILE_N) * 64 + 2048), pdl=True)
+
+
+def tile_rows(q: Queue, m: int, n: int) -> int:
+    """Rows of a tile: few for few rows, then as many as still give every multiprocessor a tile."""
+    if m <= 16:
+        return 16
+    return 64 if -(-m // 128) * -(-n // TILE_N) < q.sm_count else 128

@@ -8,13 +8,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from blackwell_infer.device.arena import Arena, Lease, aligned
+from blackwell_infer.device.arena import Arena, Lease
 from blackwell_infer.device.check import Signature, check_copy, check_shape, describe
 from blackwell_infer.device.queue import Closable, Dim, Scalar
 from blackwell_infer.device.tensor import Tensor
-from blackwell_infer.emulator.memory import Heap
+from blackwell_infer.emulator.memory import GUARD, Heap
 from blackwell_infer.emulator.parse import Module, parse_module
-from blackwell_infer.emulator.run import launch
+from blackwell_infer.emulator.run import Emulator
 from blackwell_infer.errors import DeviceError
 from blackwell_infer.kernels.compile import Builder
 from blackwell_infer.kernels.kernel import Variant
@@ -34,6 +34,13 @@ class EmulatedBlock:
         weakref.finalize(self, heap.free, self.ptr)
 
 
+class EmulatedRange:
+    """Room of the arena: each array that a step takes there is an allocation of its own, with a gap behind it."""
+
+    def __init__(self, heap: Heap, nbytes: int) -> None:
+        self.ptr, self.nbytes = heap.reserve(nbytes), nbytes
+
+
 class Copied:
     """A download: the emulator runs in order, so the bytes are there."""
 
@@ -45,7 +52,8 @@ class Copied:
 
 
 class EmulatedQueue:
-    """`device.queue.Queue` of architecture `arch` through `emulator`. `seed` turns on the random-warp schedule.
+    """`device.queue.Queue` of architecture `arch` through `emulator`. `seed` turns on the random-warp schedule;
+    `parsed` keeps the PTX that was read, by its text, for queues that share it.
 
     PtxError (an unknown form, an access out of bounds, a missing barrier) carries the PTX line and instruction.
     """
@@ -53,14 +61,16 @@ class EmulatedQueue:
     libraries: frozenset[str] = frozenset()
 
     def __init__(self, arch: str = "sm_90a", builder: Builder | None = None, seed: int | None = None,
-                 sm_count: int = 4) -> None:
+                 sm_count: int = 4, parsed: dict[str, Module] | None = None) -> None:
         self.arch, self.sm_count, self.seed = arch, sm_count, seed
         self.builder = builder or Builder(arch)
         self.heap = Heap()
-        self.arena = Arena(lambda nbytes: EmulatedBlock(self.heap, nbytes))
+        self.arena = Arena(self._range)
+        self._ranges: list[EmulatedRange] = []
+        self._emulator = Emulator(self.heap)
         self.inside = False
-        self._modules: dict[int, Module] = {}
-        self._globals: dict[int, dict[str, int]] = {}
+        self._parsed = {} if parsed is None else parsed
+        self._globals: dict[str, dict[str, int]] = {}
         self._owned: dict[object, Closable] = {}
 
     def put(self, host: np.ndarray[Any, Any]) -> Tensor:
@@ -78,9 +88,13 @@ class EmulatedQueue:
         if not self.inside:
             return self._own(shape, kind)
         nbytes = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
-        ptr, lease = self.arena.take(nbytes)
-        self.heap.poison(ptr, aligned(nbytes))
+        ptr, lease = self.arena.take(nbytes + GUARD)
+        self.heap.define(ptr, nbytes)
         return Tensor(ptr, tuple(shape), kind, lease)
+
+    def _range(self, nbytes: int) -> EmulatedRange:
+        self._ranges.append(EmulatedRange(self.heap, nbytes))
+        return self._ranges[-1]
 
     def _own(self, shape: tuple[int, ...], kind: np.dtype[Any]) -> Tensor:
         block = EmulatedBlock(self.heap, int(np.prod(shape, dtype=np.int64)) * kind.itemsize)
@@ -96,13 +110,15 @@ class EmulatedQueue:
             raise DeviceError(f"a download needs a device array, not {describe(src)}")
         if not src.nbytes:
             return Copied(np.empty(src.shape, src.dtype))
-        return Copied(self.heap.view(src.ptr, src.nbytes).copy().view(src.dtype).reshape(src.shape))
+        return Copied(self.heap.peek(src.ptr, src.nbytes).copy().view(src.dtype).reshape(src.shape))
 
     @contextmanager
     def step(self) -> Iterator[None]:
         if self.inside:
             raise DeviceError("a step inside a step")
         self.arena.reset()
+        for taken in self._ranges:
+            self.heap.forget(taken.ptr, taken.nbytes)
         self.inside = True
         try:
             yield
@@ -122,22 +138,22 @@ class EmulatedQueue:
         params = bytearray()
         for i, (_, size) in enumerate(module.entries[v.kernel.entry].params):
             params += b"\0" * (-len(params) % size) + slots[8 * i : 8 * i + size]
-        launch(module, v.kernel.entry, self.heap, addresses, grid, block, bytes(params), smem, self.seed)
+        self._emulator.launch(module, v.kernel.entry, addresses, grid, block, bytes(params), smem, self.seed)
 
     def _module(self, v: Variant) -> tuple[Module, dict[str, int]]:
-        unit = self.builder.unit(v)
-        key = id(unit)
-        if key not in self._modules:
-            module = parse_module(unit.ptx)
-            addresses = {}
+        text = self.builder.unit(v).ptx
+        if text not in self._parsed:
+            self._parsed[text] = parse_module(text)
+        module = self._parsed[text]
+        if text not in self._globals:
+            addresses = self._globals[text] = {}
             for variable in module.variables:
                 if variable.space in ("const", "global"):
                     at = self.heap.allocate(variable.size)
                     data = variable.data.ljust(variable.size, b"\0")
                     self.heap.view(at, variable.size)[:] = np.frombuffer(data, np.uint8)
                     addresses[variable.name] = at
-            self._modules[key], self._globals[key] = module, addresses
-        return self._modules[key], self._globals[key]
+        return module, self._globals[text]
 
     def library(self, name: str, call: Callable[[int, int, int], None], reads: Sequence[Array],
                 writes: Sequence[Array]) -> None:

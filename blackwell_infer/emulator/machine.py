@@ -1,24 +1,24 @@
-"""Runs one kernel launch: SIMT over arrays of lanes.
+"""State of the CTAs that run together: one array element per lane for each register, and their memory.
 
-Each register is an array with one element per lane of several CTAs. Lanes are grouped by basic block; the group at the
-lowest block runs next, which makes diverged lanes meet again (min-PC reconvergence). With a seed, random subsets of
-warps run instead, so that code which lacks a barrier reads what is not yet written. Barriers are real, per CTA.
+A machine is built once per kernel, block size and number of CTAs, and serves one launch after the other.
 """
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from blackwell_infer.emulator.memory import LOCAL_WINDOW, POISON, SHARED_WINDOW, Heap
-from blackwell_infer.emulator.parse import Entry, Instruction, Module, Operand, PtxError
+from blackwell_infer.emulator.asynchronous import Asynchronous
+from blackwell_infer.emulator.memory import LOCAL_WINDOW, PARAM_WINDOW, POISON, SHARED_WINDOW, Heap, LaneError
+from blackwell_infer.emulator.parse import Entry, Module, Operand, PtxError
 
-Lanes = np.ndarray[Any, np.dtype[np.int64]] | None
-"""indices of the active lanes, None for all of them"""
-Step = Callable[[Lanes], None]
 Values = np.ndarray[Any, np.dtype[Any]]
+Indices = np.ndarray[Any, np.dtype[np.int64]]
+Lanes = Indices | slice | None
+"""the active lanes: indices, a range of them, or None for all"""
+Step = Callable[[Lanes], None]
 REGISTER = {0: np.dtype(np.bool_), 8: np.dtype(np.uint8), 16: np.dtype(np.uint16), 32: np.dtype(np.uint32),
             64: np.dtype(np.uint64)}
 NUMPY = {"pred": np.dtype(np.bool_), "b8": np.dtype(np.uint8), "u8": np.dtype(np.uint8), "s8": np.dtype(np.int8),
@@ -26,50 +26,45 @@ NUMPY = {"pred": np.dtype(np.bool_), "b8": np.dtype(np.uint8), "u8": np.dtype(np
          "b32": np.dtype(np.uint32), "u32": np.dtype(np.uint32), "s32": np.dtype(np.int32),
          "b64": np.dtype(np.uint64), "u64": np.dtype(np.uint64), "s64": np.dtype(np.int64),
          "f16": np.dtype(np.float16), "f32": np.dtype(np.float32), "f64": np.dtype(np.float64)}
-LANES = 8192
-"""lanes that run at once; larger grids run in several goes, as CTAs are independent"""
 EXITED, BLOCKED = -1, -2
-
-
-class Copies:
-    """cp.async copies under way: issued by lanes, in groups; the bytes arrive when the lane waits for the group."""
-
-    def __init__(self, lanes: int) -> None:
-        self.group = np.zeros(lanes, np.int64)
-        self.pending: list[tuple[Values, Values, Values, Values]] = []
+"""values of `place` besides the block to run next"""
+WINDOWS = {"local": LOCAL_WINDOW, "shared": SHARED_WINDOW, "param": PARAM_WINDOW, "global": 0}
 
 
 class Machine:
-    """State of the CTAs that run together."""
+    """Registers, specials, shared and local memory of `ctas` CTAs. `watched` registers are checked for reads before
+    writes. `place` is the block that each lane runs next."""
 
-    def __init__(self, entry: Entry, module: Module, heap: Heap, constants: Mapping[str, int], grid: tuple[int, ...],
-                 block: tuple[int, ...], first: int, ctas: int, params: bytes, dynamic: int) -> None:
-        self.entry, self.heap = entry, heap
-        threads = block[0] * block[1] * block[2]
-        padded = -(-threads // 32) * 32
-        self.threads, self.lanes = threads, ctas * padded
-        every = np.arange(self.lanes, dtype=np.int64)
-        self.cta, inside = every // padded, every % padded
-        self.inside = inside
-        self.everyone = every
-        cta = self.cta + first
-        self.special = {
-            "%tid.x": inside % block[0], "%tid.y": inside // block[0] % block[1],
-            "%tid.z": inside // block[0] // block[1], "%ntid.x": block[0], "%ntid.y": block[1], "%ntid.z": block[2],
-            "%laneid": inside % 32, "%warpid": inside // 32, "%nwarpid": padded // 32,
-            "%ctaid.x": cta % grid[0], "%ctaid.y": cta // grid[0] % grid[1], "%ctaid.z": cta // grid[0] // grid[1],
-            "%nctaid.x": grid[0], "%nctaid.y": grid[1], "%nctaid.z": grid[2],
-            "%lanemask_lt": (1 << inside % 32) - 1, "%lanemask_le": (2 << inside % 32) - 1,
-            "%lanemask_eq": 1 << inside % 32, "%clock": 0, "%globaltimer": 0,
-        }
-        self.registers = {name: np.zeros(self.lanes, REGISTER[width]) for name, width in entry.registers.items()}
-        self.params, self.parameter = params, {}
+    def __init__(self, entry: Entry, module: Module, heap: Heap, constants: Mapping[str, int],
+                 block: tuple[int, int, int], ctas: int, dynamic: int, watched: Iterable[str] = ()) -> None:
+        self.entry, self.heap, self.block, self.ctas = entry, heap, block, ctas
+        self.threads = block[0] * block[1] * block[2]
+        padded = -(-self.threads // 32) * 32
+        self.lanes = ctas * padded
+        self.everyone = np.arange(self.lanes, dtype=np.int64)
+        self.cta, self.inside = self.everyone // padded, self.everyone % padded
+        lane = self.inside % 32
+        self.special: dict[str, Values] = {name: np.broadcast_to(np.asarray(v), (self.lanes,)).astype(np.uint32)
+                                           for name, v in {
+            "%tid.x": self.inside % block[0], "%tid.y": self.inside // block[0] % block[1],
+            "%tid.z": self.inside // block[0] // block[1], "%ntid.x": block[0], "%ntid.y": block[1],
+            "%ntid.z": block[2], "%laneid": lane, "%warpid": self.inside // 32, "%nwarpid": padded // 32,
+            "%lanemask_eq": 1 << lane, "%lanemask_lt": (1 << lane) - 1, "%lanemask_le": (2 << lane) - 1,
+            "%lanemask_gt": 0xFFFFFFFF & ~((2 << lane) - 1), "%lanemask_ge": 0xFFFFFFFF & ~((1 << lane) - 1),
+            "%ctaid.x": 0, "%ctaid.y": 0, "%ctaid.z": 0, "%nctaid.x": 0, "%nctaid.y": 0, "%nctaid.z": 0,
+            "%clock": 0, "%clock64": 0, "%globaltimer": 0, "%smid": self.cta, "%nsmid": ctas,
+            "%cluster_ctarank": 0, "%cluster_nctarank": 1,
+        }.items()}
+        self.registers: dict[str, Values] = {}
+        self.watched = {name: np.zeros(self.lanes, bool) for name in watched}
+        self.parameter: dict[str, int] = {}
+        self.params = np.zeros(0, np.uint8)
         at = 0
         for name, size in entry.params:
             at = -(-at // size) * size if size in (1, 2, 4, 8) else -(-at // 64) * 64
             self.parameter[name] = at
             at += size
-        self.addresses = dict(constants)
+        self.addresses = {**constants, **self.parameter}
         sizes = {"shared": 0, "local": 0}
         for v in (*module.variables, *entry.variables):
             if v.space in sizes and v.size:
@@ -81,35 +76,67 @@ class Machine:
             if v.space == "shared" and not v.size:
                 self.addresses[v.name] = sizes["shared"]
         self.shared_size, self.local_size = sizes["shared"] + dynamic, sizes["local"]
-        self.stride = -(-max(self.shared_size, 1) // 128) * 128
-        self.shared = np.full(ctas * self.stride, POISON, np.uint8)
-        self.local = np.full(self.lanes * -(-max(self.local_size, 1) // 16) * 16, POISON, np.uint8)
-        self.copies = Copies(self.lanes)
-        self.place = np.where(inside < threads, 0, EXITED)
-        self.barrier = np.full(self.lanes, -1)
-        self.expected = np.zeros(self.lanes, np.int64)
-        self.resume = np.zeros(self.lanes, np.int64)
-        self.ctas = ctas
-        self.running: Instruction | None = None
+        self.stride = -(-max(self.shared_size, 1) // 1024) * 1024
+        local = -(-max(self.local_size, 1) // 16) * 16
+        self.shared = np.empty(ctas * self.stride, np.uint8)
+        self.shared_known = np.empty(ctas * self.stride, np.uint8)
+        self.local, self.local_known = np.empty(self.lanes * local, np.uint8), np.empty(self.lanes * local, np.uint8)
+        self.shared_base, self.local_base = self.cta * self.stride, self.everyone * local
+        self.place = np.zeros(self.lanes, np.int64)
+        self.first, self.grid = 0, (1, 1, 1)
+        self.progress = 0
+        self.asynchronous = Asynchronous(self)
+
+    def bind(self, grid: tuple[int, int, int], first: int, count: int, params: bytes) -> None:
+        """Become CTAs first .. first + count - 1 of a launch; memory of the CTAs and registers are forgotten."""
+        self.grid, self.first = grid, first
+        cta = self.cta + first
+        for i, (name, value) in enumerate(zip("xyz", (cta % grid[0], cta // grid[0] % grid[1],
+                                                      cta // grid[0] // grid[1]), strict=True)):
+            self.special[f"%ctaid.{name}"][:] = value
+            self.special[f"%nctaid.{name}"][:] = grid[i]
+        self.params = np.frombuffer(params, np.uint8)
+        for array in (self.shared, self.local):
+            array[:] = POISON
+        for array in (self.shared_known, self.local_known, *self.watched.values()):
+            array[:] = 0
+        self.asynchronous.reset()
+        self.place[:] = np.where((self.inside < self.threads) & (self.cta < count), 0, EXITED)
+
+    def where(self, lane: int) -> str:
+        """Thread and CTA of a lane, for messages."""
+        inside, cta = int(self.inside[lane]), int(self.cta[lane]) + self.first
+        (bx, by, _), (gx, gy, _) = self.block, self.grid
+        return (f"thread ({inside % bx}, {inside // bx % by}, {inside // bx // by}) of "
+                f"CTA ({cta % gx}, {cta // gx % gy}, {cta // gx // gy})")
 
     # -- operands ---------------------------------------------------------------------------------------------------
 
-    def reader(self, o: Operand, kind: str) -> Callable[[Lanes], Any]:
-        """A function from active lanes to the operand's values as `kind`."""
+    def register(self, name: str) -> Values | None:
+        """The array of a register, made when it is first used; None if it is not declared."""
+        array = self.registers.get(name)
+        if array is None and name in self.entry.registers:
+            array = self.registers[name] = np.zeros(self.lanes, REGISTER[self.entry.registers[name]])
+        return array
+
+    def width(self, o: Operand) -> int:
+        """Bytes of a register operand, 0 for anything else."""
+        return REGISTER[self.entry.registers[o.name]].itemsize if o.kind == "reg" and o.name in self.entry.registers \
+            else 0
+
+    def reader(self, o: Operand, kind: str, unwritten: bool = False) -> Callable[[Lanes], Any]:
+        """A function from active lanes to the operand's values as `kind`; it may return a view of the register. With
+        `unwritten` the register need not have been written: the caller passes on `known`."""
         dtype = NUMPY[kind]
-        if o.kind == "reg" and o.name in self.registers:
-            array = self.registers[o.name]
-            if array.dtype.itemsize != dtype.itemsize:
-                if array.dtype.itemsize < dtype.itemsize or dtype.kind == "f" or dtype.kind == "b":
-                    raise PtxError(f"register {o.name} is not {dtype.itemsize * 8} bits wide")
-                return lambda lanes: (array if lanes is None else array[lanes]).astype(dtype)
-            array = array.view(dtype)
-            if o.negated:
-                return lambda lanes: ~(array if lanes is None else array[lanes])
-            return lambda lanes: array if lanes is None else array[lanes]
+        if o.kind == "reg" and (array := self.register(o.name)) is not None:
+            read = self.register_reader(o, array, dtype)
+            return self.watch(o.name, read) if o.name in self.watched and not unwritten else read
         if o.kind == "reg" and o.name in self.special:
-            values = np.broadcast_to(np.asarray(self.special[o.name]), (self.lanes,)).astype(dtype)
-            return lambda lanes: values if lanes is None else values[lanes]
+            source = self.special[o.name]
+            if dtype.itemsize == 4:
+                values = source.view(dtype)
+                return lambda lanes: values if lanes is None else values[lanes]
+            return lambda lanes: (source if lanes is None else source[lanes]).astype(dtype)
         if o.kind == "imm":
             constant = self.constant(o, dtype)
             return lambda lanes: constant
@@ -117,6 +144,48 @@ class Machine:
             address = np.array(self.addresses[o.name], np.uint64).astype(dtype)[()]
             return lambda lanes: address
         raise PtxError(f"operand {o.name or o.kind!r} is not known")
+
+    @staticmethod
+    def register_reader(o: Operand, array: Values, dtype: np.dtype[Any]) -> Callable[[Lanes], Any]:
+        if array.dtype.itemsize != dtype.itemsize:
+            if array.dtype.itemsize < dtype.itemsize or dtype.kind == "f" or dtype.kind == "b":
+                raise PtxError(f"register {o.name} is not {dtype.itemsize * 8} bits wide")
+            return lambda lanes: (array if lanes is None else array[lanes]).astype(dtype)
+        array = array.view(dtype)
+        if o.negated:
+            return lambda lanes: ~(array if lanes is None else array[lanes])
+        return lambda lanes: array if lanes is None else array[lanes]
+
+    def known(self, o: Operand) -> Callable[[Lanes], Any]:
+        """A function from active lanes to whether the operand was written."""
+        written = self.watched.get(o.name)
+        if written is None:
+            return lambda lanes: True
+        return lambda lanes: written[... if lanes is None else lanes]
+
+    def moving(self, dst: Operand, known: Callable[[Lanes], Any], put: Callable[[Lanes, Any], None],
+               values: Callable[[Lanes], Any]) -> Step:
+        """A step that moves values, and with them whether they were written."""
+        written = self.watched.get(dst.name)
+        if written is None:
+            return lambda lanes: put(lanes, values(lanes))
+
+        def step(lanes: Lanes) -> None:
+            there = np.array(known(lanes))
+            put(lanes, values(lanes))
+            written[... if lanes is None else lanes] = there
+        return step
+
+    def watch(self, name: str, read: Callable[[Lanes], Any]) -> Callable[[Lanes], Any]:
+        written = self.watched[name]
+
+        def run(lanes: Lanes) -> Any:
+            here = written if lanes is None else written[lanes]
+            if not here.all():
+                raise LaneError(f"register {name.partition('@')[0]} is read before anything is written to it",
+                                int(here.argmin()))
+            return read(lanes)
+        return run
 
     @staticmethod
     def constant(o: Operand, dtype: np.dtype[Any]) -> Any:
@@ -135,15 +204,21 @@ class Machine:
         """A function that stores values (of the register's width, any type) for active lanes."""
         if o.kind == "sink":
             return lambda lanes, values: None
-        array = self.registers.get(o.name)
-        if o.kind != "reg" or array is None:
+        array = self.register(o.name) if o.kind == "reg" else None
+        if array is None:
             raise PtxError(f"{o.name or o.kind!r} is not a register")
+        own, written = array.dtype, self.watched.get(o.name)
 
         def put(lanes: Lanes, values: Any) -> None:
-            v = np.asarray(values)
-            if v.dtype != array.dtype:
-                v = v.view(array.dtype) if v.dtype.itemsize == array.dtype.itemsize else self.widen(v, array.dtype)
-            array[... if lanes is None else lanes] = v
+            v = values if isinstance(values, np.ndarray) else np.asarray(values)
+            if v.dtype is not own:
+                v = v.view(own) if v.dtype.itemsize == own.itemsize else self.widen(v, own)
+            if lanes is None:
+                array[...] = v
+            else:
+                array[lanes] = v
+            if written is not None:
+                written[... if lanes is None else lanes] = True
         return put
 
     @staticmethod
@@ -156,118 +231,93 @@ class Machine:
     def address(self, o: Operand) -> Callable[[Lanes], Values]:
         """Byte addresses [n] uint64 of an address operand."""
         base, offset = o.items[0], np.uint64(o.value & 0xFFFFFFFFFFFFFFFF)
-        if base.kind == "reg":
-            wide = self.registers[base.name].dtype.itemsize == 8
-            read = self.reader(base, "u64" if wide else "u32")
-        else:
-            read = self.reader(base, "u64")
+        read = self.reader(base, "u32" if self.width(base) == 4 else "u64")
 
         def at(lanes: Lanes) -> Values:
-            n = self.lanes if lanes is None else len(lanes)
-            return np.broadcast_to(np.asarray(read(lanes)).astype(np.uint64) + offset, (n,))
+            v = read(lanes)
+            if not isinstance(v, np.ndarray) or not v.ndim:
+                return np.full(self.count(lanes), np.uint64(v) + offset)
+            return (v if v.dtype == np.uint64 else v.astype(np.uint64)) + offset
         return at
 
-    def indices(self, lanes: Lanes) -> np.ndarray[Any, np.dtype[np.int64]]:
-        return self.everyone if lanes is None else lanes
+    def count(self, lanes: Lanes) -> int:
+        return self.lanes if lanes is None else lanes.stop - lanes.start if isinstance(lanes, slice) else len(lanes)
 
-    def warps(self, lanes: Lanes) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def indices(self, lanes: Lanes) -> Indices:
+        return self.everyone if lanes is None else self.everyone[lanes] if isinstance(lanes, slice) else lanes
+
+    def warps(self, lanes: Lanes) -> Indices:
         """Active lanes as [warps, 32]; PtxError if a warp is not whole."""
         n = self.indices(lanes)
         if len(n) % 32 == 0:
             rows = n.reshape(-1, 32)
+            if not isinstance(lanes, np.ndarray) and rows[0, 0] % 32 == 0:
+                return rows
             if (rows[:, 0] % 32 == 0).all() and (rows[:, 31] - rows[:, 0] == 31).all():
                 return rows
         raise PtxError("a warp-wide instruction runs with only part of a warp active")
 
     # -- memory -----------------------------------------------------------------------------------------------------
 
-    def locate(self, space: str, lanes: Lanes, addresses: Values, nbytes: int) -> tuple[Values, Values]:
-        """(backing bytes, offsets) of accesses of `nbytes` each, checked for bounds and alignment."""
-        if (addresses & np.uint64(nbytes - 1)).any():
-            bad = int(addresses[(addresses & np.uint64(nbytes - 1)) != 0][0])
-            raise PtxError(f"misaligned access of {nbytes} bytes at {bad:#x}")
+    def locate(self, space: str, lanes: Lanes, addresses: Values, nbytes: int) -> tuple[Values, Values, Values]:
+        """(bytes, which of them are written, offsets) of accesses of `nbytes` each, checked for bounds and alignment.
+
+        `lanes` own the addresses, one each."""
+        off = addresses & np.uint64(nbytes - 1)
+        if off.any():
+            bad = int(off.argmax())
+            raise LaneError(f"misaligned access of {nbytes} bytes at {int(addresses[bad]):#x}", bad)
         if space == "":
-            first = int(addresses[0])
-            space = "local" if first >= LOCAL_WINDOW else "shared" if first >= SHARED_WINDOW else "global"
-            addresses = addresses - np.uint64({"local": LOCAL_WINDOW, "shared": SHARED_WINDOW, "global": 0}[space])
+            space, addresses = self.resolve(addresses)
         if space == "global":
-            return self.heap.bytes, self.heap.check(addresses, nbytes)
-        size = self.shared_size if space == "shared" else self.local_size
-        offsets = addresses.astype(np.int64)
-        if (offsets < 0).any() or (offsets + nbytes > size).any():
-            bad = int(offsets[(offsets < 0) | (offsets + nbytes > size)][0])
-            raise PtxError(f"access of {nbytes} bytes at offset {bad} of {size} bytes of {space} memory")
+            return self.heap.bytes, self.heap.known, self.heap.check(addresses, nbytes)
+        offsets = addresses.view(np.int64)
+        size = {"shared": self.shared_size, "local": self.local_size, "param": len(self.params)}[space]
+        if int(offsets.min()) < 0 or int(offsets.max()) + nbytes > size:
+            bad = int(((offsets < 0) | (offsets + nbytes > size)).argmax())
+            raise LaneError(f"access of {nbytes} bytes at offset {int(offsets[bad])} of {size} bytes of {space} memory",
+                            bad)
         if space == "shared":
-            return self.shared, offsets + self.cta[self.indices(lanes)] * self.stride
-        return self.local, offsets + self.indices(lanes) * (len(self.local) // self.lanes)
+            return self.shared, self.shared_known, offsets + (
+                self.shared_base if lanes is None else self.shared_base[lanes])
+        if space == "param":
+            return self.params, np.full(len(self.params), 255, np.uint8), offsets
+        return self.local, self.local_known, offsets + (self.local_base if lanes is None else self.local_base[lanes])
+
+    @staticmethod
+    def resolve(addresses: Values) -> tuple[str, Values]:
+        """(space, addresses in it) of generic addresses."""
+        low, high = int(addresses.min()), int(addresses.max())
+        for space, window in WINDOWS.items():
+            if high >= window:
+                if low < window:
+                    raise LaneError("a generic access mixes state spaces", int(addresses.argmin()))
+                return space, addresses - np.uint64(window)
+        raise PtxError("no such address")
 
     def load(self, space: str, lanes: Lanes, addresses: Values, dtype: np.dtype[Any], count: int) -> Values:
-        """Values [n, count] of dtype."""
-        backing, offsets = self.locate(space, lanes, addresses, dtype.itemsize * count)
-        words = backing[: len(backing) // dtype.itemsize * dtype.itemsize].view(dtype)
-        return words[(offsets // dtype.itemsize)[:, None] + np.arange(count)]
+        """Values [n, count] of dtype; LaneError if some were never written."""
+        nbytes = dtype.itemsize * count
+        data, known, offsets = self.locate(space, lanes, addresses, nbytes)
+        rows = offsets // nbytes
+        whole = len(data) // nbytes * nbytes
+        word = np.dtype(f"u{min(8, nbytes)}")
+        seen = known[:whole].view(word).reshape(-1, nbytes // word.itemsize)[rows]
+        if not (seen == np.iinfo(word).max).all():
+            bad = int((seen != np.iinfo(word).max).any(axis=1).argmax())
+            raise LaneError(f"reads {nbytes} bytes of {space or 'generic'} memory at {int(addresses[bad]):#x} that "
+                            "nothing wrote, or whose asynchronous copy is under way", bad)
+        values: Values = data[:whole].view(dtype).reshape(-1, count)[rows]
+        return values
 
     def store(self, space: str, lanes: Lanes, addresses: Values, values: Values) -> None:
         """Write values [n, count]; among lanes with one address the highest wins."""
-        size = values.dtype.itemsize
-        backing, offsets = self.locate(space, lanes, addresses, size * values.shape[1])
-        words = backing[: len(backing) // size * size].view(values.dtype)
-        words[(offsets // size)[:, None] + np.arange(values.shape[1])] = values
-
-    # -- asynchronous copies ----------------------------------------------------------------------------------------
-
-    def copy_async(self, lanes: Lanes, dst: Values, src: Values, sizes: Values, width: int) -> None:
-        """Issue copies of `width` bytes (the tail past `sizes` is zero): the destination is poisoned until the wait."""
-        n = self.indices(lanes)
-        _, to = self.locate("shared", lanes, dst, width)
-        some = sizes > 0
-        data = np.zeros((len(n), width), np.uint8)
-        if some.any():
-            aligned = src[some]
-            if (aligned & np.uint64(width - 1)).any():
-                raise PtxError(f"misaligned source of an asynchronous copy of {width} bytes")
-            full = sizes[some] >= width
-            at = np.empty(len(aligned), np.int64)
-            if full.any():
-                at[full] = self.heap.check(aligned[full], width)
-            for i in np.flatnonzero(~full):
-                at[i] = self.heap.check(aligned[i : i + 1], int(sizes[some][i]))[0]
-            got = self.heap.bytes[np.minimum(at[:, None] + np.arange(width), len(self.heap.bytes) - 1)]
-            data[some] = np.where(np.arange(width) < sizes[some][:, None], got, 0)
-        self.shared[to[:, None] + np.arange(width)] = POISON
-        self.copies.pending.append((n, self.copies.group[n], to, data))
-
-    def wait_async(self, lanes: Lanes, left: int) -> None:
-        """Complete all but the newest `left` groups of the active lanes."""
-        active = np.zeros(self.lanes, bool)
-        active[self.indices(lanes)] = True
-        kept = []
-        for n, group, to, data in self.copies.pending:
-            done = active[n] & (group < self.copies.group[n] - left)
-            if done.any():
-                self.shared[to[done][:, None] + np.arange(data.shape[1])] = data[done]
-            if not done.all():
-                keep = ~done
-                kept.append((n[keep], group[keep], to[keep], data[keep]))
-        self.copies.pending = kept
-
-    # -- barriers ---------------------------------------------------------------------------------------------------
-
-    def arrive(self, lanes: Lanes, number: int, count: int, then: int) -> None:
-        """Active lanes stop at a barrier; `count` 0 means every thread of the CTA that has not exited."""
-        n = self.indices(lanes)
-        self.place[n], self.barrier[n], self.expected[n], self.resume[n] = BLOCKED, number, count, then
-        self.release()
-
-    def release(self) -> None:
-        """Let the lanes of every complete barrier go on."""
-        waiting = np.flatnonzero(self.place == BLOCKED)
-        if not len(waiting):
-            return
-        alive = np.bincount(self.cta[self.place != EXITED], minlength=self.ctas)
-        key = self.cta[waiting] * 16 + self.barrier[waiting]
-        arrived = np.bincount(key, minlength=self.ctas * 16)
-        wanted = np.where(self.expected[waiting] > 0, self.expected[waiting], alive[self.cta[waiting]])
-        go = waiting[arrived[key] >= wanted]
-        self.place[go] = self.resume[go]
-        self.barrier[go] = -1
+        count = values.shape[1]
+        nbytes = values.dtype.itemsize * count
+        data, known, offsets = self.locate(space, lanes, addresses, nbytes)
+        rows = offsets // nbytes
+        whole = len(data) // nbytes * nbytes
+        data[:whole].view(values.dtype).reshape(-1, count)[rows] = values
+        word = np.dtype(f"u{min(8, nbytes)}")
+        known[:whole].view(word).reshape(-1, nbytes // word.itemsize)[rows] = np.iinfo(word).max
+        self.progress += 1

@@ -81,7 +81,14 @@ PARAM = re.compile(r"\.param\s+(?:\.align\s+\d+\s+)?\.(\w+)\s+(?:\.ptr\s*(?:\.(?
 VARIABLE = re.compile(r"(?:\.visible\s+|\.extern\s+|\.weak\s+)*\.(shared|local|const|global)\s+(?:\.align\s+(\d+)\s+)?"
                       r"\.(\w+)\s+([\w$]+)\s*((?:\[\d*\])*)\s*(?:=\s*(.*))?", re.DOTALL)
 REGISTERS = re.compile(r"\.reg\s+\.(\w+)\s+(.*)", re.DOTALL)
-NUMBER = re.compile(r"^-?(0[xX][0-9a-fA-F]+|\d+)U?$")
+NUMBER = re.compile(r"-?(0[xX][0-9a-fA-F]+|\d+)U?|0[fdFD][0-9a-fA-F]+")
+BRACES = re.compile(r"[{}]")
+DELIMITERS = re.compile(r"[{}\[\],]")
+SPACE = re.compile(r"[\s;]*")
+LABEL = re.compile(r"([$A-Za-z_%][\w$]*):(?!:)")
+OPCODE = re.compile(r"(?:@(!?)([%\w$]+)\s+)?([a-z][\w.:]*)\s*(.*)", re.DOTALL)
+ADDRESS = re.compile(r"(.+?)\s*(?:([+-])\s*(-?\w+))?")
+SYMBOL = re.compile(r"[\w$]+")
 
 
 def parse_module(text: str) -> Module:
@@ -112,10 +119,10 @@ def parse_module(text: str) -> Module:
 
 def _closing(text: str, start: int) -> int:
     depth = 0
-    for i in range(start, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[i], 0)
+    for brace in BRACES.finditer(text, start):
+        depth += 1 if brace[0] == "{" else -1
         if depth == 0:
-            return i
+            return brace.start()
     raise PtxError("PTX ends inside a kernel body")
 
 
@@ -139,15 +146,17 @@ def _entry(name: str, params: str, body: str, first_line: int, files: dict[str, 
     variables: list[Variable] = []
     code: list[Instruction] = []
     labels: dict[str, int] = {}
-    scopes: list[dict[str, str]] = [{}]
-    count, source = 0, ""
+    scopes = _Scopes()
+    source, line, counted = "", first_line, 0
     for kind, text, offset in _statements(body):
-        line = first_line + body.count("\n", 0, offset)
-        if kind == "open":
-            count += 1
-            scopes.append({})
+        line += body.count("\n", counted, offset)
+        counted = offset
+        if kind == "statement" and text[0] != ".":
+            code.append(_instruction(text, line, scopes, source))
+        elif kind == "open":
+            scopes.open()
         elif kind == "close":
-            scopes.pop()
+            scopes.close()
         elif kind == "label":
             labels[text] = len(code)
         elif kind == "loc":
@@ -160,32 +169,90 @@ def _entry(name: str, params: str, body: str, first_line: int, files: dict[str, 
                 item = item.strip()
                 ranged = re.fullmatch(r"([%\w$]+)<(\d+)>", item)
                 for reg in [f"{ranged[1]}{i}" for i in range(int(ranged[2]))] if ranged else [item]:
-                    inner = reg if len(scopes) == 1 else f"{reg}@{count}"
-                    scopes[-1][reg] = inner
-                    registers[inner] = WIDTHS[m[1]]
+                    registers[scopes.declare(reg)] = WIDTHS[m[1]]
         elif m := VARIABLE.match(text):
             variables.append(_variable(m))
         elif not text.startswith(".pragma"):
-            code.append(_instruction(text, line, scopes, source))
+            raise PtxError(f"line {line}: cannot read {text!r}")
     sized = tuple((m[2], WIDTHS[m[1]] // 8 * int(m[3] or 1)) for m in PARAM.finditer(params))
     return Entry(name, sized, registers, tuple(variables), tuple(code), labels)
+
+
+class _Scopes:
+    """Register names of the nested blocks at one place of the text, and the operands read there."""
+
+    def __init__(self) -> None:
+        self.names: list[dict[str, str]] = [{}]
+        self.operands: dict[str, Operand] = {}
+        self.count = 0
+
+    def open(self) -> None:
+        self.count += 1
+        self.names.append({})
+        self.operands = {}
+
+    def close(self) -> None:
+        self.names.pop()
+        self.operands = {}
+
+    def declare(self, name: str) -> str:
+        inner = name if len(self.names) == 1 else f"{name}@{self.count}"
+        self.names[-1][name] = inner
+        self.operands = {}
+        return inner
+
+    def inner(self, name: str) -> str:
+        return next((s[name] for s in reversed(self.names) if name in s), name)
+
+    def operand(self, text: str) -> Operand:
+        known = self.operands.get(text)
+        if known is None:
+            known = self.operands[text] = self.read(text)
+        return known
+
+    def read(self, text: str) -> Operand:
+        if text == "_":
+            return Operand("sink")
+        if text.startswith("{"):
+            return Operand("vec", items=tuple(self.operand(p) for p in _split(text[1:-1])))
+        if text.startswith("["):
+            inner = _split(text[1:-1])
+            if len(inner) > 1:                     # tensor map coordinates: [map, {x, y}]
+                return Operand("addr", items=tuple(self.operand(p) for p in inner))
+            m = ADDRESS.fullmatch(inner[0])
+            if m is None:
+                raise ValueError(text)
+            offset = int(m[3], 0) if m[3] else 0
+            return Operand("addr", items=(self.operand(m[1]),), value=-offset if m[2] == "-" else offset)
+        if "|" in text:
+            return Operand("pair", items=tuple(self.operand(p.strip()) for p in text.split("|")))
+        if text.startswith("!"):
+            return Operand("reg", self.inner(text[1:].strip()), negated=True)
+        if NUMBER.fullmatch(text):
+            return _immediate(text, 0)
+        if text.startswith("%") or any(text in s for s in self.names):
+            return Operand("reg", self.inner(text))
+        if SYMBOL.fullmatch(text):
+            return Operand("sym", text)
+        raise ValueError(text)
 
 
 def _statements(body: str) -> Iterator[tuple[str, str, int]]:
     """Split a body in labels, scope braces and statements, with their offsets. A brace opens a scope only at the start
     of a statement; elsewhere it belongs to a vector operand."""
     i, n = 0, len(body)
-    while i < n:
-        if body[i].isspace() or body[i] == ";":
-            i += 1
-        elif body[i] in "{}":
+    while True:
+        i = SPACE.match(body, i).end()  # type: ignore[union-attr]
+        if i >= n:
+            return
+        if body[i] in "{}":
             yield ("open" if body[i] == "{" else "close"), "", i
             i += 1
         elif body.startswith(".loc", i):
             end = body.find("\n", i)
             yield "loc", body[i:end], i
             i = end
-        elif m := re.compile(r"([$A-Za-z_%][\w$]*):(?!:)").match(body, i):
+        elif m := LABEL.match(body, i):
             yield "label", m[1], i
             i = m.end()
         else:
@@ -196,58 +263,33 @@ def _statements(body: str) -> Iterator[tuple[str, str, int]]:
             i = end + 1
 
 
-def _instruction(text: str, line: int, scopes: list[dict[str, str]], source: str) -> Instruction:
-    m = re.match(r"(?:@(!?)([%\w$]+)\s+)?([a-z][\w.:]*)\s*(.*)", text, re.DOTALL)
+def _instruction(text: str, line: int, scopes: _Scopes, source: str) -> Instruction:
+    m = OPCODE.match(text)
     if m is None:
         raise PtxError(f"line {line}: cannot read {text!r}")
     try:
-        operands = tuple(_operand(p, scopes) for p in _split(m[4]))
+        operands = tuple([scopes.operand(p) for p in _split(m[4])])
     except ValueError as e:
         raise PtxError(f"line {line}: cannot read the operands of {text!r}: {e}") from e
-    guard = _scoped(m[2], scopes) if m[2] else ""
+    guard = scopes.inner(m[2]) if m[2] else ""
     return Instruction(line, m[3], operands, guard, bool(m[1]), " ".join(text.split()), source)
 
 
 def _split(text: str) -> list[str]:
+    """The parts between commas outside brackets."""
+    if "{" not in text and "[" not in text:
+        return [p.strip() for p in text.split(",")] if text else []
     parts, depth, start = [], 0, 0
-    for i, c in enumerate(text):
-        depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(c, 0)
-        if c == "," and depth == 0:
-            parts.append(text[start:i].strip())
-            start = i + 1
+    for m in DELIMITERS.finditer(text):
+        c = m[0]
+        if c == ",":
+            if depth == 0:
+                parts.append(text[start : m.start()].strip())
+                start = m.end()
+        else:
+            depth += 1 if c in "{[" else -1
     last = text[start:].strip()
     return [*parts, last] if last else parts
-
-
-def _scoped(name: str, scopes: list[dict[str, str]]) -> str:
-    return next((s[name] for s in reversed(scopes) if name in s), name)
-
-
-def _operand(text: str, scopes: list[dict[str, str]]) -> Operand:
-    if text == "_":
-        return Operand("sink")
-    if text.startswith("{"):
-        return Operand("vec", items=tuple(_operand(p, scopes) for p in _split(text[1:-1])))
-    if text.startswith("["):
-        inner = _split(text[1:-1])
-        if len(inner) > 1:                     # tensor map coordinates: [map, {x, y}]
-            return Operand("addr", items=tuple(_operand(p, scopes) for p in inner))
-        m = re.fullmatch(r"(.+?)\s*(?:([+-])\s*(-?\w+))?", inner[0])
-        if m is None:
-            raise ValueError(text)
-        offset = int(m[3], 0) if m[3] else 0
-        return Operand("addr", items=(_operand(m[1], scopes),), value=-offset if m[2] == "-" else offset)
-    if "|" in text:
-        return Operand("pair", items=tuple(_operand(p.strip(), scopes) for p in text.split("|")))
-    if text.startswith("!"):
-        return Operand("reg", _scoped(text[1:].strip(), scopes), negated=True)
-    if NUMBER.match(text) or re.match(r"^0[fdFD][0-9a-fA-F]+$", text):
-        return _immediate(text, 0)
-    if text.startswith("%") or any(text in s for s in scopes):
-        return Operand("reg", _scoped(text, scopes))
-    if re.fullmatch(r"[\w$]+", text):
-        return Operand("sym", text)
-    raise ValueError(text)
 
 
 def _immediate(text: str, bits: int) -> Operand:

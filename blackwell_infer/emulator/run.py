@@ -1,67 +1,142 @@
-"""The scheduler of the emulated device: basic blocks, branches, barriers, and the choice of what runs next."""
+"""The scheduler of the emulated device: basic blocks, branches, barriers, and the choice of what runs next.
+
+The lanes at the lowest block run first, which makes diverged lanes of a warp meet again (min-PC reconvergence). With a
+seed, random subsets of warps run instead, so that code which lacks a barrier reads what is not yet written. Warps that
+branch backwards very often let others run first, so a loop that waits for another warp ends.
+"""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from blackwell_infer.emulator.barriers import Barriers
+from blackwell_infer.emulator.flow import doubtful
 from blackwell_infer.emulator.instructions import FORMS
-from blackwell_infer.emulator.machine import EXITED, LANES, Lanes, Machine, Step
-from blackwell_infer.emulator.memory import Heap
-from blackwell_infer.emulator.parse import Entry, Instruction, Module, PtxError
+from blackwell_infer.emulator.machine import EXITED, Indices, Lanes, Machine, Step
+from blackwell_infer.emulator.memory import Heap, LaneError
+from blackwell_infer.emulator.parse import Entry, Instruction, Module, Operand, PtxError
 
-ENDS = frozenset({"bra", "bra.uni", "ret", "exit", "ret.uni", "trap", "bar.sync", "barrier.sync",
-                  "barrier.sync.aligned", "bar.arrive", "barrier.cta.sync.aligned.all"})
+BRANCHES, RETURNS = frozenset({"bra", "bra.uni"}), frozenset({"ret", "exit", "ret.uni"})
+SYNC = frozenset({"bar.sync", "barrier.sync.aligned", "barrier.cta.sync.aligned", "barrier.sync", "barrier.cta.sync",
+                  "barrier.cta.sync.aligned.all", "bar.cta.sync"})
+ARRIVE = frozenset({"bar.arrive", "bar.cta.arrive", "barrier.arrive.aligned", "barrier.cta.arrive.aligned",
+                    "barrier.arrive", "barrier.cta.arrive"})
+REDUCE = {f"{head}.red.{kind}{tail}.{out}": kind for kind, out in (("popc", "u32"), ("and", "pred"), ("or", "pred"))
+          for head in ("bar", "bar.cta", "barrier", "barrier.cta") for tail in ("", ".aligned")}
+UNALIGNED = frozenset({"barrier.sync", "barrier.cta.sync", "barrier.arrive", "barrier.cta.arrive"})
+ENDS = BRANCHES | RETURNS | SYNC | ARRIVE | REDUCE.keys() | {"trap"}
 """instructions that end a basic block"""
+LANES = 8192
+"""lanes that run at once; larger grids run in several goes, as CTAs are independent"""
+PATIENCE = 1024
+"""backward branches after which a warp lets others run first"""
+STALL = 100_000
+"""blocks without a store, an arrival or an exit after which nothing is taken to make progress any more"""
+KEPT = 1 << 22
+"""registers times lanes of the machines that stay built between launches"""
+CONTINUE = 0.75
+"""chance that a random subset of warps runs on after a block"""
 
 
 class Program:
-    """A kernel cut in basic blocks: (instructions, terminator or None) each."""
+    """A kernel cut in basic blocks: (instructions, terminator or None) each. `watched` registers may be read before
+    they are written."""
 
-    def __init__(self, entry: Entry) -> None:
-        starts = sorted({0, *entry.labels.values(), *(i + 1 for i, x in enumerate(entry.code) if x.op in ENDS)})
-        starts = [s for s in starts if s < len(entry.code)]
-        self.target = {name: starts.index(at) if at < len(entry.code) else len(starts)
-                       for name, at in entry.labels.items()}
+    def __init__(self, module: Module, entry: Entry) -> None:
+        self.module, self.entry = module, entry
+        code = entry.code
+        starts = sorted({0, *entry.labels.values(), *(i + 1 for i, x in enumerate(code) if x.op in ENDS)})
+        starts = [s for s in starts if s < len(code)]
+        number = {s: i for i, s in enumerate(starts)}
+        self.target = {name: number.get(at, len(starts)) for name, at in entry.labels.items()}
         self.blocks: list[tuple[tuple[Instruction, ...], Instruction | None]] = []
-        for a, b in zip(starts, [*starts[1:], len(entry.code)], strict=True):
-            body = entry.code[a:b]
+        graph: list[tuple[tuple[Instruction, ...], tuple[int, ...]]] = []
+        for at, (a, b) in enumerate(zip(starts, [*starts[1:], len(code)], strict=True)):
+            body = code[a:b]
             last = body[-1] if body[-1].op in ENDS else None
             self.blocks.append((body[:-1] if last else body, last))
+            graph.append((body, self.following(at, last)))
+        self.watched = doubtful(graph, entry.registers) if graph else set()
+
+    def following(self, at: int, last: Instruction | None) -> tuple[int, ...]:
+        if last is None or (last.op not in BRANCHES and last.op not in RETURNS and last.op != "trap"):
+            return (at + 1,)
+        through = (at + 1,) if last.guard else ()
+        if last.op not in BRANCHES:
+            return through
+        label = last.operands[0].name
+        if label not in self.target:
+            raise PtxError(f"{self.entry.name}, line {last.line}: {last.text}: there is no label {label}")
+        return (self.target[label], *through)
 
 
-def launch(module: Module, name: str, heap: Heap, constants: dict[str, int], grid: tuple[int, int, int],
+class Emulator:
+    """Runs launches against one heap. Programs and machines stay built between launches of the same shape."""
+
+    def __init__(self, heap: Heap) -> None:
+        self.heap = heap
+        self._programs: dict[tuple[int, str], Program] = {}
+        self._runs: dict[tuple[Any, ...], Run] = {}
+
+    def launch(self, module: Module, name: str, constants: Mapping[str, int], grid: tuple[int, int, int],
+               block: tuple[int, int, int], params: bytes, dynamic: int = 0, seed: int | None = None) -> None:
+        """Run a whole grid. `constants` are the addresses of the module's global variables, `params` the parameter
+        block; `seed` turns on the random schedule.
+
+        PtxError carries the kernel, the PTX line, the source line, the instruction, and what went wrong where.
+        """
+        if name not in module.entries:
+            raise PtxError(f"no kernel {name!r} in this module; it has {sorted(module.entries)}")
+        key = id(module), name
+        if key not in self._programs:
+            self._programs[key] = Program(module, module.entries[name])
+        program = self._programs[key]
+        total = grid[0] * grid[1] * grid[2]
+        ctas = min(max(1, LANES // (-(-block[0] * block[1] * block[2] // 32) * 32)), total)
+        shape = (*key, block, ctas, dynamic)
+        if shape not in self._runs:
+            if sum(r.weight for r in self._runs.values()) > KEPT:
+                self._runs.clear()
+            self._runs[shape] = Run(program, self.heap, constants, block, ctas, dynamic)
+        random = None if seed is None else np.random.default_rng(seed)
+        with np.errstate(all="ignore"):
+            for first in range(0, total, ctas):
+                self._runs[shape].run(grid, first, min(ctas, total - first), params, random)
+
+
+def launch(module: Module, name: str, heap: Heap, constants: Mapping[str, int], grid: tuple[int, int, int],
            block: tuple[int, int, int], params: bytes, dynamic: int = 0, seed: int | None = None) -> None:
-    """Run a whole grid. `params` is the parameter block; `seed` turns on the random-warp schedule.
-
-    PtxError carries the source line, the instruction and what went wrong.
-    """
-    if name not in module.entries:
-        raise PtxError(f"no kernel {name!r} in this module; it has {sorted(module.entries)}")
-    entry = module.entries[name]
-    program = Program(entry)
-    total = grid[0] * grid[1] * grid[2]
-    padded = -(-block[0] * block[1] * block[2] // 32) * 32
-    step = max(1, LANES // padded)
-    with np.errstate(all="ignore"):
-        for first in range(0, total, step):
-            m = Machine(entry, module, heap, constants, grid, block, first, min(step, total - first), params, dynamic)
-            _Run(m, program, seed).run()
+    """One launch, see `Emulator.launch`."""
+    Emulator(heap).launch(module, name, constants, grid, block, params, dynamic, seed)
 
 
-class _Run:
-    """One set of CTAs from start to exit."""
+class Run:
+    """A program bound to a machine: runs sets of CTAs from start to exit."""
 
-    def __init__(self, machine: Machine, program: Program, seed: int | None) -> None:
-        self.m, self.program = machine, program
-        self.random = None if seed is None else np.random.default_rng(seed)
+    def __init__(self, program: Program, heap: Heap, constants: Mapping[str, int], block: tuple[int, int, int],
+                 ctas: int, dynamic: int) -> None:
+        self.program = program
+        self.m = Machine(program.entry, program.module, heap, constants, block, ctas, dynamic, program.watched)
+        self.barriers = Barriers(self.m)
+        self.reductions: dict[int, tuple[Callable[[Lanes, Any], None], str]] = {}
+        self.random: np.random.Generator | None = None
         self.steps: list[Sequence[tuple[Instruction, Step]] | None] = [None] * len(program.blocks)
+        self.ends: list[Callable[[Lanes], int]] = [self.end(at) for at in range(len(program.blocks))]
+        self.spins = np.zeros(self.m.lanes, np.int64)
+        self.weight = len(program.entry.registers) * self.m.lanes
 
-    def run(self) -> None:
+    def run(self, grid: tuple[int, int, int], first: int, count: int, params: bytes,
+            random: np.random.Generator | None) -> None:
         m, last = self.m, len(self.program.blocks)
+        m.bind(grid, first, count, params)
+        self.barriers.reset()
+        self.spins[:] = 0
+        self.random = random
+        stalled, seen = 0, m.progress
         while True:
-            lanes, at = self.choose()
+            lanes, at, limit = self.choose(stalled > STALL // 2)
             if at < 0:
                 break
             while True:
@@ -69,20 +144,37 @@ class _Run:
                     self.exit(lanes)
                     break
                 following = self.block(lanes, at)
-                if following < 0 or lanes is not None or self.random is not None:
+                if m.progress != seen:
+                    stalled, seen = 0, m.progress
+                else:
+                    stalled += 1
+                    if stalled > STALL:
+                        raise self.stuck(at)
+                if following < 0:
+                    break
+                if following >= limit or stalled > STALL // 2 or (
+                        random is not None and random.random() > CONTINUE):
+                    m.place[... if lanes is None else lanes] = following
                     break
                 at = following
-        if (m.place != EXITED).any():
-            stuck = int(np.flatnonzero(m.place != EXITED)[0])
-            raise PtxError(f"{m.entry.name}: deadlock: thread {m.inside[stuck]} of CTA {m.cta[stuck]} waits at barrier "
-                           f"{m.barrier[stuck]} that others never reach")
+        waiting = np.flatnonzero(m.place != EXITED)
+        if len(waiting):
+            lane = int(waiting[0])
+            raise PtxError(f"{m.entry.name}: deadlock: {m.where(lane)} waits at barrier "
+                           f"{self.barriers.number[lane]} that others never reach")
+        try:
+            m.asynchronous.check_end()
+        except LaneError as e:
+            raise PtxError(f"{m.entry.name}: {e}; {m.where(e.at)}") from e
 
-    def choose(self) -> tuple[Lanes, int]:
-        """(lanes, block) to run next; block -1 when nothing can run."""
+    def choose(self, stalled: bool) -> tuple[Lanes, int, int]:
+        """(lanes, block, limit) to run next; they may run on alone while they stay below block `limit`. Block -1: none
+        can run."""
         place = self.m.place
         ready = place >= 0
         if not ready.any():
-            return None, -1
+            return None, -1, -1
+        limit = len(self.program.blocks) + 1
         if self.random is not None:
             warps = np.unique(np.flatnonzero(ready) // 32)
             chosen = warps[self.random.random(len(warps)) < 0.3]
@@ -91,85 +183,171 @@ class _Run:
             mask = np.zeros(self.m.lanes // 32, bool)
             mask[chosen] = True
             ready &= np.repeat(mask, 32)
-        at = int(place[ready].min())
+        elif self.spins.max() >= PATIENCE:
+            epoch = self.spins.reshape(-1, 32).max(axis=1) // PATIENCE
+            epoch[~ready.reshape(-1, 32).any(axis=1)] = np.iinfo(np.int64).max
+            ready &= np.repeat(epoch == epoch.min(), 32)
+        if stalled:                       # threads of one warp may wait for each other: try any order
+            places = np.unique(place[ready])
+            at = int(np.random.default_rng(int(self.m.progress) + int(self.spins.sum())).choice(places))
+            limit = -1
+        else:
+            at = int(place[ready].min())
         here = ready & (place == at)
-        return (None if here.all() else np.flatnonzero(here)), at
+        n = np.flatnonzero(here)
+        if len(n) == self.m.lanes:
+            return None, at, limit
+        others = place[ready & ~here]
+        if len(others) and limit > 0:
+            limit = int(others.min())
+        lanes = slice(int(n[0]), int(n[-1]) + 1) if n[-1] - n[0] + 1 == len(n) else n
+        return lanes, at, limit
+
+    def stuck(self, at: int) -> PtxError:
+        m = self.m
+        lane = int(np.flatnonzero(m.place != EXITED)[0])
+        body, end = self.program.blocks[at]
+        ins = end or body[-1]
+        return PtxError(f"{self.label(ins)}: deadlock: {STALL} basic blocks ran without a store, an arrival or an "
+                        f"exit; {m.where(lane)} is among those that still wait")
+
+    # -- instructions -----------------------------------------------------------------------------------------------
+
+    def label(self, ins: Instruction) -> str:
+        source = f" ({ins.source})" if ins.source else ""
+        return f"{self.m.entry.name}, line {ins.line}{source}: {ins.text}"
 
     def build(self, at: int) -> Sequence[tuple[Instruction, Step]]:
         m, made = self.m, []
         for ins in self.program.blocks[at][0]:
             form = FORMS.get(ins.op)
             if form is None:
-                raise PtxError(f"{m.entry.name}, line {ins.line}: {ins.text}: the form {ins.op!r} is not known to the "
-                               "emulator; add it in blackwell_infer/emulator/instructions")
+                raise PtxError(f"{self.label(ins)}: the form {ins.op!r} is not known to the emulator; add it in "
+                               "blackwell_infer/emulator/instructions")
             try:
                 step = form(m, ins)
             except (PtxError, IndexError, KeyError) as e:
-                raise PtxError(f"{m.entry.name}, line {ins.line}: {ins.text}: {e}") from e
-            made.append((ins, self.guarded(ins, step) if ins.guard else step))
+                raise PtxError(f"{self.label(ins)}: {e}") from e
+            made.append((ins, self.guarded(m.reader(guard_of(ins), "pred"), step) if ins.guard else step))
         self.steps[at] = made
         return made
 
-    def guarded(self, ins: Instruction, step: Step) -> Step:
-        m, predicate, negated = self.m, self.m.registers[ins.guard], ins.negated
+    def guarded(self, predicate: Callable[[Lanes], Any], step: Step) -> Step:
+        m = self.m
 
         def run(lanes: Lanes) -> None:
-            p = predicate if lanes is None else predicate[lanes]
-            if negated:
-                p = ~p
+            p = predicate(lanes)
             if p.all():
                 step(lanes)
             elif p.any():
                 step(m.indices(lanes)[p])
         return run
 
+    def fault(self, ins: Instruction, lanes: Lanes, e: PtxError) -> PtxError:
+        """The error with its place in the program and among the threads."""
+        where = ""
+        if isinstance(e, LaneError):
+            n = self.m.indices(lanes)
+            where = f"; {self.m.where(int(n[min(e.at, len(n) - 1)]))}"
+        return PtxError(f"{self.label(ins)}: {e}{where}")
+
     def block(self, lanes: Lanes, at: int) -> int:
-        """Run a block; returns the next block if all lanes of the machine go there together, else -1."""
-        m = self.m
-        ins: Instruction | None = None
+        """Run a block; returns the next block if all lanes go there together, else -1 with their places set."""
+        ins, m = None, self.m
         try:
-            for ins, step in self.steps[at] or self.build(at):  # noqa: B007 - named in the error below
+            for ins, step in self.steps[at] or self.build(at):  # noqa: B007 - named in the errors below
                 step(lanes)
-        except PtxError as e:
-            if ins is None or str(e).startswith(m.entry.name):
+            ins = self.program.blocks[at][1]
+            return self.ends[at](lanes)
+        except LaneError as e:
+            if ins is None:
                 raise
-            raise PtxError(f"{m.entry.name}, line {ins.line}: {ins.text}: {e}") from e
-        end = self.program.blocks[at][1]
-        if end is None:
-            m.place[... if lanes is None else lanes] = at + 1
-            return at + 1
-        n = m.indices(lanes)
-        if end.guard:
-            p = m.registers[end.guard][n]
-            p = ~p if end.negated else p
-            taken, rest = n[p], n[~p]
+            if ins.guard:
+                lanes = m.indices(lanes)[m.registers[ins.guard][... if lanes is None else lanes] ^ ins.negated]
+            raise self.fault(ins, lanes, e) from e
+        except PtxError as e:
+            if ins is None or str(e).startswith(m.entry.name + ","):
+                raise
+            raise self.fault(ins, lanes, e) from e
+
+    def end(self, at: int) -> Callable[[Lanes], int]:
+        """What happens after the last instruction of a block."""
+        m, ins = self.m, self.program.blocks[at][1]
+        if ins is None:
+            return lambda lanes: at + 1
+        if ins.op in BRANCHES:
+            target = self.program.target[ins.operands[0].name]
+            taken: Callable[[Lanes], int] = (lambda lanes: target) if target > at else (
+                lambda lanes: self.back(lanes, target))
+        elif ins.op in RETURNS:
+            taken = self.exit
+        elif ins.op == "trap":
+            def taken(lanes: Lanes) -> int:
+                raise LaneError("trap", 0)
         else:
-            taken, rest = n, n[:0]
-        m.place[rest] = at + 1
-        if len(taken):
-            self.leave(end, taken, at)
-        if lanes is None and (len(rest) == 0 or len(taken) == 0):
-            following = m.place[0]
-            return int(following) if (m.place == following).all() else -1
+            taken = self.barrier(ins, at)
+        if not ins.guard:
+            return taken
+        predicate = m.reader(guard_of(ins), "pred")
+
+        def run(lanes: Lanes) -> int:
+            p = predicate(lanes)
+            if p.all():
+                return taken(lanes)
+            if not p.any():
+                return at + 1
+            n = m.indices(lanes)
+            m.place[n[~p]] = at + 1
+            following = taken(n[p])
+            if following >= 0:
+                m.place[n[p]] = following
+            return -1
+        return run
+
+    def back(self, lanes: Lanes, target: int) -> int:
+        if lanes is not None:
+            self.spins[lanes] += 1
+        return target
+
+    def exit(self, lanes: Lanes) -> int:
+        self.m.place[... if lanes is None else lanes] = EXITED
+        self.m.progress += 1
+        self.opened(self.barriers.release())
         return -1
 
-    def leave(self, end: Instruction, taken: np.ndarray[Any, np.dtype[np.int64]], at: int) -> None:
-        m = self.m
-        if end.op.startswith("bra"):
-            m.place[taken] = self.program.target[end.operands[0].name]
-        elif end.op in ("ret", "exit", "ret.uni"):
-            self.exit(taken)
-        elif end.op == "trap":
-            raise PtxError(f"{m.entry.name}, line {end.line}: trap")
-        else:
-            numbers = [o.value for o in end.operands if o.kind == "imm"]
-            if len(numbers) != len(end.operands):
-                raise PtxError(f"{m.entry.name}, line {end.line}: {end.text}: barrier operands must be constants")
-            number, count = [*numbers, 0, 0][:2]
-            if end.op == "bar.arrive":
-                raise PtxError(f"{m.entry.name}, line {end.line}: bar.arrive is not emulated")
-            m.arrive(taken, number, count, at + 1)
+    def opened(self, go: Indices) -> None:
+        """Lanes that leave a barrier which votes get its result."""
+        for then, (result, kind) in self.reductions.items():
+            here = self.barriers.resume[go] == then
+            if here.any():
+                result(go[here], self.barriers.reduce(go, kind)[here])
 
-    def exit(self, lanes: Lanes) -> None:
-        self.m.place[self.m.indices(lanes)] = EXITED
-        self.m.release()
+    def barrier(self, ins: Instruction, at: int) -> Callable[[Lanes], int]:
+        m, barriers = self.m, self.barriers
+        operands = ins.operands
+        if ins.op in REDUCE:
+            self.reductions[at + 1] = m.writer(operands[0]), REDUCE[ins.op]
+            vote: Callable[[Lanes], Any] | None = m.reader(operands[-1], "pred")
+            operands = operands[1:-1]
+        else:
+            vote = None
+        number = m.reader(operands[0], "u32")
+        count = m.reader(operands[1], "u32") if len(operands) > 1 else None
+        wait, aligned = ins.op not in ARRIVE, ins.op not in UNALIGNED
+
+        def arrive(lanes: Lanes) -> int:
+            n = m.indices(lanes)
+            if vote is not None:
+                barriers.vote[n] = vote(lanes)
+            elif wait and count is None and lanes is None:
+                return at + 1                                       # every thread is here: the barrier opens at once
+            if not wait:
+                m.place[n] = at + 1
+            self.opened(barriers.arrive(n, number(lanes), 0 if count is None else count(lanes), at + 1, wait, aligned))
+            return -1
+        return arrive
+
+
+def guard_of(ins: Instruction) -> Operand:
+    """The guard as an operand."""
+    return Operand("reg", ins.guard, negated=ins.negated)

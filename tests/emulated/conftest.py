@@ -6,16 +6,18 @@ from collections.abc import Callable
 import pytest
 
 from blackwell_infer.device.emulated import EmulatedQueue
+from blackwell_infer.emulator.parse import Module
 from blackwell_infer.kernels.compile import Builder
 
 
 @pytest.fixture(scope="session")
 def emulated(pytestconfig: pytest.Config) -> Callable[..., EmulatedQueue]:
-    """emulated(arch, seed=None) -> a fresh queue; the compiled units are shared."""
+    """emulated(arch, seed=None) -> a fresh queue; the compiled units and their parsed text are shared."""
     folder = pytestconfig.cache.mkdir("kernels")
     builders: dict[str, Builder] = {}
+    parsed: dict[str, Module] = {}
 
     def make(arch: str, seed: int | None = None) -> EmulatedQueue:
         builder = builders.setdefault(arch, Builder(arch, cache=folder))
-        return EmulatedQueue(arch, builder, seed=seed)
+        return EmulatedQueue(arch, builder, seed=seed, parsed=parsed)
     return make

@@ -164,7 +164,8 @@ def test_block_scaled_fp4(kind: str, size: int, scale: str, thread_a: int, threa
         return lane // 4 if lane % 4 == thread_b else None
 
     words = {"sa": scale_words(sa, a_row, byte, 6), "sb": scale_words(sb, b_column, 0, 7)}
-    form = f"mma.sync.aligned.m16n8k64.row.col.kind::{kind}.block_scale.scale_vec::{size}X.f32.e2m1.e2m1.f32.{scale}"
+    kind = f"kind::{kind}.block_scale.scale_vec::{size}X"
+    form = f"mma.sync.aligned.m16n8k64.row.col.{kind}.f32.e2m1.e2m1.f32.{scale}"
     got = product(form, a, b, c, 8, f", {{%sa}}, {{{byte}, {thread_a}}}, {{%sb}}, {{0, {thread_b}}}", words)
     wide_a = E2M1[a] * np.repeat(scale_numbers(sa, scale), 64 // size, axis=1)
     wide_b = E2M1[b] * np.repeat(scale_numbers(sb, scale), 64 // size, axis=1).T
@@ -180,9 +181,10 @@ def test_block_scaled_fp8(a_kind: str, b_kind: str, byte: int) -> None:
     sa, sb = scale_codes((16, 1), "ue8m0", 4), scale_codes((8, 1), "ue8m0", 5)
     words = {"sa": scale_words(sa, lambda lane: lane // 4 + 8 * (lane % 2) if lane % 4 < 2 else None, byte, 6),
              "sb": scale_words(sb, lambda lane: lane // 4 if lane % 4 == 1 else None, 3 - byte, 7)}
-    form = f"mma.sync.aligned.m16n8k32.row.col.kind::mxf8f6f4.block_scale.scale_vec::1X.f32.{a_kind}.{b_kind}.f32.ue8m0"
-    got = product(form, a.view(np.uint8), b.view(np.uint8), c, 4, f", {{%sa}}, {{{byte}, 0}}, {{%sb}}, {{{3 - byte}, 1}}",
-                  words)
+    kind = "kind::mxf8f6f4.block_scale.scale_vec::1X"
+    form = f"mma.sync.aligned.m16n8k32.row.col.{kind}.f32.{a_kind}.{b_kind}.f32.ue8m0"
+    scales = f", {{%sa}}, {{{byte}, 0}}, {{%sb}}, {{{3 - byte}, 1}}"
+    got = product(form, a.view(np.uint8), b.view(np.uint8), c, 4, scales, words)
     wide = (a.astype(float) * scale_numbers(sa, "ue8m0")) @ (b.astype(float) * scale_numbers(sb, "ue8m0").T)
     assert np.array_equal(got, (wide + c).astype(np.float32))
 

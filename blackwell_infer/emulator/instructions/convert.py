@@ -7,7 +7,7 @@ import numpy as np
 
 from blackwell_infer.emulator.instructions.shape import Form, op
 from blackwell_infer.emulator.machine import NUMPY, Machine, Step
-from blackwell_infer.emulator.memory import LOCAL_WINDOW, SHARED_WINDOW
+from blackwell_infer.emulator.memory import LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW
 from blackwell_infer.emulator.parse import Instruction
 
 F32, F64 = np.float32, np.float64
@@ -69,9 +69,8 @@ def integer(target: str, source: str) -> Form:
 def reading(m: Machine, ins: Instruction, source: str) -> Any:
     """cvt reads 8-bit types from 16- or 32-bit registers."""
     o = ins.operands[1]
-    if o.kind == "reg" and o.name in m.registers:
-        width = m.registers[o.name].dtype.itemsize * 8
-        return m.reader(o, f"u{width}")
+    if m.width(o):
+        return m.reader(o, f"u{8 * m.width(o)}")
     return m.reader(o, source)
 
 
@@ -96,7 +95,7 @@ def saturate(x: Any) -> Any:
 
 
 def shift_window(space: str, sign: int) -> Form:
-    window = {"shared": SHARED_WINDOW, "local": LOCAL_WINDOW, "global": 0, "const": 0, "param": 0}[space]
+    window = {"shared": SHARED_WINDOW, "local": LOCAL_WINDOW, "global": 0, "const": 0, "param": PARAM_WINDOW}[space]
     return op(("u64",), lambda a: a + np.uint64(window) if sign > 0 else a - np.uint64(window))
 
 

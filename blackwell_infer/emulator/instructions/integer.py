@@ -201,8 +201,20 @@ def move(kind: str) -> Form:
                     out = out | np.asarray(r(lanes)).astype(NUMPY[kind]) << NUMPY[kind].type(i * width)
                 put(lanes, out)
             return pack
-        read = m.reader(src, kind)
-        return lambda lanes: put(lanes, read(lanes))
+        return m.moving(dst, m.known(src), put, m.reader(src, kind, unwritten=True))
+    return build
+
+
+def select(kind: str) -> Form:
+    """selp: a where the predicate holds, else b."""
+
+    def build(m: Machine, ins: Instruction) -> Step:
+        dst, first, second, predicate = ins.operands
+        put, p = m.writer(dst), m.reader(predicate, "pred")
+        a, b = m.reader(first, kind, unwritten=True), m.reader(second, kind, unwritten=True)
+        known_a, known_b = m.known(first), m.known(second)
+        return m.moving(dst, lambda lanes: np.where(p(lanes), known_a(lanes), known_b(lanes)), put,
+                        lambda lanes: np.where(p(lanes), a(lanes), b(lanes)))
     return build
 
 
@@ -239,8 +251,7 @@ FORMS: dict[str, Form] = {
     **{f"bfind.shiftamt.{k}": op((k,), find_shift) for k in ("u32", "u64")},
     "prmt.b32": op(("b32", "b32", "b32"), permute),
     "lop3.b32": op(("b32", "b32", "b32", "b32"), lookup3),
-    **{f"selp.{k}": op((k, k, "pred"), lambda a, b, p: np.where(p, a, b))
-       for k in (*INTEGERS, "b16", "b32", "b64", "f32", "f64")},
+    **{f"selp.{k}": select(k) for k in (*INTEGERS, "b16", "b32", "b64", "f32", "f64")},
     **{f"setp.{c}.{k}": set_predicate(k, f, None)
        for c, f in COMPARE.items() for k in (*INTEGERS, "b16", "b32", "b64")},
     **{f"setp.{c}.{b}.{k}": set_predicate(k, f, g) for c, f in COMPARE.items() for b, g in COMBINE.items()

@@ -63,11 +63,10 @@ def multiply(a_kind: str, b_kind: str, out: str) -> Form:
             ta, tb = [tile(r(lanes, w), a_kind) for r in ra], [tile(r(lanes, w), b_kind) for r in rb]
             product = np.concatenate(
                 [sum_of(ta[0::2], tb), sum_of(ta[1::2], tb)], axis=1)                      # [w, 16, 8]
-            for half in range(2):
-                for i in range(2):
-                    values = product[:, 8 * half : 8 * half + 8, i::2].reshape(w, 32)
-                    start = rc[2 * half + i](lanes, w)
-                    put[2 * half + i](lanes, accumulate(values, start).reshape(-1))
+            results = [accumulate(product[:, 8 * half : 8 * half + 8, i::2].reshape(w, 32), rc[2 * half + i](lanes, w))
+                       for half in range(2) for i in range(2)]
+            for p, r in zip(put, results, strict=True):
+                p(lanes, r.reshape(-1))
         return step
     return build
 

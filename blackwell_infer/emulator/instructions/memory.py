@@ -32,9 +32,10 @@ def load_parameter(kind: str) -> Form:
         base = ins.operands[1]
         dtype = NUMPY[kind]
         start = m.parameter[base.items[0].name] + base.value
-        values = np.frombuffer(m.params, np.uint8)[start : start + dtype.itemsize * len(targets)].copy().view(dtype)
+        end = start + dtype.itemsize * len(targets)
 
         def step(lanes: Lanes) -> None:
+            values = m.params[start:end].copy().view(dtype)
             for i, put in enumerate(targets):
                 put(lanes, values[i])
         return step
@@ -44,10 +45,8 @@ def load_parameter(kind: str) -> Form:
 def store(space: str, kind: str) -> Form:
     def build(m: Machine, ins: Instruction) -> Step:
         at, dtype = m.address(ins.operands[0]), NUMPY[kind]
-        reads = []
-        for o in registers(ins.operands[1]):
-            narrow = o.kind == "reg" and o.name in m.registers and m.registers[o.name].dtype.itemsize > dtype.itemsize
-            reads.append(m.reader(o, f"u{m.registers[o.name].dtype.itemsize * 8}" if narrow else kind))
+        reads = [m.reader(o, f"u{8 * m.width(o)}" if m.width(o) > dtype.itemsize else kind)
+                 for o in registers(ins.operands[1])]
 
         def step(lanes: Lanes) -> None:
             addresses = at(lanes)
@@ -64,6 +63,14 @@ ATOMICS: dict[str, Any] = {
     "exch": lambda a, b: b, "xor": lambda a, b: a ^ b}
 
 
+def cells(m: Machine, space: str, lanes: Lanes, addresses: Any, dtype: Any) -> tuple[Any, Any]:
+    """(memory as elements, index of each lane's element) for a read-modify-write."""
+    m.load(space, lanes, addresses, dtype, 1)                       # checks that something was written
+    m.progress += 1
+    data, _, offsets = m.locate(space, lanes, addresses, dtype.itemsize)
+    return data[: len(data) // dtype.itemsize * dtype.itemsize].view(dtype), offsets // dtype.itemsize
+
+
 def atomic(space: str, kind: str, name: str, returns: bool) -> Form:
     """Read-modify-write, lane after lane (the order among lanes is unspecified on hardware)."""
     function = ATOMICS[name]
@@ -77,9 +84,7 @@ def atomic(space: str, kind: str, name: str, returns: bool) -> Form:
 
         def step(lanes: Lanes) -> None:
             addresses = at(lanes)
-            backing, offsets = m.locate(space, lanes, addresses, dtype.itemsize)
-            words = backing[: len(backing) // dtype.itemsize * dtype.itemsize].view(dtype)
-            index = offsets // dtype.itemsize
+            words, index = cells(m, space, lanes, addresses, dtype)
             values = np.broadcast_to(np.asarray(read(lanes)), index.shape)
             old = words[index]
             if put is None and name == "add" and dtype.kind != "f":
@@ -103,9 +108,7 @@ def compare_and_swap(space: str, kind: str) -> Form:
         expect, new, dtype = m.reader(ins.operands[2], kind), m.reader(ins.operands[3], kind), NUMPY[kind]
 
         def step(lanes: Lanes) -> None:
-            backing, offsets = m.locate(space, lanes, at(lanes), dtype.itemsize)
-            words = backing[: len(backing) // dtype.itemsize * dtype.itemsize].view(dtype)
-            index = offsets // dtype.itemsize
+            words, index = cells(m, space, lanes, at(lanes), dtype)
             e, n = np.broadcast_to(expect(lanes), index.shape), np.broadcast_to(new(lanes), index.shape)
             old = words[index]
             for i, j in enumerate(index.tolist()):
@@ -126,25 +129,25 @@ def copy_async(m: Machine, ins: Instruction) -> Step:
     def step(lanes: Lanes) -> None:
         to, source = dst(lanes), src(lanes)
         n = np.full(len(to), width) if size is None else np.broadcast_to(np.asarray(size(lanes)), (len(to),))
-        m.copy_async(lanes, to, source, n.astype(np.int64), width)
+        m.asynchronous.copy(lanes, to, source, n.astype(np.int64), width)
     return step
 
 
 def commit(m: Machine, ins: Instruction) -> Step:
     def step(lanes: Lanes) -> None:
-        m.copies.group[m.indices(lanes)] += 1
+        m.asynchronous.group[... if lanes is None else lanes] += 1
     return step
 
 
 def wait_group(m: Machine, ins: Instruction) -> Step:
     left = ins.operands[0].value
-    return lambda lanes: m.wait_async(lanes, left)
+    return lambda lanes: m.asynchronous.wait(lanes, left)
 
 
 def wait_all(m: Machine, ins: Instruction) -> Step:
     def step(lanes: Lanes) -> None:
-        m.copies.group[m.indices(lanes)] += 1
-        m.wait_async(lanes, 0)
+        m.asynchronous.group[... if lanes is None else lanes] += 1
+        m.asynchronous.wait(lanes, 0)
     return step
 
 

@@ -94,11 +94,11 @@ def multiply(decode_a: Any, decode_b: Any, scale: str = "", size: int = 0) -> Fo
             if scale:
                 rows = [scaled(t, scale_a(lanes, w, i)) for i, t in enumerate(rows)]
                 columns = scaled(columns, scale_b(lanes, w, 0))
-            for half in range(2):
-                product = sum_of([rows[half]], [columns])                                   # [w, 8, 8]
-                for i in range(2):
-                    values = product[:, :, i::2].reshape(w, 32)
-                    put[2 * half + i](lanes, accumulate(values, rc[2 * half + i](lanes, w)).reshape(-1))
+            products = [sum_of([r], [columns]) for r in rows]                               # [w, 8, 8] each
+            results = [accumulate(products[half][:, :, i::2].reshape(w, 32), rc[2 * half + i](lanes, w))
+                       for half in range(2) for i in range(2)]
+            for p, r in zip(put, results, strict=True):
+                p(lanes, r.reshape(-1))
         return step
     return build
 

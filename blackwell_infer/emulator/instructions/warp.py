@@ -6,21 +6,25 @@ from typing import Any
 import numpy as np
 
 from blackwell_infer.emulator.instructions.shape import Form, nothing, registers
-from blackwell_infer.emulator.machine import Lanes, Machine, Step
-from blackwell_infer.emulator.parse import Instruction, PtxError
+from blackwell_infer.emulator.machine import EXITED, Lanes, Machine, Step
+from blackwell_infer.emulator.memory import LaneError
+from blackwell_infer.emulator.parse import Instruction
 
 
 def members(m: Machine, lanes: Lanes, mask: Any) -> Any:
     """Active lanes as a mask per warp [warps] uint32; PtxError when a named member is not there."""
+    if lanes is None:
+        return np.full(m.lanes // 32, 0xFFFFFFFF, np.uint64)
     n = m.indices(lanes)
     active = np.zeros(m.lanes, bool)
     active[n] = True
     here = (active.reshape(-1, 32) * (np.uint64(1) << np.arange(32, dtype=np.uint64))).sum(1).astype(np.uint64)
     wanted = np.broadcast_to(np.asarray(mask), (len(n),)).astype(np.uint64)
-    alive = (m.place.reshape(-1, 32) >= 0) | active.reshape(-1, 32)
+    alive = m.place.reshape(-1, 32) != EXITED
     exists = (alive * (np.uint64(1) << np.arange(32, dtype=np.uint64))).sum(1).astype(np.uint64)
     if (wanted & exists[n // 32] & ~here[n // 32]).any():
-        raise PtxError("a warp-wide instruction names lanes in its mask that are elsewhere in the program")
+        raise LaneError("a warp-wide instruction names lanes in its mask that are elsewhere in the program",
+                        int(((wanted & exists[n // 32] & ~here[n // 32]) != 0).argmax()))
     return here
 
 

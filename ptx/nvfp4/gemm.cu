@@ -98,6 +98,7 @@ extern "C" __global__ void __launch_bounds__(256)
         for (int i = 0; i < TILES_M; i++)
 #pragma unroll
             for (int h = 0; h < 2; h++)
-                store_pair(out, m0 + mw + 16 * i + 8 * h + g, n, acc[i][j][2 * h] * f0, acc[i][j][2 * h + 1] * f1);
+                store_pair(out, m0 + mw + 16 * i + 8 * h + g, n, __fmul_rn(acc[i][j][2 * h], f0),
+                           __fmul_rn(acc[i][j][2 * h + 1], f1));
     }
 }

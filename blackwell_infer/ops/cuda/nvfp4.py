@@ -17,10 +17,14 @@ GEMM = Kernel("nvfp4/gemm.cu", "nvfp4_gemm", (
     Param("bias", "in", "float32"), Param("residual", "in"), Param("y", "out"), Param("M", "i32"), Param("N", "i32"),
     Param("K", "i32"), Param("stride", "i32"), Param("column", "i32")),
     {"ACT": tuple(ACTS.values()), "TILE_M": TILES_M})
-KERNELS = (GEMM,)
+GEMM_16 = Kernel("nvfp4/gemm_16.ptx", "nvfp4_gemm_16", (*GEMM.params, Param("kind", "i32")), archs=("sm_120f",))
+KERNELS = (GEMM, GEMM_16)
 
 GEMMS: dict[str, dict[int, Variant]] = {
     dtype: {rows: GEMM.variant(ACT=act, TILE_M=rows) for rows in TILES_M} for dtype, act in ACTS.items()}
+
+KINDS = {"float32": 0, "float16": 1, "bfloat16": 2}
+"""What the hand-written tile calls a type of results"""
 
 
 def supported(k: int) -> bool:
@@ -32,6 +36,10 @@ def multiply(q: Queue, x: Quantized, w: Weight, bias: Array | None, residual: Ar
              column: int) -> None:
     """out[:, column:column + N] = x [M, K] times w [N, K] transposed, plus bias [N] and the same part of residual."""
     (m, k), n = x.shape, w.shape[0]
+    if m <= 16 and q.arch in GEMM_16.archs:
+        q.launch(GEMM_16.variant(), (-(-m // 16), -(-n // 32), 1), (128, 1, 1), *x.parts, *w.parts[:3], bias, residual,
+                 out, m, n, k, out.shape[1], column, KINDS[out.dtype.name], pdl=True)
+        return
     rows = tile_rows(q, m, n)
     q.launch(GEMMS[out.dtype.name][rows], (-(-m // rows), -(-n // TILE_N), 1), (256, 1, 1), *x.parts, *w.parts[:3],
              bias, residual, out, m, n, k, out.shape[1], column, smem=4 * ((rows + TILE_N) * 64 + 2048), pdl=True)

@@ -18,6 +18,7 @@ _ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(:(?P<file>[^:\\\0]+\.gguf))?")
 TEXT_FILES = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
+    "hf_quant_config.json", "lynn_quant_manifest.json",
 )
 """What a Hugging Face folder may hold besides weights and is worth fetching."""
 

@@ -309,6 +309,7 @@ def test_impossible_scales_are_refused_when_read(tmp_path: Path, layout: str, na
     ({"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": {"block_structure": [64, 64]}}}},
      r"\[64, 64\]"),
     ({"quant_method": "compressed-tensors", "transform_config": {"a": 1}}, "transform_config"),
+    ({"quant_method": "compressed-tensors", "sparsity_config": {"format": "sparse-24-bitmask"}}, "sparse-24.*dense"),
     ({"quant_method": "fp8", "weight_block_size": [1, 128]}, r"\[1, 128\].*\[128, 128\]"),
 ])
 def test_settings_that_change_the_meaning_are_refused(tmp_path: Path, quantization: Any, match: str) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from test_checkpoint_quantized import Array, M, folder, single, values
 from test_gguf import build, config_pairs, tensor_rows
 
@@ -149,6 +151,25 @@ def test_negative_scales_of_gguf_blocks_are_named(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(build(config_pairs(), rows))
     with pytest.raises(CheckpointError, match=r"m\.gguf: tensor 'blk.0.ffn_down.weight': .*negative scales"):
         open_checkpoint(tmp_path / "m.gguf").weight("model.layers.0.mlp.down_proj.weight")
+
+
+@settings(max_examples=200, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_damaged_gguf_scales_give_typed_errors_only(tmp_path: Path, data: st.DataObject) -> None:
+    raw = bytearray(build(config_pairs(), nvfp4_rows(single(0.5, 1), single(2, 1))))
+    names = [raw.index(b"ffn_down.scale"), raw.index(b"ffn_down.input_scale"), raw.index(b"ffn_down.weight")]
+    for _ in range(data.draw(st.integers(1, 3))):
+        near = data.draw(st.sampled_from(names)) + data.draw(st.integers(-8, 50))
+        at = data.draw(st.sampled_from([near, len(raw) - 1 - data.draw(st.integers(0, 1300))]))
+        raw[at] = data.draw(st.integers(0, 255))
+    (tmp_path / "m.gguf").write_bytes(raw)
+    try:
+        checkpoint = open_checkpoint(tmp_path / "m.gguf")
+        for name, info in checkpoint.tensors.items():
+            if info.format and len(info.shape) <= 2:
+                FORMATS[info.format].dequantize(checkpoint.weight(name))
+    except CheckpointError as error:
+        assert "m.gguf" in str(error)
 
 
 def test_gguf_scales_beside_other_types_are_refused(tmp_path: Path) -> None:

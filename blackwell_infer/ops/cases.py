@@ -135,7 +135,13 @@ QUANTIZED: tuple[tuple[str, str, int, int, tuple[int, ...], bool, bool, Bad], ..
     *(("nvfp4", dtype, tokens, 64, (8,), False, False, ()) for dtype in DTYPES for tokens in (1, 17)),
     ("nvfp4", BF16, 16, 1024, (40, 130), True, True, ()), ("nvfp4", BF16, 150, 320, (72,), True, False, BAD),
     ("nvfp4", F16, 70, 192, (136,), False, True, ()), ("nvfp4", F32, 300, 576, (257,), True, True, ()),
-    ("nvfp4", F32, 5, 2048, (33,), False, False, ()), ("nvfp4", BF16, 600, 128, (129,), False, False, ()))
+    ("nvfp4", F32, 5, 2048, (33,), False, False, ()), ("nvfp4", BF16, 600, 128, (129,), False, False, ()),
+    *((form, dtype, tokens, 96, (8,), False, False, ()) for form in ("mxfp8", "fp8", "fp8_block") for dtype in DTYPES
+      for tokens in (1, 17)),
+    *((form, BF16, tokens, cols, (128, 37), True, True, bad) for form in ("mxfp8", "fp8", "fp8_block")
+      for tokens, cols, bad in ((16, 1056, ()), (150, 288, BAD))),
+    *((form, F32, 300, 640, (257,), False, False, ()) for form in ("mxfp8", "fp8", "fp8_block")),
+    ("fp8", F16, 5, 176, (24,), True, False, ()), ("fp8_block", F16, 5, 176, (24,), False, True, ()))
 
 TAKES: tuple[tuple[str, int, int, tuple[int, ...]], ...] = (
     # dtype, T, H, index

@@ -27,8 +27,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """How a model is loaded and served. Every field is an `LLM` keyword, a flag, a bwinfer.toml key and a variable."""
 
     device: Annotated[str, Meta(
-        pattern=r"^(auto|cuda(:\d+)?|numpy)$",
-        description="auto, cuda, cuda:N or numpy; auto takes the first usable GPU",
+        pattern=r"^(auto|cuda(:\d+)?|numpy|emulated(:sm_\d+[af]?)?)$",
+        description="auto, cuda, cuda:N, numpy, or emulated for tiny models; auto takes the first usable GPU",
     )] = "auto"
     dtype: Annotated[str, Meta(
         pattern="^(auto|float32|float16|bfloat16)$",

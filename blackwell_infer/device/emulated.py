@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -18,10 +18,11 @@ from blackwell_infer.emulator.run import Emulator
 from blackwell_infer.errors import DeviceError
 from blackwell_infer.kernels.compile import Builder
 from blackwell_infer.kernels.kernel import Variant
+from blackwell_infer.log import Progress, silent
 from blackwell_infer.types import Array
 
-TOTAL = 8 << 30
-"""bytes that the emulated device pretends to have"""
+TOTAL = 1 << 28
+"""bytes that the emulated device pretends to have: it is for tiny models"""
 
 T = TypeVar("T", bound=Closable)
 
@@ -164,8 +165,15 @@ class EmulatedQueue:
             self._owned[kind] = kind()
         return self._owned[kind]  # type: ignore[return-value]
 
+    def prepare(self, variants: Iterable[Variant], progress: Progress = silent) -> None:
+        """Compile variants ahead of their first launch. KernelError names one that does not compile."""
+        self.builder.build_many(variants, progress)
+
+    def sync(self) -> None:
+        """Launches run at once: nothing is under way."""
+
     def memory(self) -> tuple[int, int]:
-        return TOTAL - self.heap.top, TOTAL
+        return max(0, TOTAL - self.heap.top), TOTAL
 
     def close(self) -> None:
         for thing in self._owned.values():

@@ -16,6 +16,7 @@ from blackwell_infer.kernels.compile import OPTIONS, Builder, compile_text
 from blackwell_infer.kernels.source import read_source, source_root
 from blackwell_infer.ops import inputs, ref
 from blackwell_infer.ops.cuda import CudaOps
+from blackwell_infer.ops.cuda.nvfp4 import SCALE_SUMS
 from blackwell_infer.quant.format import Quantized, Weight
 from blackwell_infer.quant.tiled import tiled
 
@@ -89,6 +90,22 @@ def test_a_row_has_the_same_bits_in_every_tile(emulated: Queues, arch: str) -> N
     assert product(rows).tobytes() == together.tobytes()                    # of 128
     for first, last in ((0, 1), (3, 7), (100, 116)):                        # of 16, on sm_120f by hand
         assert product(rows[first:last]).tobytes() == together[first:last].tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_rest_of_a_library_product(emulated: Queues, dtype: str) -> None:
+    rng, q = np.random.default_rng(3), emulated("sm_120f")
+    sums, bias = rng.standard_normal((70, 300), np.float32), rng.standard_normal(300, np.float32)
+    fx, fw = rng.standard_normal(1, np.float32), rng.standard_normal(300, np.float32)
+    residual = inputs.activations(rng, (70, 311), dtype)
+    y = q.zeros((70, 311), residual.dtype)
+    v = SCALE_SUMS.variant(ACT={"float32": "f32", "bfloat16": "bf16"}[dtype])
+    q.launch(v, (2, 16, 1), (256, 1, 1), *(q.put(a) for a in (sums, fx, fw, bias, residual)), y, 70, 300, 311, 11)
+    want = np.zeros((70, 311), residual.dtype)
+    want[:, 11:] = (sums * (fx * fw) + bias + residual[:, 11:].astype(np.float32)).astype(residual.dtype)
+    assert q.download(y).result().tobytes() == want.tobytes()
+    q.launch(v, (2, 70, 1), (256, 1, 1), q.put(sums), None, None, None, None, y, 70, 300, 311, 0)
+    assert np.array_equal(q.download(y).result()[:, :300], sums.astype(residual.dtype))
 
 
 def wrong(got: Values, x: Quantized, w: Weight) -> bool:

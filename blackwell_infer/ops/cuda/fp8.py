@@ -6,7 +6,7 @@ from functools import partial
 from blackwell_infer.device.queue import Queue
 from blackwell_infer.device.tensor import Tensor
 from blackwell_infer.kernels.kernel import Kernel, Param, Variant
-from blackwell_infer.ops.cuda.nvfp4 import TILE_N, TILES_M, tile_rows
+from blackwell_infer.ops.cuda.nvfp4 import TILE_N, TILES_M, through_library, tile_rows
 from blackwell_infer.quant.format import Quantized, Weight
 from blackwell_infer.types import Array
 
@@ -33,6 +33,8 @@ def supported(multiple: int, k: int) -> bool:
 def multiply(q: Queue, x: Quantized, w: Weight, bias: Array | None, residual: Array | None, out: Tensor,
              column: int) -> None:
     """out[:, column:column + N] = x [M, K] times w [N, K] transposed, plus bias [N] and the same part of residual."""
+    if x.format == "mxfp8" and through_library(q, x, w, bias, residual, out, column):
+        return
     (m, k), n = x.shape, w.shape[0]
     rows = tile_rows(q, m, n)
     q.launch(GEMMS[x.format, out.dtype.name][rows], (-(-m // rows), -(-n // TILE_N), 1), (256, 1, 1), *x.parts,

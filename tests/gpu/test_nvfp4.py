@@ -1,5 +1,5 @@
-"""Quantised activations on a GPU, through the stand-ins where it has no block-scaled instructions: shapes of real models
-and tails against float64, fused kernels against their parts, and what a row's bits depend on."""
+"""Quantised activations on a GPU, through the stand-ins where it has no block-scaled instructions: shapes of real
+models and tails against float64, fused kernels against their parts, and what a row's bits depend on."""
 from __future__ import annotations
 
 from typing import Any
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.gpu
 Values = np.ndarray[Any, Any]
 FORMS = ("nvfp4", "mxfp8", "fp8", "fp8_block")
 BOUNDS = {"nvfp4": 2e-5, "mxfp8": 2e-3, "fp8": 2e-3, "fp8_block": 2e-3}
-"""Of float32 sums, relative to the largest result: E4M3 products may be aligned to about 14 bits before they are added"""
+"""Of float32 sums, relative to the largest: E4M3 products may be aligned to about 14 bits before they are added"""
 LEVELS = {"nvfp4": 0.12, "mxfp8": 0.04, "fp8": 0.04, "fp8_block": 0.04}
 """Relative error (root mean square) of a product of normal activations against the one without quantisation"""
 

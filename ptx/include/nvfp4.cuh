@@ -17,7 +17,7 @@
 #define E2M1_LARGEST 6.0f
 
 // Eight floats as E2M1, element i in nibble i: nearest even, saturating, sign of zero kept; NaN gives +6.
-__device__ __forceinline__ u32 e2m1x8(const float* v) {
+__device__ __forceinline__ u32 cvt_e2m1x8(const float* v) {
 #if NATIVE_FP4
     u32 r;
     asm("{\n\t.reg .b8 b0, b1, b2, b3;\n\t"
@@ -41,9 +41,9 @@ __device__ __forceinline__ u32 e2m1x8(const float* v) {
 #endif
 }
 // A pair of floats as E2M1 in one byte, lo in the low nibble.
-__device__ __forceinline__ u32 e2m1x2(float lo, float hi) {
+__device__ __forceinline__ u32 cvt_e2m1x2(float lo, float hi) {
     const float v[8] = {lo, hi, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f};
-    return e2m1x8(v) & 0xFFu;
+    return cvt_e2m1x8(v) & 0xFFu;
 }
 
 __device__ __forceinline__ u32 mul_f16x2(u32 a, u32 b) {
@@ -80,7 +80,7 @@ __device__ __forceinline__ u32 nvfp4_codes(const float* v, u32 scale, float glob
     float q[8];
 #pragma unroll
     for (int i = 0; i < 8; i++) q[i] = scale == 0x7Fu ? 0.0f : v[i] * inverse;
-    return e2m1x8(q);
+    return cvt_e2m1x8(q);
 }
 __device__ __forceinline__ nvfp4_block quantize_nvfp4(const float (&v)[16], float global) {
     nvfp4_block r;

@@ -153,6 +153,21 @@ FAULTS = {
 }
 
 
+FAULTS_BY_HAND = {
+    "swapped A registers": ("{%a8, %a9, %a10, %a11}, {%b4", "{%a9, %a8, %a10, %a11}, {%b4"),
+    "scale of another k": ("ld.shared.b32 %sb2, [%r51+6656]", "ld.shared.b32 %sb2, [%r51+6528]"),
+    "weakened wait": ("cp.async.wait_group 2;", "cp.async.wait_group 3;"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS_BY_HAND)
+def test_a_fault_in_the_hand_written_tile_is_caught(fault: str, tmp_path: Path) -> None:
+    x, w = problem(10, 40, 1600)
+    assert not wrong(run(EmulatedQueue("sm_120f"), x, w), x, w)
+    root = changed(tmp_path, "nvfp4/gemm_16.ptx", *FAULTS_BY_HAND[fault])
+    assert caught(EmulatedQueue("sm_120f", Builder("sm_120f", None, root)), x, w)
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_caught(fault: str, tmp_path: Path) -> None:
     x, w = problem(30, 40, 640)

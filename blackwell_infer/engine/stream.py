@@ -42,6 +42,7 @@ class Stream(Iterator[Event]):
     def __next__(self) -> Event:
         if self._done:
             raise StopIteration
+        self._engine.check_process()
         event = self._events.get()
         self._done = event.usage is not None
         return event

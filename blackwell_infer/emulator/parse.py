@@ -262,7 +262,7 @@ def _statements(body: str) -> Iterator[tuple[str, str, int]]:
         if body[i] in "{}":
             yield ("open" if body[i] == "{" else "close"), "", i
             i += 1
-        elif body.startswith(".loc", i):
+        elif body.startswith((".loc ", ".loc\t"), i):
             end = body.find("\n", i)
             yield "loc", body[i:end], i
             i = end

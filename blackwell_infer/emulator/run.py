@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from blackwell_infer.emulator.barriers import Barriers
+from blackwell_infer.emulator.barriers import NUMBERS, Barriers
 from blackwell_infer.emulator.flow import doubtful
 from blackwell_infer.emulator.instructions import FORMS
 from blackwell_infer.emulator.machine import EXITED, PATIENCE, Indices, Lanes, Machine, Step
@@ -332,12 +332,13 @@ class Run:
         number = m.reader(operands[0], "u32")
         count = m.reader(operands[1], "u32") if len(operands) > 1 else None
         wait, aligned = ins.op not in ARRIVE, ins.op not in UNALIGNED
+        constant = operands[0].kind == "imm" and operands[0].value < NUMBERS
 
         def arrive(lanes: Lanes) -> int:
             n = m.indices(lanes)
             if vote is not None:
                 barriers.vote[n] = vote(lanes)
-            elif wait and count is None and lanes is None:
+            elif wait and count is None and lanes is None and constant:
                 return at + 1                                       # every thread is here: the barrier opens at once
             if not wait:
                 m.place[n] = at + 1

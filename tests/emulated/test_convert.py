@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from emulated.snippet import run
 
-EDGES = np.array([0, -0.0, .5, -.5, 1.5, 2.5, -2.5, .499, 127.5, 128, 255.5, 256, -128.5, -129, 32767.5, 2**31 - 64,
-                  2**31, -2.0**31, -3e9, 4294967040, 4294967296, 1e20, -1e20, np.inf, -np.inf, np.nan, 1e-40, 3e38, 7e4, -7e4,
-                  65504, 65520], np.float32)
+EDGES = np.array([0, -0.0, .5, -.5, 1.5, 2.5, -2.5, .499, 127.5, 128, 255.5, 256, -128.5, -129, 32767.5,
+                  2**31 - 64, 2**31, -2.0**31, -3e9, 4294967040, 4294967296, 1e20, -1e20, np.inf, -np.inf, np.nan,
+                  1e-40, 3e38, 7e4, -7e4, 65504, 65520], np.float32)
 ROUND = {"rni": lambda x: round(x), "rzi": math.trunc, "rmi": math.floor, "rpi": math.ceil}
 RANGES = {"s32": (-2**31, 2**31 - 1), "u32": (0, 2**32 - 1), "s64": (-2**63, 2**63 - 1), "u64": (0, 2**64 - 1)}
 
@@ -65,8 +65,9 @@ def test_halves(name: str, dtype: type) -> None:
 NARROW = {"e4m3": (ml_dtypes.float8_e4m3fn, 448, 0x7F, 8), "e5m2": (ml_dtypes.float8_e5m2, 57344, 0x7F, 8),
           "e3m2": (ml_dtypes.float6_e3m2fn, 28, 0x1F, 8), "e2m3": (ml_dtypes.float6_e2m3fn, 7.5, 0x1F, 8),
           "e2m1": (ml_dtypes.float4_e2m1fn, 6, 0x7, 4)}
-VALUES = np.array([0, -0.0, .24, .25, .26, .75, -1.25, 1.75, 2.5, 3.5, 5, -5, 5.01, 6, 7, -1e9, 448, 464, 465, 500, -448,
-                   .001, 2**-9, 2**-10, 1.5 * 2**-10, 57344, 61440, 1e30, np.inf, -np.inf, np.nan, -np.nan], np.float32)
+VALUES = np.array([0, -0.0, .24, .25, .26, .75, -1.25, 1.75, 2.5, 3.5, 5, -5, 5.01, 6, 7, -1e9, 448, 464, 465,
+                   500, -448, .001, 2**-9, 2**-10, 1.5 * 2**-10, 57344, 61440, 1e30, np.inf,
+                   -np.inf, np.nan, -np.nan], np.float32)
 
 
 def nearest(x: float, dtype: type, bits: int) -> int:

@@ -130,6 +130,11 @@ QUANTIZES: tuple[tuple[str, str, int, int, float, Bad], ...] = (
     (BF16, "mxfp8", 3, 32, -1.0, ()), (BF16, "fp8", 3, 171, -1.0, BAD[:1]), (F16, "fp8_block", 4, 3001, -1.0, BAD[:1]),
     (BF16, "nvfp4", 2, 4096, 7.0, ()), (F32, "fp8", 2, 5000, 100.0, ()))
 
+FUSED: tuple[tuple[str, str, int, int], ...] = tuple(
+    # dtype, form, T, K: few elements, as a value next to a rounding boundary may fall on either side of it
+    (dtype, form, tokens, cols) for form in ("nvfp4", "mxfp8", "fp8_block")
+    for dtype, tokens, cols in ((BF16, 3, 192), (F16, 2, 64), (F32, 5, 320)))
+
 QUANTIZED: tuple[tuple[str, str, int, int, tuple[int, ...], bool, bool, Bad], ...] = (
     # form, dtype, T, K, rows of each block, bias, residual, bad rows
     *(("nvfp4", dtype, tokens, 64, (8,), False, False, ()) for dtype in DTYPES for tokens in (1, 17)),
@@ -258,6 +263,11 @@ def listed() -> Iterable[Case]:
         name = text("quantize", dtype, form, f"T{t}", f"K{k}", recorded, *("bad" for _ in bad[:1]))
         yield Case(name, "quantize", partial(inputs.make_quantize, dtype=dtype, form=form, tokens=t, cols=k,
                                              recorded=recorded, bad=bad), 0, 0)
+    for dtype, form, t, k in FUSED:
+        name = text(dtype, form, f"T{t}", f"K{k}")
+        for op, maker in inputs.FUSED.items():
+            yield Case(f"{op}/{name}", op, partial(inputs.make_fused, maker=maker, dtype=dtype, form=form, tokens=t,
+                                                   cols=k), ULP[dtype], FLOOR[dtype])
     for form, dtype, t, k, rows, bias, residual, bad in QUANTIZED:
         name = text("linear_quantized", form, dtype, f"T{t}", f"K{k}", rows, *("bias",) * bias,
                     *("residual",) * residual, *("bad" for _ in bad[:1]))

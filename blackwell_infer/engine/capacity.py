@@ -53,7 +53,7 @@ def fit(config: EngineConfig, context: int, room: Room) -> Capacity:
         raise OutOfMemoryError(
             f"the model does not fit: weights {size(room.weights)}, workspace of a step {size(room.workspace)} and one "
             f"page of cache {size(room.page)} are needed, {size(room.free)} of {size(room.total)} are free; lower "
-            "max_step_tokens or max_batch, take a smaller quantisation, or free memory")
+            "max_context, max_step_tokens or max_batch, take a smaller quantisation, or free memory")
     if config.kv_pages:
         if config.kv_pages > fitting:
             raise OutOfMemoryError(

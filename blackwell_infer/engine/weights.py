@@ -59,6 +59,10 @@ class Loading:
         self.expect.constant(name, value)
         return self.put(value)
 
+    def computed(self, name: str, shape: tuple[int, ...], make: Callable[[], np.ndarray[Any, Any]]) -> Array:
+        self.expect.computed(name, shape, make)
+        return self.put(make())
+
     def host(self, name: str) -> np.ndarray[Any, Any] | None:
         return self.values(name) if self.expect.has(name) else None
 

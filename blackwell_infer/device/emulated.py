@@ -15,6 +15,7 @@ from blackwell_infer.device.tensor import Tensor
 from blackwell_infer.emulator.memory import GUARD, Heap
 from blackwell_infer.emulator.parse import Module, parse_module
 from blackwell_infer.emulator.run import Emulator
+from blackwell_infer.emulator.tensormap import TensorMap
 from blackwell_infer.errors import DeviceError
 from blackwell_infer.kernels.compile import Builder
 from blackwell_infer.kernels.kernel import Variant
@@ -155,6 +156,12 @@ class EmulatedQueue:
                     self.heap.view(at, variable.size)[:] = np.frombuffer(data, np.uint8)
                     addresses[variable.name] = at
         return module, self._globals[text]
+
+    def tensor_map(self, x: Tensor, box: tuple[int, ...], swizzle: int = 0) -> Tensor:
+        """A TMA descriptor (uint8 [128]) of a contiguous array, for kernels that take its address. `box` is the tile in
+        elements, dimensions as in x.shape; `swizzle` 0, 32, 64 or 128 bytes. PtxError names what hardware refuses."""
+        strides = tuple(int(np.prod(x.shape[i:], dtype=np.int64)) * x.dtype.itemsize for i in range(1, len(x.shape)))
+        return self.put(TensorMap(x.ptr, x.dtype.itemsize, x.shape[::-1], strides[::-1], box[::-1], swizzle).encode())
 
     def library(self, name: str, call: Callable[[int, int, int], None], reads: Sequence[Array],
                 writes: Sequence[Array]) -> None:

@@ -1,16 +1,21 @@
 """mbarriers and copies that run beside the threads: cp.async, cp.async.bulk, tensor copies."""
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from emulated.snippet import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from blackwell_infer.device.emulated import EmulatedQueue
 from blackwell_infer.emulator.memory import Heap
 from blackwell_infer.emulator.parse import PtxError, parse_module
 from blackwell_infer.emulator.run import launch
 from blackwell_infer.emulator.tensormap import TensorMap
+from blackwell_infer.kernels.compile import Builder
+from blackwell_infer.kernels.kernel import Kernel, Param
 
 WAIT = "{ .reg .pred p; W: mbarrier.try_wait.parity.shared::cta.b64 p, [%bar], PARITY; @p bra D; bra W; D: }"
 SETUP = """.shared .align 1024 .b8 tile[8192]; .shared .align 8 .b64 barrier;
@@ -236,3 +241,39 @@ def test_cp_async_fills_the_rest_with_zeros() -> None:
     got = device(body, data, 512).view(np.uint32).reshape(32, 4)
     keep = np.arange(4) < (np.arange(32) % 4)[:, None]
     assert np.array_equal(got, np.where(keep, data.reshape(32, 4), 0))
+
+
+KERNEL = """
+extern "C" __global__ void take_tile(const void* map, const int* at, float* out) {
+    __shared__ alignas(128) float tile[64];
+    __shared__ unsigned long long bar;
+    const unsigned b = (unsigned)__cvta_generic_to_shared(&bar), t = (unsigned)__cvta_generic_to_shared(tile);
+    if (threadIdx.x == 0) {
+        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(b) : "memory");
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], 256;" ::"r"(b) : "memory");
+        asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
+                     "[%0], [%1, {%2, %3}], [%4];" ::"r"(t), "l"(map), "r"(at[1]), "r"(at[0]), "r"(b) : "memory");
+    }
+    asm volatile("{ .reg .pred p; W: mbarrier.try_wait.parity.shared::cta.b64 p, [%0], 0; @p bra D; bra W; D: }"
+                 ::"r"(b) : "memory");
+    out[threadIdx.x] = tile[threadIdx.x];
+}
+"""
+
+
+@pytest.mark.parametrize("arch", ["sm_90a", "sm_120f"])
+def test_a_compiled_kernel_takes_a_tile_of_a_queue(arch: str, tmp_path: Path) -> None:
+    (tmp_path / "tile.cu").write_text(KERNEL)
+    params = Param("map", "in", "uint8"), Param("at", "in", "int32"), Param("out", "out")
+    kernel = Kernel("tile.cu", "take_tile", params)
+    queue = EmulatedQueue(arch, Builder(arch, None, tmp_path))
+    data = np.arange(20 * 24, dtype=np.float32).reshape(20, 24)
+    x, at, out = queue.put(data), queue.put(np.array([14, 20], np.int32)), queue.empty((8, 8), np.float32)
+    queue.launch(kernel.variant(), (1, 1, 1), (64, 1, 1), queue.tensor_map(x, (8, 8)), at, out)
+    expected = np.zeros((8, 8), np.float32)
+    expected[:6, :4] = data[14:20, 20:24]
+    assert np.array_equal(queue.download(out).result(), expected)

@@ -107,7 +107,7 @@ def check_sampling(s: Sampling, vocab: int) -> None:
             raise wrong(field.name, value, str(error).replace("`", "")) from None
     for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
         if not computable(getattr(s, name)):
-            raise wrong(name, getattr(s, name), f"0 or a size from {SMALLEST:g} to {LARGEST:g} is needed")
+            raise wrong(name, getattr(s, name), f"its size must be within {SMALLEST:g} to {LARGEST:g}, unless it is 0")
     if s.top_p == 0:
         raise wrong("top_p", s.top_p, "it must be above 0; take temperature = 0 for the likeliest token")
     if s.n > MOST_CHOICES:

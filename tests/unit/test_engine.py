@@ -363,7 +363,8 @@ def test_capacity_takes_what_is_needed_or_what_fits() -> None:
 
 
 @pytest.mark.parametrize(("settings", "context", "free", "error", "message"), [
-    ({}, 320, 4_500_000, OutOfMemoryError, "does not fit: weights 4000000 bytes.*4500000 bytes.*smaller quantisation"),
+    ({}, 320, 4_500_000, OutOfMemoryError, "does not fit: weights 4000000 bytes.*4500000 bytes.*lower max_context"),
+    ({}, 320, 3_500_000, OutOfMemoryError, "3500000 bytes.*weights alone .*too large: take a smaller model"),
     ({"max_context": 320_000}, 320_000, 10_000_000, OutOfMemoryError, "at most max_context = 144000 fits"),
     ({"kv_pages": 9000}, 320, 10_000_000, OutOfMemoryError, "at most kv_pages = 4500 fit"),
     ({"kv_pages": 5, "max_context": 320}, 320, 10_000_000, ConfigError, "raise kv_pages to 10"),

@@ -52,8 +52,8 @@ __device__ __forceinline__ u32 mul_f16x2(u32 a, u32 b) {
     return r;
 }
 
-// Elements 2j and 2j + 1 of a word as two f16: exact. The stand-in puts the magnitude's three bits at bits 9 to 11 of a
-// half, where they mean 2^-14 times as much, subnormals included.
+// Elements 2j and 2j + 1 of a word as two f16: exact. The low byte of every such half is zero, so the stand-in looks up
+// the high bytes of four magnitudes at once; j should be a constant.
 __device__ __forceinline__ u32 e2m1_pair(u32 codes, int j) {
 #if NATIVE_FP4
     u32 r;
@@ -61,8 +61,9 @@ __device__ __forceinline__ u32 e2m1_pair(u32 codes, int j) {
         : "=r"(r) : "r"(codes >> (8 * j)));
     return r;
 #else
-    const u32 b = codes >> (8 * j);
-    return mul_f16x2(((b & 0x07u) << 9) | ((b & 0x08u) << 12) | ((b & 0x70u) << 21) | ((b & 0x80u) << 24), 0x74007400u);
+    const u32 sizes = codes & 0x77777777u, b = codes >> (8 * j);
+    const u32 bytes = __byte_perm(0x3E3C3800u, 0x46444240u, j < 2 ? sizes : sizes >> 16);
+    return __byte_perm(bytes, 0, j & 1 ? 0x3424 : 0x1404) | ((b & 0x08u) << 12) | ((b & 0x80u) << 24);
 #endif
 }
 

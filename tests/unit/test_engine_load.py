@@ -186,7 +186,7 @@ def test_an_absurd_context_is_refused_before_its_steps_are_rehearsed(tmp_path: P
     config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 1 << 31}))
     checkpoint, settings = open_checkpoint(tmp_path / "model"), EngineConfig()
     found = survey(checkpoint, settings, on_host=False)
-    with pytest.raises(OutOfMemoryError, match="the weights alone .*too large.*lower max_context"):
+    with pytest.raises(OutOfMemoryError, match=r"the weights alone .*too large.*lower max_context"):
         foresee(found, checkpoint, settings, 1 << 36, 1 << 37, DryQueue(arch, 132, frozenset(), total=1 << 50))
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SECTIONS = ("engine", "sampling", "chat")
 UNUSED_SYSTEM = "the system prompt is not used: without a chat template the text stands for itself"
+SINGLE = "n is not used: a conversation goes on with one answer"
 HELP = """/system [TEXT]    show or set the system prompt
 /reset            forget the conversation, keep the system prompt and the settings
 /save FILE        write the conversation, the system prompt and the settings as JSON
@@ -57,6 +58,8 @@ def main(found: argparse.Namespace, settings: config.Settings) -> int:
             raise TemplateError(f"{found.model}: the model has no chat template; with --raw it continues your text")
         if start.mode == "raw" and settings.chat.system:
             logger.warning(UNUSED_SYSTEM)
+        if start.chosen(llm.default_sampling).n > 1:
+            logger.warning(SINGLE)
         chat = Chat(llm, start, Screen(reasoning=settings.chat.show_reasoning))
         if not sys.stdin.isatty():
             return chat.run(prompt.piped) or int(chat.failed)
@@ -191,6 +194,8 @@ class Chat:
         name, _, value = words.partition(" ")
         if value.strip():
             self.session = self.session.set(name, value.strip())
+            if name == "n":
+                logger.warning(SINGLE)
         elif name:
             raise RequestError("/set needs a key and a value, or nothing to show all")
         chosen = msgspec.structs.asdict(self.session.chosen(self.llm.default_sampling))

@@ -232,6 +232,18 @@ def test_events_add_up_to_the_output(llm: LLM) -> None:
     assert usage.prefill_seconds > 0 and usage.decode_seconds > 0 and usage.queue_seconds >= 0
 
 
+def test_leaving_an_asyncio_stream_cancels_it(llm: LLM) -> None:
+    async def leave() -> None:
+        async for _ in llm.astream([5, 6], Sampling(ignore_eos=True)):
+            break
+        before = llm.stats().generated_tokens
+        await asyncio.to_thread(idle, llm)
+        assert llm.stats().generated_tokens - before < 100  # of the 250 that the context holds
+
+    asyncio.run(leave())
+    assert idle(llm)
+
+
 def test_asyncio_tasks_stream_together(llm: LLM) -> None:
     async def tell(i: int) -> list[Event]:
         return [event async for event in llm.astream([i + 3, 9], GREEDY)]

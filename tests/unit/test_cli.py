@@ -322,10 +322,11 @@ def test_a_scripted_conversation_that_failed_somewhere_says_so(call: Any) -> Non
     assert call(["chat", "m"], FakeLLM(["fine"]), "b\n")[0] == 0
 
 
-def test_a_system_prompt_that_raw_text_cannot_take_is_reported(call: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_settings_that_cannot_be_followed_are_reported(call: Any, caplog: pytest.LogCaptureFixture) -> None:
     call(["run", "m", "x", "--system", "be brief"], FakeLLM(["a"], template=None))
     call(["chat", "m", "--raw", "--system", "be brief"], FakeLLM(["a"]), "x\n")
-    assert [r.message for r in caplog.records] == [chat.UNUSED_SYSTEM] * 2
+    call(["chat", "m", "--n", "3"], FakeLLM(["a"]), "/set n 2\nx\n")
+    assert [r.message for r in caplog.records] == [chat.UNUSED_SYSTEM] * 2 + [chat.SINGLE] * 2
 
 
 def test_chat_without_a_template_offers_raw(call: Any) -> None:
@@ -384,6 +385,10 @@ def test_help_of_every_command_lists_its_settings(call: Any, capsys: pytest.Capt
         assert "--max-context" in shown
         assert "--temperature" in shown
         assert "bwinfer.toml" in shown
+    with pytest.raises(SystemExit):
+        call(["tokenize", "--help"], FakeLLM())
+    shown = capsys.readouterr().out
+    assert "--revision" in shown and "--max-context" not in shown  # a flag that nothing reads is no flag
 
 
 def test_amounts() -> None:

@@ -13,8 +13,8 @@ from blackwell_infer.device.check import Signature, check_copy, check_shape, des
 from blackwell_infer.device.queue import Closable, Dim, Scalar
 from blackwell_infer.device.tensor import Tensor
 from blackwell_infer.emulator.memory import GUARD, Heap
-from blackwell_infer.emulator.parse import Module, parse_module
-from blackwell_infer.emulator.run import Emulator
+from blackwell_infer.emulator.parse import Module
+from blackwell_infer.emulator.run import Emulator, Texts
 from blackwell_infer.emulator.tensormap import TensorMap
 from blackwell_infer.errors import DeviceError
 from blackwell_infer.kernels.compile import Builder
@@ -55,7 +55,7 @@ class Copied:
 
 class EmulatedQueue:
     """`device.queue.Queue` of architecture `arch` through `emulator`. `seed` turns on the random-warp schedule;
-    `parsed` keeps the PTX that was read, by its text, for queues that share it.
+    `texts` keeps the PTX that was read, for queues that share it.
 
     PtxError (an unknown form, an access out of bounds, a missing barrier) carries the PTX line and instruction.
     """
@@ -63,15 +63,14 @@ class EmulatedQueue:
     libraries: frozenset[str] = frozenset()
 
     def __init__(self, arch: str = "sm_90a", builder: Builder | None = None, seed: int | None = None,
-                 sm_count: int = 4, parsed: dict[str, Module] | None = None) -> None:
+                 sm_count: int = 4, texts: Texts | None = None) -> None:
         self.arch, self.sm_count, self.seed = arch, sm_count, seed
         self.builder = builder or Builder(arch)
         self.heap = Heap()
         self.arena = Arena(self._range)
         self._ranges: list[EmulatedRange] = []
-        self._emulator = Emulator(self.heap)
+        self._emulator = Emulator(self.heap, texts)
         self.inside = False
-        self._parsed = {} if parsed is None else parsed
         self._globals: dict[str, dict[str, int]] = {}
         self._owned: dict[object, Closable] = {}
 
@@ -144,9 +143,7 @@ class EmulatedQueue:
 
     def _module(self, v: Variant) -> tuple[Module, dict[str, int]]:
         text = self.builder.unit(v).ptx
-        if text not in self._parsed:
-            self._parsed[text] = parse_module(text)
-        module = self._parsed[text]
+        module = self._emulator.texts.module(text)
         if text not in self._globals:
             addresses = self._globals[text] = {}
             for variable in module.variables:

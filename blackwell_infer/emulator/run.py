@@ -16,7 +16,7 @@ from blackwell_infer.emulator.flow import doubtful
 from blackwell_infer.emulator.instructions import FORMS
 from blackwell_infer.emulator.machine import EXITED, PATIENCE, Indices, Lanes, Machine, Step
 from blackwell_infer.emulator.memory import Heap, LaneError
-from blackwell_infer.emulator.parse import Entry, Instruction, Module, Operand, PtxError
+from blackwell_infer.emulator.parse import Entry, Instruction, Module, Operand, PtxError, parse_module
 
 BRANCHES, RETURNS = frozenset({"bra", "bra.uni"}), frozenset({"ret", "exit", "ret.uni"})
 SYNC = frozenset({"bar.sync", "barrier.sync.aligned", "barrier.cta.sync.aligned", "barrier.sync", "barrier.cta.sync",
@@ -36,6 +36,8 @@ WAITS = 5000
 """waits in vain at mbarriers after which the same is taken to hold"""
 KEPT = 1 << 22
 """registers times lanes of the machines that stay built between launches"""
+AHEAD = 0.5
+"""chance that in a random schedule not the lowest block runs but that of any warp, so that warps get far ahead"""
 CONTINUE = 0.75
 """chance that a random subset of warps runs on after a block"""
 
@@ -72,12 +74,34 @@ class Program:
         return (self.target[label], *through)
 
 
-class Emulator:
-    """Runs launches against one heap. Programs and machines stay built between launches of the same shape."""
+class Texts:
+    """PTX that was read, and what was found out about its kernels. Emulators may share one."""
 
-    def __init__(self, heap: Heap) -> None:
-        self.heap = heap
+    def __init__(self) -> None:
+        self._modules: dict[str, Module] = {}
         self._programs: dict[tuple[int, str], Program] = {}
+
+    def module(self, text: str) -> Module:
+        if text not in self._modules:
+            self._modules[text] = parse_module(text)
+        return self._modules[text]
+
+    def program(self, module: Module, name: str) -> Program:
+        """PtxError: the module has no such kernel."""
+        if name not in module.entries:
+            raise PtxError(f"no kernel {name!r} in this module; it has {sorted(module.entries)}")
+        key = id(module), name
+        if key not in self._programs:
+            self._programs[key] = Program(module, module.entries[name])
+        return self._programs[key]
+
+
+class Emulator:
+    """Runs launches against one heap. Machines stay built between launches of the same shape."""
+
+    def __init__(self, heap: Heap, texts: Texts | None = None) -> None:
+        self.heap = heap
+        self.texts = texts or Texts()
         self._runs: dict[tuple[Any, ...], Run] = {}
 
     def launch(self, module: Module, name: str, constants: Mapping[str, int], grid: tuple[int, int, int],
@@ -87,15 +111,10 @@ class Emulator:
 
         PtxError carries the kernel, the PTX line, the source line, the instruction, and what went wrong where.
         """
-        if name not in module.entries:
-            raise PtxError(f"no kernel {name!r} in this module; it has {sorted(module.entries)}")
-        key = id(module), name
-        if key not in self._programs:
-            self._programs[key] = Program(module, module.entries[name])
-        program = self._programs[key]
+        program = self.texts.program(module, name)
         total = grid[0] * grid[1] * grid[2]
         ctas = min(max(1, LANES // (-(-block[0] * block[1] * block[2] // 32) * 32)), total)
-        shape = (*key, block, ctas, dynamic)
+        shape = (id(module), name, block, ctas, dynamic)
         if shape not in self._runs:
             if sum(r.weight for r in self._runs.values()) > KEPT:
                 self._runs.clear()
@@ -191,6 +210,10 @@ class Run:
             limit = -1
         else:
             at = int(place[ready].min())
+            if self.random is not None and self.random.random() < AHEAD:
+                lowest = np.where(ready, place, np.iinfo(np.int64).max).reshape(-1, 32).min(axis=1)
+                at = int(lowest[self.random.choice(chosen)])
+                ready &= np.repeat(lowest == at, 32)
         here = ready & (place == at)
         n = np.flatnonzero(here)
         if len(n) == self.m.lanes:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from blackwell_infer.device.emulated import EmulatedQueue
-from blackwell_infer.emulator.parse import Module
+from blackwell_infer.emulator.run import Texts
 from blackwell_infer.kernels.compile import Builder
 
 
@@ -15,9 +15,9 @@ def emulated(pytestconfig: pytest.Config) -> Callable[..., EmulatedQueue]:
     """emulated(arch, seed=None) -> a fresh queue; the compiled units and their parsed text are shared."""
     folder = pytestconfig.cache.mkdir("kernels")
     builders: dict[str, Builder] = {}
-    parsed: dict[str, Module] = {}
+    texts = Texts()
 
     def make(arch: str, seed: int | None = None) -> EmulatedQueue:
         builder = builders.setdefault(arch, Builder(arch, cache=folder))
-        return EmulatedQueue(arch, builder, seed=seed, parsed=parsed)
+        return EmulatedQueue(arch, builder, seed=seed, texts=texts)
     return make

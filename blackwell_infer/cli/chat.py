@@ -11,6 +11,7 @@ import msgspec
 
 from blackwell_infer import config
 from blackwell_infer.cli import prompt, session
+from blackwell_infer.cli.flags import collect
 from blackwell_infer.cli.model import opened
 from blackwell_infer.cli.screen import Screen, one_line
 from blackwell_infer.cli.session import Session
@@ -52,7 +53,7 @@ def main(found: argparse.Namespace, settings: config.Settings) -> int:
     start = Session(mode="raw" if settings.chat.mode == "raw" else "chat", system=settings.chat.system,
                     sampling=settings.sampling, model=found.model)
     if found.load is not None:
-        start = session.load(found.load)
+        start = session.load(found.load).under(collect(found))
     with opened(found.model, settings.engine) as llm:
         if start.mode == "chat" and llm.template is None:
             raise TemplateError(f"{found.model}: the model has no chat template; with --raw it continues your text")

@@ -48,6 +48,14 @@ class Session(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             raise ConfigError(f"unknown setting {name}{config.nearest(key, table)}")
         return msgspec.structs.replace(self, sampling={**self.sampling, key: config.parse(table[key], text, name)})
 
+    def under(self, flags: Mapping[str, Mapping[str, Any]]) -> Session:
+        """The session with the flags of a command line on top. RequestError if it is of the other mode."""
+        chat = flags.get("chat", {})
+        if chat.get("mode", self.mode) not in ("auto", self.mode):
+            raise RequestError(f"the saved conversation is in {self.mode} mode, not in {chat['mode']} mode")
+        return msgspec.structs.replace(self, system=chat.get("system", self.system),
+                                       sampling={**self.sampling, **flags.get("sampling", {})})
+
     def chosen(self, default: Sampling) -> Sampling:
         """The model's default sampling with this session's settings on top."""
         return msgspec.structs.replace(default, **self.sampling)

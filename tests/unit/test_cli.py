@@ -206,6 +206,17 @@ def test_save_and_load_give_the_conversation_back(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_flags_win_over_a_loaded_conversation(call: Any, tmp_path: Path) -> None:
+    path = tmp_path / "talk.json"
+    Session(system="old", sampling={"top_k": 3, "temperature": 0.1}).save(path)
+    llm = FakeLLM(["fine"])
+    assert call(["chat", "m", "--load", str(path), "--temperature", "0.9", "--system", "new"], llm, "hi\n")[0] == 0
+    assert llm.asked[0][2] == Sampling(top_k=3, temperature=0.9)
+    assert llm.asked[0][1][0] == Message(role="system", content="new")
+    status, _, err = call(["chat", "m", "--load", str(path), "--raw"], FakeLLM())
+    assert status == 1 and "chat mode, not in raw mode" in err
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"mode": "other"}', '{"messages": 3}', '{"unknown": 1}', "\x00"])
 def test_a_file_that_is_no_conversation_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "bad.json"

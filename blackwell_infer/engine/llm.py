@@ -124,7 +124,7 @@ class LLM:
         RequestError and TemplateError are raised at once. Later failures arrive as an event with `error`. Close the
         stream, or leave it, to cancel.
         """
-        return Stream(self._engine, self._request(self._one(prompt, messages), sampling, variables))
+        return Stream(self._engine, self._request(self._one(prompt, messages), sampling, variables), self)
 
     def score(self, token_ids: Ids, *, logits: bool = False) -> Score:
         """Teacher-forced log-probabilities [T] of T token ids (entry 0 is 0.0), and logits [T, V] if asked for."""
@@ -152,7 +152,7 @@ class LLM:
     def astream(self, prompt: Prompt | None = None, sampling: Sampling | None = None, *, messages: Chat | None = None,
                 **variables: Any) -> AsyncStream:
         """`stream` for asyncio: `async for event in llm.astream(...)`. Call it where an event loop runs."""
-        return AsyncStream(self._engine, self._request(self._one(prompt, messages), sampling, variables))
+        return AsyncStream(self._engine, self._request(self._one(prompt, messages), sampling, variables), self)
 
     async def ascore(self, token_ids: Ids, *, logits: bool = False) -> Score:
         """`score` for asyncio. Cancelling the task cancels."""

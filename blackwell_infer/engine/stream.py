@@ -18,8 +18,9 @@ from blackwell_infer.types import Event, Output
 class Handle:
     """A request that runs: its number, its failure, and how to end it. Dropping the last reference ends it, too."""
 
-    def __init__(self, engine: Engine, request: Request, sink: Sink) -> None:
+    def __init__(self, engine: Engine, request: Request, sink: Sink, owner: object) -> None:
         self._done = True
+        self._owner = owner                      # whose end would close the engine
         self._engine = engine
         self.request = request
         self._job = engine.submit(request, sink)
@@ -52,9 +53,9 @@ class Stream(Handle, Iterator[Event]):
     failure is an event with `finish_reason="error"` and `error`; `failure` then holds the typed error.
     """
 
-    def __init__(self, engine: Engine, request: Request) -> None:
+    def __init__(self, engine: Engine, request: Request, owner: object = None) -> None:
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        super().__init__(engine, request, self._events.put)
+        super().__init__(engine, request, self._events.put, owner)
 
     def __next__(self) -> Event:
         if self._done:
@@ -92,11 +93,11 @@ def sink_into(events: asyncio.Queue[Event], loop: asyncio.AbstractEventLoop) -> 
 class AsyncStream(Handle, AsyncIterator[Event]):
     """`Stream` for a running event loop: `async for`, `await aclose()`, `async with`."""
 
-    def __init__(self, engine: Engine, request: Request) -> None:
+    def __init__(self, engine: Engine, request: Request, owner: object = None) -> None:
         self._done = True                        # nothing to close, should there be no running loop
         loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Event] = asyncio.Queue()
-        super().__init__(engine, request, sink_into(self._events, loop))
+        super().__init__(engine, request, sink_into(self._events, loop), owner)
 
     async def __anext__(self) -> Event:
         if self._done:

@@ -311,6 +311,11 @@ def test_a_closed_model_refuses_and_ends_what_ran(opened: Open) -> None:
     assert (llm.stats().running, llm.stats().waiting, llm.stats().pages_used) == (0, 0, 0)
 
 
+def test_a_stream_keeps_its_model_open(opened: Open) -> None:
+    assert [event.finish_reason for event in opened().stream([5, 6], Sampling(max_tokens=9, ignore_eos=True))] == [
+        *[None] * 8, "length"]
+
+
 def test_scoring_that_a_close_ends_is_a_typed_error(opened: Open) -> None:
     llm = opened()
 

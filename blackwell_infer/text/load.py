@@ -7,12 +7,14 @@ from typing import Any
 import msgspec
 
 from blackwell_infer.checkpoint.reader import Checkpoint, located
-from blackwell_infer.errors import TemplateError
+from blackwell_infer.errors import TemplateError, TokenizerError
 from blackwell_infer.text.folder import template_source, tokenizer_from_folder
 from blackwell_infer.text.gguf_vocab import tokenizer_from_gguf
 from blackwell_infer.text.template import ChatTemplate, reasoning_markers, starts_inside
 from blackwell_infer.text.tokenizer import Tokenizer
 from blackwell_infer.types import Message
+
+VOCABULARIES = ("tokenizer.json", "tokenizer.model")
 
 
 class Text(msgspec.Struct, frozen=True):
@@ -56,6 +58,9 @@ def read_text(checkpoint: Checkpoint) -> Text:
             source = template_source(checkpoint.path.parent)
     else:
         folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+        if folder != checkpoint.path and not any((folder / name).is_file() for name in VOCABULARIES):
+            raise TokenizerError(f"has no vocabulary, and beside it lies neither {' nor '.join(VOCABULARIES)}; take a "
+                                 "GGUF with a vocabulary, or put the model's own there")
         tokenizer = tokenizer_from_folder(folder, checkpoint.generation)
         source = template_source(folder)
     if source is None:

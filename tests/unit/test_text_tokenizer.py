@@ -287,6 +287,8 @@ def test_gguf_text(tmp_path: Path) -> None:
                           ({"tokenizer.ggml.pre": "?"}, TokenizerError)):
         with pytest.raises(error, match=r"m\.gguf: tokenizer\."):  # where, too
             open_text(Folder(tmp_path / "m.gguf", metadata=metadata | broken))
+    with pytest.raises(TokenizerError, match=r"m\.gguf: has no vocabulary, and beside it"):
+        open_text(Folder(tmp_path / "m.gguf", metadata={}))
     (tmp_path / "chat_template.jinja").write_text("beside")
     assert open_text(Folder(tmp_path / "m.gguf", metadata=metadata)).prompt([]) == "beside"
 

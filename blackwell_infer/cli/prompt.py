@@ -73,7 +73,7 @@ def terminal(history: Path, toolbar: Callable[[], str]) -> Read:
 
 
 def keys() -> KeyBindings:
-    """Alt-Enter inserts a line break instead of sending."""
+    """Alt-Enter inserts a line break instead of sending; Ctrl-C discards what has been typed, if there is anything."""
     from prompt_toolkit.key_binding import KeyBindings
 
     bindings = KeyBindings()
@@ -81,5 +81,12 @@ def keys() -> KeyBindings:
     @bindings.add("escape", "enter")
     def _(event: Any) -> None:
         event.current_buffer.insert_text("\n")
+
+    @bindings.add("c-c")
+    def _(event: Any) -> None:
+        if event.current_buffer.text:
+            event.current_buffer.reset()
+        else:
+            event.app.exit(exception=KeyboardInterrupt)
 
     return bindings

@@ -40,7 +40,8 @@ def test_a_history_that_cannot_be_written_is_said_and_not_needed(
 
 def test_ctrl_c_and_ctrl_d_reach_the_loop(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        typed("abc\x03", tmp_path / "history")
+        typed("\x03", tmp_path / "history")
+    assert typed("abc\x03def\r", tmp_path / "history") == "def"  # what was typed is discarded first
     with pytest.raises(EOFError):
         typed("\x04", tmp_path / "history")
 

@@ -15,6 +15,8 @@ args = parser.parse_args()
 
 with LLM(args.model, device=args.device) as llm:
     ids = llm.tokenizer.encode(args.text)
+    if len(ids) < 2:
+        parser.error("the text has fewer than two tokens: nothing precedes the first one")
     logprobs = llm.score(ids).logprobs[1:].tolist()  # nothing precedes the first token
     print(f"{len(ids)} tokens, perplexity {math.exp(-sum(logprobs) / len(logprobs)):.2f}")
     for logprob, id in sorted(zip(logprobs, ids[1:], strict=True))[:5]:

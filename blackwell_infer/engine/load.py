@@ -153,7 +153,12 @@ def choose_device(device: str) -> str:
     usable = [d for d in found.devices if d.supported] if found.driver >= OLDEST_DRIVER else []
     if usable:
         return f"cuda:{usable[0].index}"
-    logger.info("device auto takes numpy: %s", found.reason or "no GPU has kernels here, or its driver is too old")
+    if found.devices:
+        gpus = ", ".join(f"{d.name} ({d.arch})" for d in found.devices)
+        logger.warning("device auto takes numpy, which is slow: no kernels exist for %s, or the driver (CUDA %d.%d) is "
+                       "too old; `bwinfer info` says more", gpus, *found.driver)
+    else:
+        logger.info("device auto takes numpy: %s", found.reason)
     return "numpy"
 
 

@@ -143,7 +143,7 @@ def test_dtype(forms: dict[str, int], named: str | None, dtype: str, on_host: bo
     assert choose_dtype(dtype, on_host, Measure(0, 0, {}, forms, 0), checkpoint) == expected
 
 
-def test_device_auto_is_numpy_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_auto_is_numpy_without_a_gpu(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     from blackwell_infer.device import info
 
     gpu = info.DeviceInfo(1, "GPU", (9, 0), "sm_90a", 132, 1, 1)
@@ -152,6 +152,8 @@ def test_device_auto_is_numpy_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(info, "list_devices", lambda found=found: found)
         assert choose_device("auto") == expected
     assert choose_device("cuda:3") == "cuda:3"
+    warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert len(warnings) == 1 and "GPU (sm_90a)" in warnings[0] and "CUDA 12.4" in warnings[0]  # not without a word
 
 
 def test_info_says_what_was_loaded() -> None:

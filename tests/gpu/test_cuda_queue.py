@@ -152,10 +152,11 @@ def test_memory_runs_out_with_numbers_and_comes_back(queue: CudaQueue) -> None:
     with pytest.raises(OutOfMemoryError, match=f"needs {2 * total} bytes"):
         queue.zeros((2 * total,), np.uint8)
     x = queue.zeros((1 << 30,), np.uint8)
-    assert queue.memory()[0] <= free - (1 << 30)
+    slack = 64 << 20  # the driver gives back what other tests closed whenever it likes
+    assert queue.memory()[0] <= free - (1 << 30) + slack
     assert not queue.download(x[-8:]).result().any()
     del x
-    assert queue.memory()[0] >= free - (64 << 20)
+    assert queue.memory()[0] >= free - slack
 
 
 def test_faults_are_typed(own: CudaQueue) -> None:

@@ -55,7 +55,9 @@ def test_large_matrices(queue: CudaQueue, form: str, rows: int, library: bool,
     w, dense = placed(queue, form, 3001, 1536)
     x = activations(rows, 1536, "bfloat16")
     out = logits(queue, queue.put(x), (w,))
-    rounded = dense.astype(inputs.DTYPES["bfloat16"]).astype(np.float64)
+    # Few rows take NVFP4 as its codes times its block scales, which bfloat16 holds exactly, and the factor afterwards.
+    exact = form == "nvfp4" and rows <= 64
+    rounded = dense.astype(np.float64 if exact else inputs.DTYPES["bfloat16"]).astype(np.float64)
     wanted = x.astype(np.float64) @ rounded.T
     got = queue.download(out).result()
     assert got.dtype == np.float32 and np.abs(got - wanted).max() < 2e-5 * np.abs(wanted).max()

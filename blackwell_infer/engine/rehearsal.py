@@ -47,7 +47,7 @@ def rehearse(build: Build, tensors: Mapping[str, TensorInfo], limits: Limits, qu
     model = build.model(queue, Hollow(queue, tensors), limits.context, limits.batch, 1)
     runner = ModelRunner(queue, CudaOps(queue), model)
     for work in works(limits):
-        runner.run(work)
+        runner.launch(work)
     return Rehearsal(queue.arena.peak, tuple(queue.variants.values()))
 
 
@@ -79,7 +79,7 @@ def work(counts: list[int], limits: Limits, scores: bool) -> Work:
     nothing = np.zeros(0, np.int32)
     if scores:
         wanted = np.arange(counts[0], dtype=np.int32)
-        return Work(batch, None, (), wanted, np.zeros_like(wanted), True)
+        return Work(batch, None, nothing, (), wanted, np.zeros_like(wanted), True)
     one = np.zeros(1, np.int32)
-    return Work(batch, make_params(rows, [Settings(PENALISED, 0, (0,), (0.0,))] * len(rows)), (Reload(0, one, one),),
-                nothing, nothing, False)
+    return Work(batch, make_params(rows, [Settings(PENALISED, 0, (0,), (0.0,))] * len(rows)),
+                np.arange(len(rows), dtype=np.int32), (Reload(0, one, one),), nothing, nothing, False)

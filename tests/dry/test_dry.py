@@ -110,7 +110,8 @@ def test_a_captured_step_repeats_its_launches_and_copies_nothing() -> None:
     assert len(q.trace) == 1, "a capture runs nothing"
     graph.run()
     assert q.trace[0] == q.trace[1] and q.arena.reserved == used
-    for copy in (lambda: q.upload(x, np.zeros(4, ml_dtypes.bfloat16)), lambda: q.put(np.zeros(1)), lambda: q.download(x),
+    host = np.zeros(4, ml_dtypes.bfloat16)
+    for copy in (lambda: q.upload(x, host), lambda: q.put(host), lambda: q.download(x),
                  lambda: q.zeros((1,), np.int8)):
         with pytest.raises(DeviceError, match="inside a"):
             q.capture(copy)

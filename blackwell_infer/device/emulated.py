@@ -109,8 +109,13 @@ class EmulatedQueue:
             return self._own(shape, kind)
         nbytes = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
         ptr, lease = self.arena.take(nbytes + GUARD)
-        self._do(partial(self.heap.define, ptr, nbytes))
+        self._do(partial(self._define, ptr, nbytes))
         return Tensor(ptr, tuple(shape), kind, lease)
+
+    def _define(self, ptr: int, nbytes: int) -> None:
+        """An allocation in place of those that died there earlier in the step."""
+        self.heap.forget(ptr, nbytes + GUARD)
+        self.heap.define(ptr, nbytes)
 
     def _do(self, move: Callable[[], None]) -> None:
         """Make a move, or only record it inside a capture."""

@@ -10,7 +10,7 @@ import numpy as np
 from blackwell_infer.checkpoint.reader import TensorInfo
 from blackwell_infer.device.dry import DryQueue
 from blackwell_infer.engine.batch import Reload, Settings, Tables, Work, make_batch, make_params
-from blackwell_infer.engine.runner import ModelRunner
+from blackwell_infer.engine.graphs import GraphRunner
 from blackwell_infer.engine.scheduler import Limits, Plan, Row, pages_for
 from blackwell_infer.engine.state import Build
 from blackwell_infer.engine.weights import DeviceLoading, Meter, hollow
@@ -45,7 +45,7 @@ def rehearse(build: Build, tensors: Mapping[str, TensorInfo], limits: Limits, qu
     """Run the largest steps within `limits` on a dry queue of the real device's architecture and libraries."""
     # Pages are never written, so one may stand for all.
     model = build.model(queue, Hollow(queue, tensors), limits.context, limits.batch, 1)
-    runner = ModelRunner(queue, CudaOps(queue), model)
+    runner = GraphRunner(queue, CudaOps(queue), model, limits.context, capture=False)
     for work in works(limits):
         runner.launch(work)
     return Rehearsal(queue.arena.peak, tuple(queue.variants.values()))

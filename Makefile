@@ -24,7 +24,7 @@ chat: named $(SETUP)
 	$(BIN)/bwinfer chat '$(MODEL)' $(ARGS)
 
 test: $(SETUP)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 check: $(SETUP)
 	$(BIN)/ruff check .

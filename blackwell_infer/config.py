@@ -27,8 +27,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """How a model is loaded and served. Every field is an `LLM` keyword, a flag, a bwinfer.toml key and a variable."""
 
     device: Annotated[str, Meta(
-        pattern=r"^(auto|cuda(:\d+)?|numpy)$",
-        description="auto, cuda, cuda:N or numpy; auto takes the first usable GPU",
+        pattern=r"^(auto|cuda(:\d+)?|numpy|emulated(:sm_\d+[af]?)?)$",
+        description="auto, cuda, cuda:N, numpy, or emulated for tiny models; auto takes the first usable GPU",
     )] = "auto"
     dtype: Annotated[str, Meta(
         pattern="^(auto|float32|float16|bfloat16)$",
@@ -205,21 +205,40 @@ def number(text: str) -> int | float | str:
 def config_home(environ: Mapping[str, str] = os.environ) -> Path:
     """The user's configuration folder of this program."""
     base = environ.get("XDG_CONFIG_HOME")
-    return (Path(base) if base else Path.home() / ".config") / "bwinfer"
+    return (Path(base) if base else home() / ".config") / "bwinfer"
 
 
 def state_home(environ: Mapping[str, str] = os.environ) -> Path:
     """The user's state folder of this program (history of typed lines)."""
     base = environ.get("XDG_STATE_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "state") / "bwinfer"
+    return (Path(base) if base else home() / ".local" / "state") / "bwinfer"
+
+
+def home() -> Path:
+    """The user's home. Without one (in a container) it is a path below which nothing exists or can be made."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path(os.devnull)
 
 
 def find_file(start: Path, environ: Mapping[str, str] = os.environ) -> Path | None:
-    """The bwinfer.toml of `start` or its nearest parent that has one, else the user's, else None."""
+    """The bwinfer.toml of `start` or its nearest parent that has one, else the user's, else None.
+
+    Folders that cannot be looked into are passed over.
+    """
     for folder in (start, *start.parents, config_home(environ)):
-        if (folder / FILE).is_file():
+        if os.path.isfile(folder / FILE):
             return folder / FILE
     return None
+
+
+def working_folder() -> Path:
+    """The working folder, or its root if it has been removed."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        return Path("/")
 
 
 def read_file(path: Path) -> dict[str, dict[str, Any]]:
@@ -258,7 +277,7 @@ def load(flags: Mapping[str, Mapping[str, Any]] | None = None, *, path: Path | N
 
     ConfigError: an unknown section, key or variable, a value of the wrong type or out of range, an unreadable file.
     """
-    path = path or find_file(start or Path.cwd(), environ)
+    path = path or find_file(start or working_folder(), environ)
     layers = [read_file(path) if path else {}, read_environment(environ), flags or {}]
     merged = {section: {k: v for layer in layers for k, v in layer.get(section, {}).items()} for section in SECTIONS}
     return Settings(engine=EngineConfig(**merged["engine"]), sampling=merged["sampling"],

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ _ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(:(?P<file>[^:\\\0]+\.gguf))?")
 TEXT_FILES = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
+    "hf_quant_config.json", "lynn_quant_manifest.json",
 )
 """What a Hugging Face folder may hold besides weights and is worth fetching."""
 
@@ -50,7 +52,7 @@ def _existing(model: str) -> Path | None:
 
 def _free(folder: Path) -> int:
     """Free bytes where `folder` is or will be."""
-    return shutil.disk_usage(next(p for p in (folder, *folder.absolute().parents) if p.exists())).free
+    return shutil.disk_usage(next(p for p in (folder, *folder.absolute().parents) if os.path.exists(p))).free
 
 
 class _Repository:
@@ -107,7 +109,8 @@ class _Repository:
         """Download what is not in the cache yet, after checking that it fits the disk; the path of the first."""
         from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
-        absent = [n for n in names if not isinstance(try_to_load_from_cache(self.name, n, revision=commit), str)]
+        absent = self._call("the cache", lambda: [
+            n for n in names if not isinstance(try_to_load_from_cache(self.name, n, revision=commit), str)])
         need = sum(sizes[name] for name in absent)
         folder = Path(constants.HF_HUB_CACHE)
         self._check_space(folder, need)
@@ -170,6 +173,8 @@ class _Repository:
 
         if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
             error = error.__cause__              # the client hides why it looked into its cache
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
+            return f"{error.filename} cannot be used ({error.strerror}); set HF_HOME to a folder that can be written"
         if isinstance(error, errors.GatedRepoError):
             return "access is restricted; accept its terms on the hub and set HF_TOKEN"
         if isinstance(error, errors.RepositoryNotFoundError):

@@ -144,6 +144,9 @@ def check_settings(path: Path, settings: Mapping[str, Any]) -> None:
                     refuse(f"block_structure {weights['block_structure']!r}", (f"[{SIDE}, {SIDE}]",))
         if settings.get("transform_config"):
             refuse("transform_config", ("no transforms",))
+        sparse = settings.get("sparsity_config")
+        if isinstance(sparse, Mapping) and sparse.get("format") not in (None, "dense"):
+            refuse(f"sparsity_config format {shorten(str(sparse['format']))}", ("dense",))
     elif method == "fp8" and settings.get("weight_block_size") not in (None, [SIDE, SIDE]):
         refuse(f"weight_block_size {settings['weight_block_size']!r}", (f"[{SIDE}, {SIDE}]",))
 

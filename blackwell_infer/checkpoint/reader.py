@@ -1,12 +1,14 @@
 """What a checkpoint is to the rest of the engine, whatever its container. Memory-mapped: opening reads only headers."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
 
+from blackwell_infer.errors import CheckpointError, TemplateError, TokenizerError
 from blackwell_infer.quant.format import Weight
 
 
@@ -37,3 +39,14 @@ class Checkpoint(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@contextmanager
+def located(path: Path) -> Iterator[None]:
+    """Puts the path of a model in front of errors about its content that do not name it."""
+    try:
+        yield
+    except (CheckpointError, TokenizerError, TemplateError) as error:
+        if str(path) in str(error):
+            raise
+        raise type(error)(f"{path}: {error}") from error

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,15 +12,18 @@ import msgspec
 from blackwell_infer import config
 from blackwell_infer.cli import prompt, session
 from blackwell_infer.cli.model import opened
-from blackwell_infer.cli.screen import Screen
+from blackwell_infer.cli.screen import Screen, one_line
 from blackwell_infer.cli.session import Session
 from blackwell_infer.errors import BlackwellInferError, RequestError, TemplateError
-from blackwell_infer.types import Usage
+from blackwell_infer.log import logger
+from blackwell_infer.types import Event, Usage
 
 if TYPE_CHECKING:
-    from blackwell_infer import LLM
+    from blackwell_infer import LLM, Stream
 
 SECTIONS = ("engine", "sampling", "chat")
+UNUSED_SYSTEM = "the system prompt is not used: without a chat template the text stands for itself"
+SINGLE = "n is not used: a conversation goes on with one answer"
 HELP = """/system [TEXT]    show or set the system prompt
 /reset            forget the conversation, keep the system prompt and the settings
 /save FILE        write the conversation, the system prompt and the settings as JSON
@@ -42,7 +45,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(found: argparse.Namespace, settings: config.Settings) -> int:
-    """Run the conversation until the input ends. TemplateError: the model has no chat template and --raw is absent."""
+    """Run the conversation until the input ends; 1 if it was scripted and something in it failed.
+
+    TemplateError: the model has no chat template and --raw is absent.
+    """
     start = Session(mode="raw" if settings.chat.mode == "raw" else "chat", system=settings.chat.system,
                     sampling=settings.sampling, model=found.model)
     if found.load is not None:
@@ -50,22 +56,28 @@ def main(found: argparse.Namespace, settings: config.Settings) -> int:
     with opened(found.model, settings.engine) as llm:
         if start.mode == "chat" and llm.template is None:
             raise TemplateError(f"{found.model}: the model has no chat template; with --raw it continues your text")
+        if start.mode == "raw" and settings.chat.system:
+            logger.warning(UNUSED_SYSTEM)
+        if start.chosen(llm.default_sampling).n > 1:
+            logger.warning(SINGLE)
         chat = Chat(llm, start, Screen(reasoning=settings.chat.show_reasoning))
-        read: prompt.Read = prompt.piped
-        if sys.stdin.isatty():
-            read = prompt.terminal(config.state_home() / "history", chat.status)
-            chat.screen.note(f"{found.model} on {llm.info().device}; /help lists the commands")
+        if not sys.stdin.isatty():
+            return chat.run(prompt.piped) or int(chat.failed)
+        read = prompt.terminal(config.state_home() / "history", chat.status)
+        chat.screen.note(f"{found.model} on {llm.info().device}; /help lists the commands")
         return chat.run(read)
 
 
 class Chat:
-    """The loop: reads entries, runs commands, streams answers. All state is `session` and the last answer's `usage`."""
+    """The loop: reads entries, runs commands, streams answers. All state is `session`, the last answer's `usage`, and
+    whether anything `failed`."""
 
     def __init__(self, llm: LLM, start: Session, screen: Screen) -> None:
         self.llm = llm
         self.session = start
         self.screen = screen
         self.usage: Usage | None = None
+        self.failed = False
         self.commands: Mapping[str, Callable[[str], None]] = {
             "system": self.system, "reset": self.reset, "save": self.save, "load": self.load, "set": self.set,
             "stats": self.stats, "help": self.help,
@@ -91,7 +103,14 @@ class Chat:
             try:
                 self.take(line)
             except BlackwellInferError as error:
-                self.screen.note(f"bwinfer: {error}")
+                self.fail(error)
+            except KeyboardInterrupt:
+                self.screen.note("[stopped]")
+
+    def fail(self, error: object) -> None:
+        """Say what went wrong; the conversation goes on."""
+        self.failed = True
+        self.screen.note(one_line(error))
 
     def take(self, line: str) -> None:
         """Run a command, or answer. An empty line asks for nothing, except in raw mode, where it means: go on."""
@@ -115,14 +134,14 @@ class Chat:
         thoughts: list[str] = []
         reason, failure = "cancelled", None
         try:
-            for event in events:
-                self.screen.thought(event.reasoning)
-                self.screen.answer(event.text)
+            for event in uninterrupted(events, self.llm.cancel):
                 thoughts.append(event.reasoning)
                 text.append(event.text)
                 self.usage = event.usage or self.usage
                 reason = event.finish_reason or reason
                 failure = event.error or failure
+                self.screen.thought(event.reasoning)
+                self.screen.answer(event.text)
         except KeyboardInterrupt:
             events.close()
         finally:
@@ -131,7 +150,7 @@ class Chat:
                 self.session = self.session.answered(line, "".join(text), "".join(thoughts))
         remark = {"length": "stopped at max_tokens or at the end of the context", "cancelled": "stopped"}
         if failure is not None:
-            self.screen.note(f"bwinfer: {failure}")
+            self.fail(failure)
         elif reason in remark:
             self.screen.note(f"[{remark[reason]}]")
 
@@ -175,6 +194,8 @@ class Chat:
         name, _, value = words.partition(" ")
         if value.strip():
             self.session = self.session.set(name, value.strip())
+            if name == "n":
+                logger.warning(SINGLE)
         elif name:
             raise RequestError("/set needs a key and a value, or nothing to show all")
         chosen = msgspec.structs.asdict(self.session.chosen(self.llm.default_sampling))
@@ -186,6 +207,27 @@ class Chat:
 
     def help(self, _: str) -> None:
         self.screen.note(HELP)
+
+
+def uninterrupted(events: Stream, cancel: Callable[[int], None]) -> Iterator[Event]:
+    """The events of an answer. Ctrl-C cancels it, and what the engine still held back comes before the end.
+
+    KeyboardInterrupt: before the first event (a long prompt is not waited for), or a second time.
+    """
+    begun = stopping = False
+    while True:
+        try:
+            event = next(events)
+        except StopIteration:
+            return
+        except KeyboardInterrupt:
+            if stopping or not begun:
+                raise
+            stopping = True
+            cancel(events.request_id)
+            continue
+        begun = True
+        yield event
 
 
 def counters(llm: LLM) -> Mapping[str, object]:

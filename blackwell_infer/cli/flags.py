@@ -38,11 +38,16 @@ class Parser(argparse.ArgumentParser):
 
 
 def add(parser: argparse.ArgumentParser, sections: Sequence[str]) -> None:
-    """Add one flag per setting of the sections. An absent flag leaves no trace in the namespace."""
-    for section in sections:
+    """Add one flag per setting of the sections ("engine"), or a single one of them ("engine.revision").
+
+    An absent flag leaves no trace in the namespace.
+    """
+    for place in sections:
+        section, _, only = place.partition(".")
         group = parser.add_argument_group(f"{section} settings", NOTES.get(section))
         for setting in config.settings_of(section):
-            add_setting(group, setting)
+            if only in ("", setting.name):
+                add_setting(group, setting)
 
 
 def add_setting(group: argparse._ArgumentGroup, setting: config.Setting) -> None:

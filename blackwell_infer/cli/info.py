@@ -100,7 +100,7 @@ def examine(path: Path, engine: config.EngineConfig, places: list[Place],
     """Read the headers of a checkpoint, and rehearse loading it in every place."""
     checkpoint = open_checkpoint(path)
     try:
-        fits = {place.device: try_place(checkpoint, engine, place, devices) for place in places}
+        fits = {place.device: try_place(checkpoint, engine, place, devices) for place in chosen(places, engine.device)}
         found = survey(checkpoint, msgspec.structs.replace(engine, max_context=0), on_host=True)
         measure, build = found.measure, found.build
         stored: Counter[str] = Counter()
@@ -111,6 +111,14 @@ def examine(path: Path, engine: config.EngineConfig, places: list[Place],
         return model, fits
     finally:
         checkpoint.close()
+
+
+def chosen(places: list[Place], device: str) -> list[Place]:
+    """The places that a device setting means: all for "auto", every GPU for "cuda". DeviceError if there is none."""
+    found = [p for p in places if device in ("auto", p.device, p.device.partition(":")[0])]
+    if not found:
+        raise DeviceError(f"device {device} is not here; found {', '.join(p.device for p in places)}")
+    return found
 
 
 def try_place(checkpoint: Checkpoint, engine: config.EngineConfig, place: Place, devices: Devices) -> Fit:

@@ -5,6 +5,7 @@ Exit status: 0 done, 1 a typed error, 2 wrong usage, 130 interrupted.
 from __future__ import annotations
 
 import importlib
+import io
 import logging
 import os
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from blackwell_infer import config
 from blackwell_infer.cli.flags import Parser, UsageError, add, collect
+from blackwell_infer.cli.screen import one_line
 from blackwell_infer.errors import BlackwellInferError
 from blackwell_infer.log import logger
 
@@ -28,19 +30,47 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (without the program's name) and return its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
+    prepare_streams()
     try:
         return dispatch(words)
     except BlackwellInferError as error:
         if "--debug" in words:
             raise
-        print(f"bwinfer: {' '.join(str(error).split())}", file=sys.stderr)
+        print(one_line(error), file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader has seen enough. Python would complain once more when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()  # the reader has seen enough
         return 0
+    except OSError as error:
+        if "--debug" in words:
+            raise
+        drop_output()
+        place = "standard output or input" if error.filename is None else error.filename
+        print(f"bwinfer: {place}: {error.strerror or error}", file=sys.stderr)
+        return 1
+
+
+def prepare_streams() -> None:
+    """Standard streams that a caller closed become empty ones, and none of them fails for an encoding.
+
+    What stdin holds beside valid text is refused where it is encoded; what a terminal cannot show is escaped.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (it stays open)
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape" if mode == "r" else "backslashreplace")
+
+
+def drop_output() -> None:
+    """Send the rest of standard output nowhere: Python would complain once more when it flushes at exit."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError:  # no file stands behind it
+        return
 
 
 def dispatch(words: list[str]) -> int:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from blackwell_infer import config
-from blackwell_infer.cli.chat import speed
+from blackwell_infer.cli.chat import UNUSED_SYSTEM, speed
 from blackwell_infer.cli.flags import UsageError
 from blackwell_infer.cli.model import opened
 from blackwell_infer.cli.screen import Screen
 from blackwell_infer.errors import BlackwellInferError, TemplateError
+from blackwell_infer.log import logger
 from blackwell_infer.types import Event, Message, TokenLogprob, Usage
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def main(found: argparse.Namespace, settings: config.Settings) -> int:
 
 def whole_prompt(prompt: str) -> str:
     """The operand with standard input below it, if that is no terminal. UsageError if both are empty."""
-    piped = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
+    piped = "" if sys.stdin.isatty() else sys.stdin.read()
     text = "\n".join(part for part in (prompt, piped.removesuffix("\n")) if part)
     if not text:
         raise UsageError("no prompt: give one as the second operand or on standard input")
@@ -89,6 +90,8 @@ def ask(llm: LLM, text: str, settings: config.Settings) -> Iterator[Event]:
         raise TemplateError("the model has no chat template; leave out --chat, or give --raw")
     sampling = msgspec.structs.replace(llm.default_sampling, **settings.sampling)
     if mode == "raw" or llm.template is None:
+        if settings.chat.system:
+            logger.warning(UNUSED_SYSTEM)
         return llm.stream(text, sampling)
     first = [Message(role="system", content=settings.chat.system)] if settings.chat.system else []
     return llm.stream(messages=[*first, Message(role="user", content=text)], sampling=sampling)

@@ -8,6 +8,11 @@ DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if code not in (9, 10)}
 
 
+def one_line(error: object) -> str:
+    """An error as the command line prints it."""
+    return f"bwinfer: {' '.join(str(error).split())}"
+
+
 class Screen:
     """Writes answers and notes, flushing every piece. On a terminal control characters of a model are dropped."""
 

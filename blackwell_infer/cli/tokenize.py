@@ -14,7 +14,7 @@ from blackwell_infer.errors import RequestError
 from blackwell_infer.text.load import open_text
 from blackwell_infer.text.tokenizer import Tokenizer
 
-SECTIONS = ("engine",)
+SECTIONS = ("engine.revision",)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -65,18 +65,19 @@ class CudaQueue:
     """`device.queue.Queue` on GPU number `index`. Calls may come from any thread, one at a time.
 
     Launches, copies and library calls run in call order. `close` frees nothing that a Tensor still holds: memory goes
-    with its last Tensor.
+    with its last Tensor. Given a green context (see `device.green`), the queue owns it, and its work runs only there.
     """
 
-    def __init__(self, index: int, arch: str, builder: Builder) -> None:
+    def __init__(self, index: int, arch: str, builder: Builder, green: Any = None) -> None:
         from cuda.core import EventOptions, StreamOptions
 
         self.driver = Driver(index)
         self.arch = arch
-        self.sm_count = int(self.driver.device.properties.multiprocessor_count)
+        place = self.driver.device if green is None else green
+        self.sm_count = int(place.properties.multiprocessor_count if green is None else place.resources.sm.sm_count)
         self.builder = builder
         self.libraries: frozenset[str] = frozenset({"cublaslt"}) if cublaslt_exists() else frozenset()
-        self.stream = self.driver.device.create_stream(options=StreamOptions(nonblocking=True))
+        self.stream = place.create_stream(options=StreamOptions(nonblocking=True))
         self.arena = Arena(self.driver.allocate)
         self._timing = EventOptions(timing_enabled=True)
         self._inside = False
@@ -88,6 +89,7 @@ class CudaQueue:
         self._loaded: dict[tuple[str, str, Any], Loaded] = {}
         self._workspace: DeviceBlock | None = None
         self._owned: dict[object, Closable] = {}
+        self._green = green
         self._open = True
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Tensor:
@@ -117,7 +119,7 @@ class CudaQueue:
 
     def upload(self, dst: Array, src: np.ndarray[Any, Any]) -> None:
         ptr = check_copy(dst, src).ptr
-        self._check_copies(f"upload to {describe(dst)}")
+        self._check_copies("upload to", dst)
         self.driver.bind()
         uploader = self._small if src.nbytes <= SMALL_SLOT else self._large
         for part in contiguous_parts(src):
@@ -127,7 +129,7 @@ class CudaQueue:
     def download(self, src: Array) -> Pending:
         if not isinstance(src, Tensor):
             raise DeviceError(f"a download needs a device array, not {describe(src)}")
-        self._check_copies(f"download of {describe(src)}")
+        self._check_copies("download of", src)
         self.driver.bind()
         return self._downloader.start(src)
 
@@ -179,9 +181,10 @@ class CudaQueue:
         self._graphs.append(CudaCaptured(self, graph))
         return self._graphs[-1]
 
-    def _check_copies(self, what: str) -> None:
+    def _check_copies(self, what: str, array: Array) -> None:
         if self._capturing:
-            raise DeviceError(f"{what} inside a captured step: it would repeat what the host holds now")
+            raise DeviceError(f"{what} {describe(array)} inside a captured step: it would repeat what the host holds "
+                              "now")
 
     def owned(self, kind: Callable[[], T]) -> T:
         if kind not in self._owned:
@@ -205,6 +208,11 @@ class CudaQueue:
         """Wait until everything queued so far is done. DeviceError if any of it failed."""
         self.driver.wait(self.stream)
 
+    def follow(self, other: CudaQueue) -> None:
+        """What is queued here from now on runs after everything that `other`, on the same GPU, has queued so far."""
+        self.driver.bind()
+        self.stream.wait(other.stream)
+
     def elapsed_ms(self, work: Callable[[], None]) -> float:
         """Milliseconds that the device spent on what `work` queues; waits for it."""
         self.driver.bind()
@@ -227,10 +235,14 @@ class CudaQueue:
         self._owned.clear()
         self._small.close()
         self._large.close()
+        self._downloader.close()
         self._loaded.clear()
         self._workspace = None
         self.arena = Arena(self.driver.allocate)
         self.stream.close()
+        if self._green is not None:
+            self._green.close()
+        self.stream = self._green = None  # a stream object keeps its context, and so the SMs, for as long as it lives
 
     def _load(self, v: Variant) -> Loaded:
         binary = self.builder.build(v)

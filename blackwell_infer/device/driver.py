@@ -44,6 +44,8 @@ class Driver:
         self.device = Device(index)
         self._bound = threading.local()
         self.bind()
+        self.version = int(self.call(driver.cuDriverGetVersion(), "asking for the driver's version"))
+        """of CUDA that the driver speaks: 13010 is 13.1"""
 
     def bind(self) -> None:
         """Make the device's primary context current in the calling thread."""

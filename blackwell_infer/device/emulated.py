@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -16,13 +16,15 @@ from blackwell_infer.device.tensor import Tensor
 from blackwell_infer.emulator.memory import GUARD, Heap
 from blackwell_infer.emulator.parse import Module, parse_module
 from blackwell_infer.emulator.run import Emulator
+from blackwell_infer.emulator.tensormap import TensorMap
 from blackwell_infer.errors import DeviceError
 from blackwell_infer.kernels.compile import Builder
 from blackwell_infer.kernels.kernel import Variant
+from blackwell_infer.log import Progress, silent
 from blackwell_infer.types import Array
 
-TOTAL = 8 << 30
-"""bytes that the emulated device pretends to have"""
+TOTAL = 1 << 28
+"""bytes that the emulated device pretends to have: it is for tiny models"""
 
 T = TypeVar("T", bound=Closable)
 
@@ -190,6 +192,12 @@ class EmulatedQueue:
                     addresses[variable.name] = at
         return module, self._globals[text]
 
+    def tensor_map(self, x: Tensor, box: tuple[int, ...], swizzle: int = 0) -> Tensor:
+        """A TMA descriptor (uint8 [128]) of a contiguous array, for kernels that take its address. `box` is the tile in
+        elements, dimensions as in x.shape; `swizzle` 0, 32, 64 or 128 bytes. PtxError names what hardware refuses."""
+        strides = tuple(int(np.prod(x.shape[i:], dtype=np.int64)) * x.dtype.itemsize for i in range(1, len(x.shape)))
+        return self.put(TensorMap(x.ptr, x.dtype.itemsize, x.shape[::-1], strides[::-1], box[::-1], swizzle).encode())
+
     def library(self, name: str, call: Callable[[int, int, int], None], reads: Sequence[Array],
                 writes: Sequence[Array]) -> None:
         raise DeviceError(f"the emulated device has no library {name}")
@@ -213,8 +221,15 @@ class EmulatedQueue:
             self._owned[kind] = kind()
         return self._owned[kind]  # type: ignore[return-value]
 
+    def prepare(self, variants: Iterable[Variant], progress: Progress = silent) -> None:
+        """Compile variants ahead of their first launch. KernelError names one that does not compile."""
+        self.builder.build_many(variants, progress)
+
+    def sync(self) -> None:
+        """Launches run at once: nothing is under way."""
+
     def memory(self) -> tuple[int, int]:
-        return TOTAL - self.heap.top, TOTAL
+        return max(0, TOTAL - self.heap.top), TOTAL
 
     def close(self) -> None:
         for thing in self._owned.values():

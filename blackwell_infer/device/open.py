@@ -1,10 +1,11 @@
-"""Opens a GPU by the name that a user gives it."""
+"""Opens a device by the name that a user gives it."""
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
 from blackwell_infer.device.cuda import CudaQueue
+from blackwell_infer.device.emulated import EmulatedQueue
 from blackwell_infer.device.info import OLDEST_DRIVER, DeviceInfo, Devices, list_devices
 from blackwell_infer.errors import DeviceError
 from blackwell_infer.kernels.compile import Builder, default_cache
@@ -35,7 +36,18 @@ def choose(device: str, found: Devices) -> DeviceInfo:
     return wanted[0]
 
 
-def open_queue(device: str = "cuda", cache: Path | None = None) -> CudaQueue:
-    """A queue on the GPU named "cuda" or "cuda:N". `cache` is a folder for compiled kernels (default: the user's)."""
+def open_emulated(device: str, cache: Path | None = None) -> EmulatedQueue:
+    """A queue on the PTX interpreter: "emulated" (sm_90a) or "emulated:ARCH". DeviceError names the archs there are."""
+    arch = device.partition(":")[2] or "sm_90a"
+    if arch not in ARCHS:
+        raise DeviceError(f"device {device}: kernels exist for {', '.join(ARCHS)}")
+    return EmulatedQueue(arch, Builder(arch, cache or default_cache(os.environ)))
+
+
+def open_queue(device: str = "cuda", cache: Path | None = None) -> CudaQueue | EmulatedQueue:
+    """A queue on the GPU named "cuda" or "cuda:N", or on the interpreter (see `open_emulated`). `cache` is a folder for
+    compiled kernels (default: the user's)."""
+    if device.partition(":")[0] == "emulated":
+        return open_emulated(device, cache)
     info = choose(device, list_devices())
     return CudaQueue(info.index, info.arch, Builder(info.arch, cache or default_cache(os.environ)))

@@ -54,10 +54,11 @@ class Uploader:
             done += n
 
     def close(self) -> None:
-        """Stop the copying threads."""
+        """Stop the copying threads, give the memory back, and let go of the stream, which keeps its context."""
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
+        self._slots, self._events, self._stream = [], [None, None], None
 
     def _turn(self) -> None:
         self._events[self._current] = self._stream.record()
@@ -144,6 +145,11 @@ class Downloader:
     def give(self, block: PinnedBlock, event: Any) -> None:
         """Take back a block that may be used again once `event` has passed."""
         self._free.setdefault(block.nbytes, []).append((block, event))
+
+    def close(self) -> None:
+        """Give the memory back, and let go of the stream, which keeps its context."""
+        self._free.clear()
+        self._stream = None
 
     def _take(self, size: int) -> PinnedBlock:
         free = self._free.get(size)

@@ -154,6 +154,13 @@ class Asynchronous:
         self.set_state(at, expected, pending - count, tx + transactions, phase)
         return phase
 
+    def drop(self, at: int, count: int) -> None:
+        """Expect fewer arrivals in the phases to come."""
+        expected, pending, tx, phase = self.state(at)
+        if not count <= expected:
+            raise LaneError("more threads leave an mbarrier than it expects", 0)
+        self.set_state(at, expected - count, pending, tx, phase)
+
     def passed(self, at: int, parity: int) -> bool:
         """Whether the phase of that parity has completed; everything that reports to the barrier arrives first."""
         self.deliver(at)

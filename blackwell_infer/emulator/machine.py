@@ -26,6 +26,8 @@ NUMPY = {"pred": np.dtype(np.bool_), "b8": np.dtype(np.uint8), "u8": np.dtype(np
          "b32": np.dtype(np.uint32), "u32": np.dtype(np.uint32), "s32": np.dtype(np.int32),
          "b64": np.dtype(np.uint64), "u64": np.dtype(np.uint64), "s64": np.dtype(np.int64),
          "f16": np.dtype(np.float16), "f32": np.dtype(np.float32), "f64": np.dtype(np.float64)}
+PATIENCE = 1024
+"""backward branches after which a warp lets others run first"""
 EXITED, BLOCKED = -1, -2
 """values of `place` besides the block to run next"""
 WINDOWS = {"local": LOCAL_WINDOW, "shared": SHARED_WINDOW, "param": PARAM_WINDOW, "global": 0}
@@ -85,6 +87,9 @@ class Machine:
         self.place = np.zeros(self.lanes, np.int64)
         self.first, self.grid = 0, (1, 1, 1)
         self.progress = 0
+        self.spins = np.zeros(self.lanes, np.int64)
+        self.vain = 0
+        """waits in vain since the last store, arrival or exit"""
         self.asynchronous = Asynchronous(self)
 
     def bind(self, grid: tuple[int, int, int], first: int, count: int, params: bytes) -> None:
@@ -101,6 +106,7 @@ class Machine:
         for array in (self.shared_known, self.local_known, *self.watched.values()):
             array[:] = 0
         self.asynchronous.reset()
+        self.spins[:] = 0
         self.place[:] = np.where((self.inside < self.threads) & (self.cta < count), 0, EXITED)
 
     def where(self, lane: int) -> str:
@@ -109,6 +115,11 @@ class Machine:
         (bx, by, _), (gx, gy, _) = self.block, self.grid
         return (f"thread ({inside % bx}, {inside // bx % by}, {inside // bx // by}) of "
                 f"CTA ({cta % gx}, {cta // gx % gy}, {cta // gx // gy})")
+
+    def waits_in_vain(self, n: Indices) -> None:
+        """The lanes looked at an mbarrier that has not completed: let other warps run first."""
+        self.spins[n] += PATIENCE
+        self.vain += 1
 
     # -- operands ---------------------------------------------------------------------------------------------------
 

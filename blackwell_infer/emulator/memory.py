@@ -53,9 +53,13 @@ class Heap:
         return larger
 
     def define(self, address: int, nbytes: int) -> None:
-        """Make a range an allocation, poisoned."""
+        """Make a range an allocation, poisoned, in place of those that overlap it."""
         start = address - BASE
         at = bisect_left(self.starts, start)
+        if at and self.ends[at - 1] > start:
+            at -= 1
+        last = bisect_left(self.starts, start + max(nbytes, 1))
+        del self.starts[at:last], self.ends[at:last]
         self.starts.insert(at, start)
         self.ends.insert(at, start + nbytes)
         self.bytes[start : start + nbytes] = POISON

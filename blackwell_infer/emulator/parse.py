@@ -88,6 +88,7 @@ SPACE = re.compile(r"[\s;]*")
 LABEL = re.compile(r"([$A-Za-z_%][\w$]*):(?!:)")
 OPCODE = re.compile(r"(?:@(!?)([%\w$]+)\s+)?([a-z][\w.:]*)\s*(.*)", re.DOTALL)
 ADDRESS = re.compile(r"(.+?)\s*(?:([+-])\s*(-?\w+))?")
+BRANCH = re.compile(r"(^|\s)bra\b")
 SYMBOL = re.compile(r"[\w$]+")
 
 
@@ -147,18 +148,21 @@ def _entry(name: str, params: str, body: str, first_line: int, files: dict[str, 
     code: list[Instruction] = []
     labels: dict[str, int] = {}
     scopes = _Scopes()
+    branches: list[tuple[int, tuple[int, ...]]] = []
     source, line, counted = "", first_line, 0
     for kind, text, offset in _statements(body):
         line += body.count("\n", counted, offset)
         counted = offset
         if kind == "statement" and text[0] != ".":
+            if scopes.open_ones and BRANCH.search(text):
+                branches.append((len(code), tuple(scopes.open_ones)))
             code.append(_instruction(text, line, scopes, source))
         elif kind == "open":
             scopes.open()
         elif kind == "close":
             scopes.close()
         elif kind == "label":
-            labels[text] = len(code)
+            labels[scopes.local(text)] = len(code)
         elif kind == "loc":
             number, at = text.split()[1:3]
             source = f"{files.get(number, number)}:{at}"
@@ -174,6 +178,8 @@ def _entry(name: str, params: str, body: str, first_line: int, files: dict[str, 
             variables.append(_variable(m))
         elif not text.startswith(".pragma"):
             raise PtxError(f"line {line}: cannot read {text!r}")
+    for i, chain in branches:
+        code[i] = _resolved(code[i], chain, labels)
     sized = tuple((m[2], WIDTHS[m[1]] // 8 * int(m[3] or 1)) for m in PARAM.finditer(params))
     return Entry(name, sized, registers, tuple(variables), tuple(code), labels)
 
@@ -184,22 +190,30 @@ class _Scopes:
     def __init__(self) -> None:
         self.names: list[dict[str, str]] = [{}]
         self.operands: dict[str, Operand] = {}
+        self.open_ones: list[int] = []
+        """numbers of the nested blocks that are open"""
         self.count = 0
 
     def open(self) -> None:
         self.count += 1
+        self.open_ones.append(self.count)
         self.names.append({})
         self.operands = {}
 
     def close(self) -> None:
         self.names.pop()
+        self.open_ones.pop()
         self.operands = {}
 
     def declare(self, name: str) -> str:
-        inner = name if len(self.names) == 1 else f"{name}@{self.count}"
+        inner = self.local(name)
         self.names[-1][name] = inner
         self.operands = {}
         return inner
+
+    def local(self, name: str) -> str:
+        """The name of a register or label that is declared here."""
+        return f"{name}@{self.open_ones[-1]}" if self.open_ones else name
 
     def inner(self, name: str) -> str:
         return next((s[name] for s in reversed(self.names) if name in s), name)
@@ -248,7 +262,7 @@ def _statements(body: str) -> Iterator[tuple[str, str, int]]:
         if body[i] in "{}":
             yield ("open" if body[i] == "{" else "close"), "", i
             i += 1
-        elif body.startswith(".loc", i):
+        elif body.startswith((".loc ", ".loc\t"), i):
             end = body.find("\n", i)
             yield "loc", body[i:end], i
             i = end
@@ -273,6 +287,13 @@ def _instruction(text: str, line: int, scopes: _Scopes, source: str) -> Instruct
         raise PtxError(f"line {line}: cannot read the operands of {text!r}: {e}") from e
     guard = scopes.inner(m[2]) if m[2] else ""
     return Instruction(line, m[3], operands, guard, bool(m[1]), " ".join(text.split()), source)
+
+
+def _resolved(ins: Instruction, chain: tuple[int, ...], labels: dict[str, int]) -> Instruction:
+    """A branch inside nested blocks, with the innermost label of that name."""
+    name = ins.operands[0].name
+    found = next((f"{name}@{i}" for i in reversed(chain) if f"{name}@{i}" in labels), name)
+    return msgspec.structs.replace(ins, operands=(Operand("sym", found), *ins.operands[1:]))
 
 
 def _split(text: str) -> list[str]:

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from blackwell_infer.emulator.barriers import Barriers
+from blackwell_infer.emulator.barriers import NUMBERS, Barriers
 from blackwell_infer.emulator.flow import doubtful
 from blackwell_infer.emulator.instructions import FORMS
-from blackwell_infer.emulator.machine import EXITED, Indices, Lanes, Machine, Step
+from blackwell_infer.emulator.machine import EXITED, PATIENCE, Indices, Lanes, Machine, Step
 from blackwell_infer.emulator.memory import Heap, LaneError
 from blackwell_infer.emulator.parse import Entry, Instruction, Module, Operand, PtxError
 
@@ -30,10 +30,10 @@ ENDS = BRANCHES | RETURNS | SYNC | ARRIVE | REDUCE.keys() | {"trap"}
 """instructions that end a basic block"""
 LANES = 8192
 """lanes that run at once; larger grids run in several goes, as CTAs are independent"""
-PATIENCE = 1024
-"""backward branches after which a warp lets others run first"""
 STALL = 100_000
 """blocks without a store, an arrival or an exit after which nothing is taken to make progress any more"""
+WAITS = 5000
+"""waits in vain at mbarriers after which the same is taken to hold"""
 KEPT = 1 << 22
 """registers times lanes of the machines that stay built between launches"""
 CONTINUE = 0.75
@@ -124,7 +124,6 @@ class Run:
         self.random: np.random.Generator | None = None
         self.steps: list[Sequence[tuple[Instruction, Step]] | None] = [None] * len(program.blocks)
         self.ends: list[Callable[[Lanes], int]] = [self.end(at) for at in range(len(program.blocks))]
-        self.spins = np.zeros(self.m.lanes, np.int64)
         self.weight = len(program.entry.registers) * self.m.lanes
 
     def run(self, grid: tuple[int, int, int], first: int, count: int, params: bytes,
@@ -132,11 +131,10 @@ class Run:
         m, last = self.m, len(self.program.blocks)
         m.bind(grid, first, count, params)
         self.barriers.reset()
-        self.spins[:] = 0
         self.random = random
         stalled, seen = 0, m.progress
         while True:
-            lanes, at, limit = self.choose(stalled > STALL // 2)
+            lanes, at, limit = self.choose(stalled > STALL // 2 or m.vain > WAITS // 2)
             if at < 0:
                 break
             while True:
@@ -145,14 +143,14 @@ class Run:
                     break
                 following = self.block(lanes, at)
                 if m.progress != seen:
-                    stalled, seen = 0, m.progress
+                    stalled, m.vain, seen = 0, 0, m.progress
                 else:
                     stalled += 1
-                    if stalled > STALL:
+                    if stalled > STALL or m.vain > WAITS:
                         raise self.stuck(at)
                 if following < 0:
                     break
-                if following >= limit or stalled > STALL // 2 or (
+                if following >= limit or m.vain or stalled > STALL // 2 or (
                         random is not None and random.random() > CONTINUE):
                     m.place[... if lanes is None else lanes] = following
                     break
@@ -183,13 +181,13 @@ class Run:
             mask = np.zeros(self.m.lanes // 32, bool)
             mask[chosen] = True
             ready &= np.repeat(mask, 32)
-        elif self.spins.max() >= PATIENCE:
-            epoch = self.spins.reshape(-1, 32).max(axis=1) // PATIENCE
+        elif self.m.spins.max() >= PATIENCE:
+            epoch = self.m.spins.reshape(-1, 32).max(axis=1) // PATIENCE
             epoch[~ready.reshape(-1, 32).any(axis=1)] = np.iinfo(np.int64).max
             ready &= np.repeat(epoch == epoch.min(), 32)
         if stalled:                       # threads of one warp may wait for each other: try any order
             places = np.unique(place[ready])
-            at = int(np.random.default_rng(int(self.m.progress) + int(self.spins.sum())).choice(places))
+            at = int(np.random.default_rng(int(self.m.progress) + int(self.m.spins.sum())).choice(places))
             limit = -1
         else:
             at = int(place[ready].min())
@@ -208,8 +206,8 @@ class Run:
         lane = int(np.flatnonzero(m.place != EXITED)[0])
         body, end = self.program.blocks[at]
         ins = end or body[-1]
-        return PtxError(f"{self.label(ins)}: deadlock: {STALL} basic blocks ran without a store, an arrival or an "
-                        f"exit; {m.where(lane)} is among those that still wait")
+        return PtxError(f"{self.label(ins)}: deadlock: no thread stores, arrives or exits any more; {m.where(lane)} is "
+                        "among those that still wait")
 
     # -- instructions -----------------------------------------------------------------------------------------------
 
@@ -306,7 +304,7 @@ class Run:
 
     def back(self, lanes: Lanes, target: int) -> int:
         if lanes is not None:
-            self.spins[lanes] += 1
+            self.m.spins[lanes] += 1
         return target
 
     def exit(self, lanes: Lanes) -> int:
@@ -334,12 +332,13 @@ class Run:
         number = m.reader(operands[0], "u32")
         count = m.reader(operands[1], "u32") if len(operands) > 1 else None
         wait, aligned = ins.op not in ARRIVE, ins.op not in UNALIGNED
+        constant = operands[0].kind == "imm" and operands[0].value < NUMBERS
 
         def arrive(lanes: Lanes) -> int:
             n = m.indices(lanes)
             if vote is not None:
                 barriers.vote[n] = vote(lanes)
-            elif wait and count is None and lanes is None:
+            elif wait and count is None and lanes is None and constant:
                 return at + 1                                       # every thread is here: the barrier opens at once
             if not wait:
                 m.place[n] = at + 1

@@ -50,10 +50,13 @@ def fit(config: EngineConfig, context: int, room: Room) -> Capacity:
     """Choose pages, and shorten a context that was not asked for. OutOfMemoryError says what is needed and free."""
     fitting = max(room.left, 0) // room.page
     if room.left < room.page:
+        remedy = "lower max_context, max_step_tokens or max_batch, take a smaller quantisation, or free memory"
+        if room.weights > room.free:
+            remedy = ("the weights alone (with the table of positions of the context) are too large: take a smaller "
+                      "model or quantisation (NumPy holds every weight as float32), lower max_context, or free memory")
         raise OutOfMemoryError(
             f"the model does not fit: weights {size(room.weights)}, workspace of a step {size(room.workspace)} and one "
-            f"page of cache {size(room.page)} are needed, {size(room.free)} of {size(room.total)} are free; lower "
-            "max_step_tokens or max_batch, take a smaller quantisation, or free memory")
+            f"page of cache {size(room.page)} are needed, {size(room.free)} of {size(room.total)} are free; {remedy}")
     if config.kv_pages:
         if config.kv_pages > fitting:
             raise OutOfMemoryError(

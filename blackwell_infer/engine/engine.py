@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import time
 from collections import deque
@@ -113,6 +114,7 @@ class Engine:
         self.limits = limits
         self.tokenizer = tokenizer
         self.vocab = vocab
+        self._process = os.getpid()
         self._wake = threading.Condition()
         self._inbox: deque[Callable[[], None]] = deque()
         self._ids = itertools.count()
@@ -128,6 +130,7 @@ class Engine:
 
     def submit(self, request: Request, sink: Sink) -> Job:
         """Queue a request. RequestError if it can never run, or the engine is closed."""
+        self.check_process()
         wanted = request.sampling.max_tokens or self.limits.context
         whole = scheduler.admitted(self.limits, Sequence(id=0, prompt=request.prompt, limit=wanted,
                                                          stop_ids=request.stop_ids))
@@ -139,6 +142,7 @@ class Engine:
 
     def score(self, tokens: tuple[int, ...], logits: bool) -> tuple[int, Future[Score]]:
         """Queue a text for scoring: an id to cancel it by, and its result to come. RequestError as for `submit`."""
+        self.check_process()
         whole = scheduler.admitted(self.limits, Sequence(id=0, prompt=tokens, limit=0, score=True))
         with self._wake:
             self._check_open()
@@ -148,7 +152,10 @@ class Engine:
         return scoring.id, scoring.future
 
     def cancel(self, request_id: int) -> None:
-        """End a request before its time; its unfinished choices end as "cancelled". Unknown ids are ignored."""
+        """End a request before its time; its unfinished choices end as "cancelled". Unknown ids are ignored, and so is
+        a fork of this process, where nothing runs and the lock may be held for ever."""
+        if os.getpid() != self._process:
+            return
         with self._wake:
             self._post(lambda: self._cancel(request_id))
 
@@ -172,11 +179,15 @@ class Engine:
                     self._closed = typed(error)
                 self._fail(frozenset(self._jobs) | frozenset(self._scorings), typed(error))
         self._drain()
-        for id in {job.id for job in self._jobs.values()} | {s.id for s in self._scorings.values()}:
+        self._fail(frozenset(self._scorings), self._closed)
+        for id in {job.id for job in self._jobs.values()}:
             self._cancel(id)
+        self._count(Plan(()), 0.0, 0)
 
     def close(self) -> None:
-        """Make `run` end and refuse what comes later. Idempotent; does not wait."""
+        """Make `run` end and refuse what comes later. Idempotent; does not wait. Does nothing in a fork."""
+        if os.getpid() != self._process:
+            return
         with self._wake:
             self._closed = self._closed or RequestError("the model is closed; open it again")
             self._wake.notify_all()
@@ -243,6 +254,12 @@ class Engine:
     @property
     def _busy(self) -> bool:
         return bool(self._state.running or self._state.waiting or self._launched)
+
+    def check_process(self) -> None:
+        """RequestError in a fork of the process that loaded the model: the stepping thread did not come along."""
+        if os.getpid() != self._process:
+            raise RequestError("this process was forked from the one that loaded the model; load it in this process, "
+                               "or start processes by spawn")
 
     def _check_open(self) -> None:
         if self._closed is not None:

@@ -5,7 +5,6 @@ import asyncio
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
-from concurrent.futures import CancelledError
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, overload
@@ -19,6 +18,7 @@ from blackwell_infer.engine.request import (
     Prompt,
     Request,
     check_ids,
+    check_sampling,
     default_sampling,
     is_many,
     make_request,
@@ -28,6 +28,7 @@ from blackwell_infer.engine.runner import Runner
 from blackwell_infer.engine.stream import AsyncStream, Stream
 from blackwell_infer.errors import BlackwellInferError, RequestError
 from blackwell_infer.log import Progress, silent
+from blackwell_infer.text.messages import read_messages
 from blackwell_infer.text.template import ChatTemplate
 from blackwell_infer.text.tokenizer import Tokenizer
 from blackwell_infer.types import Output, Sampling
@@ -130,8 +131,6 @@ class LLM:
         id, future = self._engine.score(self._scorable(token_ids), logits)
         try:
             return future.result()
-        except CancelledError:
-            raise RequestError("scoring was cancelled: the model was closed") from None
         except BaseException:
             self._engine.cancel(id)
             raise
@@ -185,7 +184,7 @@ class LLM:
             raise RequestError("give either a prompt or messages")
         if is_many(prompt):
             raise RequestError("a stream takes one prompt; generate takes lists of prompts")
-        return prompt if messages is None else list(messages) or [{}]
+        return prompt if messages is None else read_messages(messages)
 
     def _request(self, prompt: Any, sampling: Sampling | None, variables: Mapping[str, Any]) -> Request:
         chosen = self._default if sampling is None else sampling
@@ -195,6 +194,8 @@ class LLM:
         prompts = list(prompt) if is_many(prompt) else [prompt]
         if isinstance(sampling, Sampling) or sampling is None:
             return [self._request(p, sampling, variables) for p in prompts]
+        if not isinstance(sampling, Sequence):
+            check_sampling(sampling, self._found.info.vocab)
         if len(sampling) != len(prompts):
             raise RequestError(f"{len(sampling)} samplings for {len(prompts)} prompts; give one, or one for each")
         return [self._request(p, s, variables) for p, s in zip(prompts, sampling, strict=True)]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from blackwell_infer.checkpoint import Checkpoint, open_checkpoint, resolve
+from blackwell_infer.checkpoint import Checkpoint, located, open_checkpoint, resolve
 from blackwell_infer.config import EngineConfig
 from blackwell_infer.device.host import HostMemory
 from blackwell_infer.engine.capacity import Capacity, Room, fit, wanted_context
@@ -109,13 +109,15 @@ def loaded(checkpoint: Checkpoint, config: EngineConfig, progress: Progress) -> 
 
 
 def survey(checkpoint: Checkpoint, config: EngineConfig, on_host: bool) -> Survey:
-    """Read the headers and let the family ask for its parameters, which checks that all are there."""
-    family = find_family(checkpoint.config)
-    cfg = family.config(checkpoint.config)
-    geometry = family.geometry(cfg)
-    context = wanted_context(config, geometry.max_context, on_host)
-    counting = Counting(checkpoint.tensors)
-    family.build(cfg, counting, context)
+    """Read the headers and let the family ask for its parameters, which checks that all are there and none is left."""
+    with located(checkpoint.path):
+        family = find_family(checkpoint.config)
+        cfg = family.config(checkpoint.config)
+        geometry = family.geometry(cfg)
+        context = wanted_context(config, geometry.max_context, on_host)
+        counting = Counting(checkpoint.tensors)
+        family.build(cfg, counting, context)
+        counting.check_complete()
     measure = counting.measure(dense=on_host)
     limits = Limits(batch=config.max_batch, step_tokens=config.max_step_tokens, pages=0, context=context,
                     score_tokens=max(1, min(config.max_step_tokens, SCORE_BYTES // (4 * geometry.vocab))))
@@ -130,6 +132,7 @@ def foresee(found: Survey, checkpoint: Checkpoint, config: EngineConfig, free: i
     else:
         from blackwell_infer.engine.rehearsal import rehearse
 
+        fit(config, found.limits.context, found.room(free, total, 0))  # before steps of an absurd size are rehearsed
         workspace = rehearse(found.build, checkpoint.tensors, found.limits, gpu).workspace
     room = found.room(free, total, workspace)
     return room, fit(config, found.limits.context, room)
@@ -204,6 +207,7 @@ def on_cuda(device: str, found: Survey, checkpoint: Checkpoint, config: EngineCo
     build, limits, measure = found.build, found.limits, found.measure
     queue = open_queue(device)
     try:
+        fit(config, limits.context, found.room(*queue.memory(), 0))
         dry = DryQueue(queue.arch, queue.sm_count, queue.libraries, total=1 << 50)
         rehearsal = rehearse(build, checkpoint.tensors, limits, dry)
         capacity = fit(config, limits.context, found.room(*queue.memory(), rehearsal.workspace))

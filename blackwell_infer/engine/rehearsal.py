@@ -1,7 +1,7 @@
 """The largest steps of a model on a queue that runs nothing: the memory they take and the kernels they launch."""
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -17,7 +17,7 @@ from blackwell_infer.engine.weights import DeviceLoading, Meter, hollow
 from blackwell_infer.kernels.kernel import Variant
 from blackwell_infer.log import silent
 from blackwell_infer.ops.cuda import CudaOps
-from blackwell_infer.types import Sampling
+from blackwell_infer.types import Array, Sampling
 
 PENALISED = Sampling(repetition_penalty=1.1, logprobs=20)
 FEW_ROWS = 64
@@ -36,6 +36,9 @@ class Hollow(DeviceLoading):
 
     def __init__(self, queue: DryQueue, tensors: Mapping[str, TensorInfo]) -> None:
         super().__init__(queue, tensors, hollow(tensors), Meter(0, silent))
+
+    def computed(self, name: str, shape: tuple[int, ...], make: Callable[[], np.ndarray[Any, Any]]) -> Array:
+        return self.memory.put(np.asarray(self.expect.computed(name, shape, make)))
 
     def host(self, name: str) -> np.ndarray[Any, Any] | None:
         return self.expect.host(name)

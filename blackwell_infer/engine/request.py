@@ -18,6 +18,8 @@ from blackwell_infer.types import Message, Sampling
 
 MOST_LOGPROBS = 20
 MOST_CHOICES = 1024
+SMALLEST, LARGEST = 1e-20, 1e20
+"""Sizes of sampling settings: sampling is computed in float32, whose range is 1e-38 to 3e38"""
 DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 """Fields of generation_config.json that become the model's default sampling."""
 
@@ -104,8 +106,8 @@ def check_sampling(s: Sampling, vocab: int) -> None:
         except msgspec.ValidationError as error:
             raise wrong(field.name, value, str(error).replace("`", "")) from None
     for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
-        if not math.isfinite(getattr(s, name)):
-            raise wrong(name, getattr(s, name), "a finite number is needed")
+        if not computable(getattr(s, name)):
+            raise wrong(name, getattr(s, name), f"its size must be within {SMALLEST:g} to {LARGEST:g}, unless it is 0")
     if s.top_p == 0:
         raise wrong("top_p", s.top_p, "it must be above 0; take temperature = 0 for the likeliest token")
     if s.n > MOST_CHOICES:
@@ -122,8 +124,14 @@ def check_sampling(s: Sampling, vocab: int) -> None:
         unknown = [i for i in ids if not 0 <= i < vocab]
         if unknown:
             raise wrong(name, unknown[0], f"the vocabulary has ids 0 to {vocab - 1}")
-    if any(math.isnan(v) or v == math.inf for v in s.logit_bias.values()):
-        raise wrong("logit_bias", dict(s.logit_bias), "biases are numbers or -inf")
+    for id, bias in s.logit_bias.items():
+        if not computable(bias) and bias != -math.inf:
+            raise wrong("logit_bias", {id: bias}, f"a bias is -inf, 0, or a size from {SMALLEST:g} to {LARGEST:g}")
+
+
+def computable(value: float) -> bool:
+    """Whether logits can be added to, multiplied with and divided by this in float32 without leaving its range."""
+    return value == 0 or SMALLEST <= abs(value) <= LARGEST
 
 
 def wrong(name: str, value: Any, need: str) -> RequestError:
@@ -132,7 +140,7 @@ def wrong(name: str, value: Any, need: str) -> RequestError:
 
 def shown(value: Any) -> str:
     """A value in a message, of bounded length."""
-    text = repr(value)
+    text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:50]}... ({type(value).__name__})"
 
 

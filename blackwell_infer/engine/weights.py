@@ -6,7 +6,6 @@ uploaded as they are stored. A tensor that is asked for twice (tied embeddings) 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import groupby
 from typing import Any
 
 import msgspec
@@ -60,6 +59,10 @@ class Loading:
         self.expect.constant(name, value)
         return self.put(value)
 
+    def computed(self, name: str, shape: tuple[int, ...], make: Callable[[], np.ndarray[Any, Any]]) -> Array:
+        self.expect.computed(name, shape, make)
+        return self.put(make())
+
     def host(self, name: str) -> np.ndarray[Any, Any] | None:
         return self.values(name) if self.expect.has(name) else None
 
@@ -106,15 +109,25 @@ class DeviceLoading(Loading):
         return self.joined((name,))
 
     def linear(self, names: Sequence[str], shapes: Sequence[tuple[int, int]]) -> Linear:
-        for name, shape in zip(names, shapes, strict=True):
+        shape_of = dict(zip(names, shapes, strict=True))
+        for name, shape in shape_of.items():
             self.expect.matrix(name, shape)
-        groups = groupby(names, key=lambda name: self.expect.tensors[name].format)
-        return tuple(self.joined(tuple(group)) for _, group in groups)
+        groups: list[list[str]] = []
+        for name in names:
+            form = self.expect.tensors[name].format
+            stays = groups and self.expect.tensors[groups[-1][-1]].format == form
+            if stays and FORMATS[form].joins(tuple(shape_of[n] for n in (*groups[-1], name))):
+                groups[-1].append(name)
+            else:
+                groups.append([name])
+        return tuple(self.joined(tuple(group)) for group in groups)
 
     def joined(self, names: tuple[str, ...]) -> Weight:
         """One matrix of the rows of all names."""
         if names not in self.loaded:
             weights = [self.source(name) for name in names]
+            if len(weights) > 1 and len(weights[0].parts) > 1:  # small parts are not all per row: join on the host
+                weights = [FORMATS[weights[0].format].concat(tuple(weights))]
             rows = sum(w.shape[0] for w in weights)
             parts = []
             for blocks in zip(*(w.parts for w in weights), strict=True):
@@ -136,10 +149,8 @@ def hollow(tensors: Mapping[str, TensorInfo]) -> Source:
     def weight(name: str) -> Weight:
         info = tensors[name]
         rows, cols = info.shape if len(info.shape) == 2 else (1, info.shape[0])
-        dense = FORMATS[info.format].read(np.zeros(0, np.uint8), (0, FORMATS[info.format].block))
-        dtype = dense.parts[0].dtype
-        width = cols // FORMATS[info.format].block * FORMATS[info.format].block_bytes // dtype.itemsize
-        return Weight(info.format, (rows, cols), (np.broadcast_to(np.zeros((), dtype), (rows, width)),))
+        layout = FORMATS[info.format].layout((rows, cols))
+        return Weight(info.format, (rows, cols), tuple(np.broadcast_to(np.zeros((), d), s) for s, d in layout))
 
     return weight
 

@@ -1,6 +1,7 @@
 """Compiles kernel variants with NVRTC, without a GPU or a driver, and keeps the results on disk.
 
-One compilation covers all entries of a source under one choice of defines. A `Builder` belongs to whoever launches
+One compilation covers all entries of a source under one choice of defines. Hand-written `.ptx` is assembled by
+nvJitLink and takes no defines. A `Builder` belongs to whoever launches
 (a queue, a test, a tool) and remembers what it built; nothing here is global.
 """
 from __future__ import annotations
@@ -19,10 +20,11 @@ import msgspec
 
 from blackwell_infer.errors import KernelError
 from blackwell_infer.kernels.kernel import Value, Variant
-from blackwell_infer.kernels.source import read_source, source_root
+from blackwell_infer.kernels.source import read_assembly, read_source, source_root
 from blackwell_infer.log import Progress, logger, silent
 
 OPTIONS = ("--std=c++17", "--generate-line-info", "--ptxas-options=-v", "--no-cache")
+ASSEMBLER_OPTIONS = ("-Xptxas=-v", "-lineinfo")
 MAGIC = b"bwinfer-cubin-2\n"
 
 Defines = tuple[tuple[str, Value], ...]
@@ -127,15 +129,19 @@ class Builder:
         source = v.kernel.source
         with self._lock:
             if source not in self._sources:
-                self._sources[source] = read_source(source, self.root)
+                self._sources[source] = (read_assembly(source, self.root, self.arch) if source.endswith(".ptx") else
+                                         read_source(source, self.root))
             text = self._sources[source]
         options = (f"--gpu-architecture={self.arch}", *OPTIONS, *(f"-D{name}={value}" for name, value in v.defines))
+        make, version = compile_text, compiler_version
+        if source.endswith(".ptx"):
+            options, make, version = (f"-arch={self.arch}", *ASSEMBLER_OPTIONS), assemble_text, assembler_version
         if self.cache is None:
-            return compile_text(text, source, options, v.key)
-        path = self.cache / f"{cache_key(text, options, compiler_version())}.bin"
+            return make(text, source, options, v.key)
+        path = self.cache / f"{cache_key(text, options, version())}.bin"
         unit = read_unit(path)
         if unit is None:
-            unit = compile_text(text, source, options, v.key)
+            unit = make(text, source, options, v.key)
             try:
                 write_unit(path, unit)
             except OSError as error:
@@ -201,6 +207,40 @@ def compile_text(text: str, name: str, options: tuple[str, ...], key: str) -> Un
     return Unit(cubin, ptx, parse_usage(log), log)
 
 
+def assembler_version() -> tuple[int, int]:
+    """(major, minor) of nvJitLink. KernelError: it cannot be loaded."""
+    major, minor = _nvjitlink().version()
+    return int(major), int(minor)
+
+
+def assemble_text(text: str, name: str, options: tuple[str, ...], key: str) -> Unit:
+    """Assemble PTX with nvJitLink. KernelError holds the variant's key and the assembler's messages."""
+    linker = _nvjitlink()
+    handle = linker.create(len(options), list(options))
+    data = text.encode()
+    failure: Exception | None = None
+    try:
+        try:
+            linker.add_data(handle, linker.InputType.PTX, data, len(data), name)
+            linker.complete(handle)
+        except linker.nvJitLinkError as error:
+            failure = error
+        logs = []
+        for size, get in ((linker.get_error_log_size, linker.get_error_log),
+                          (linker.get_info_log_size, linker.get_info_log)):
+            raw = bytearray(size(handle))
+            get(handle, raw)
+            logs.append(raw.decode(errors="replace").rstrip("\0\n "))
+        log = re.sub(r"ptxas info\s*: Compile time.*\n?", "", "\n".join(logs).strip())
+        if failure is not None:
+            raise KernelError(f"{key}: does not assemble with {' '.join(options)}:\n{log or failure}") from failure
+        cubin = bytearray(linker.get_linked_cubin_size(handle))
+        linker.get_linked_cubin(handle, cubin)
+    finally:
+        linker.destroy(handle)
+    return Unit(bytes(cubin), text, parse_usage(log), log)
+
+
 def parse_usage(log: str) -> dict[str, Usage]:
     """Usage per entry from the assembler's verbose log."""
     usage: dict[str, Usage] = {}
@@ -238,3 +278,13 @@ def _nvrtc() -> Any:
         raise KernelError(f"the kernel compiler (NVRTC) cannot be loaded: {error}; "
                           "pip install nvidia-cuda-nvrtc") from error
     return nvrtc
+
+
+def _nvjitlink() -> Any:
+    try:
+        from cuda.bindings import nvjitlink
+        nvjitlink.version()
+    except Exception as error:
+        raise KernelError(f"the PTX assembler (nvJitLink) cannot be loaded: {error}; "
+                          "pip install nvidia-nvjitlink") from error
+    return nvjitlink

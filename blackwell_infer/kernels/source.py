@@ -39,6 +39,14 @@ def read_source(name: str, root: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+def read_assembly(name: str, root: Path, arch: str) -> str:
+    """The text of the hand-written `root/name` (.ptx) for a target, which stands for @TARGET@ in it."""
+    path = root / name
+    if not path.is_file():
+        raise KernelError(f"kernel source {PREFIX}/{name} does not exist below {root}")
+    return path.read_text(encoding="utf-8").replace("@TARGET@", arch)
+
+
 def _append(path: Path, root: Path, seen: set[Path], lines: list[str]) -> None:
     label = f"{PREFIX}/{path.relative_to(root).as_posix()}"
     lines.append(f'#line 1 "{label}"')

@@ -9,7 +9,7 @@ import numpy as np
 
 from blackwell_infer.errors import CheckpointError, UnsupportedModelError
 from blackwell_infer.kv.spec import CacheSpec, KVState
-from blackwell_infer.models.rope import Rope, read_rope, rope_table
+from blackwell_infer.models.rope import Rope, frequencies, read_rope, rope_table
 from blackwell_infer.models.spec import Geometry, Take
 from blackwell_infer.ops.api import Ops
 from blackwell_infer.ops.batch import Batch
@@ -19,6 +19,7 @@ from blackwell_infer.types import Array
 Size = Annotated[int, msgspec.Meta(gt=0, le=1 << 31)]
 Layers = Annotated[int, msgspec.Meta(gt=0, le=4096)]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
+WIDEST_HEAD = 1 << 14
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
@@ -108,6 +109,9 @@ def read_config(config: Mapping[str, Any]) -> HubConfig:
     if c.num_attention_heads % (c.num_key_value_heads or c.num_attention_heads):
         raise CheckpointError(f"config field num_key_value_heads {c.num_key_value_heads} does not divide "
                               f"num_attention_heads {c.num_attention_heads}")
+    width = c.head_dim or c.hidden_size // c.num_attention_heads
+    if width > WIDEST_HEAD:
+        raise CheckpointError(f"config field head_dim is {width}; no head is wider than {WIDEST_HEAD}")
     return c
 
 
@@ -180,9 +184,10 @@ def build_layer(cfg: DenseConfig, take: Take, i: int) -> LayerParams:
 def build(cfg: DenseConfig, take: Take, max_context: int) -> DenseParams:
     """Ask `take` for every parameter; the rope table covers `max_context` positions."""
     embedding, head, shape = "model.embed_tokens.weight", "lm_head.weight", (cfg.vocab, cfg.hidden)
-    table = rope_table(cfg.rope, max_context, take.host("rope_freqs.weight"))
+    angles = frequencies(cfg.rope, take.host("rope_freqs.weight"))
     return DenseParams(
-        embed=take.table(embedding, shape), rope=take.constant("rope", table),
+        embed=take.table(embedding, shape),
+        rope=take.computed("rope", (max_context, 2, len(angles)), lambda: rope_table(angles, max_context)),
         layers=tuple(build_layer(cfg, take, i) for i in range(len(cfg.windows))),
         norm=take.vector("model.norm.weight", cfg.hidden),
         head=take.linear([embedding if cfg.tied and not take.has(head) else head], [shape]))

@@ -15,6 +15,8 @@ import numpy as np
 from blackwell_infer.errors import CheckpointError, UnsupportedModelError
 
 SUPPORTED = ("default", "linear", "llama3")
+POSITIONS = 4096
+"""Rows of a table that are computed at once"""
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -91,7 +93,14 @@ def frequencies(rope: Rope, divisors: np.ndarray[Any, Any] | None) -> Floats:
     return np.asarray(inv)
 
 
-def rope_table(rope: Rope, context: int, divisors: np.ndarray[Any, Any] | None = None) -> np.ndarray[Any, Any]:
-    """Cosines (0) and sines (1) per position, [context, 2, dim / 2] float32; angles are computed in float64."""
-    angles = np.arange(context)[:, None] * frequencies(rope, divisors)
-    return np.stack((np.cos(angles), np.sin(angles)), axis=1).astype(np.float32)
+def rope_table(angles: Floats, context: int) -> np.ndarray[Any, Any]:
+    """Cosines (0) and sines (1) of `frequencies` [dim / 2] per position, [context, 2, dim / 2] float32.
+
+    Angles are computed in float64, some positions at a time so that they take little memory beside the table.
+    """
+    table = np.empty((context, 2, len(angles)), np.float32)
+    for first in range(0, context, POSITIONS):
+        part = table[first : first + POSITIONS]
+        turns = np.arange(first, first + len(part))[:, None] * angles
+        part[:, 0], part[:, 1] = np.cos(turns), np.sin(turns)
+    return table

@@ -31,7 +31,11 @@ class Take(Protocol):
         ...
 
     def constant(self, name: str, value: np.ndarray[Any, Any]) -> Array:
-        """A computed table (rope)."""
+        """Values put together from the checkpoint's (fused biases)."""
+        ...
+
+    def computed(self, name: str, shape: tuple[int, ...], make: Callable[[], np.ndarray[Any, Any]]) -> Array:
+        """A float32 table that follows from the configuration (rope). `make` runs only where the values are wanted."""
         ...
 
     def host(self, name: str) -> np.ndarray[Any, Any] | None:

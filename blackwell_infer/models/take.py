@@ -1,13 +1,14 @@
 """A dry run of loading: records what a family asks for and checks names and shapes, without reading a value."""
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
 import numpy as np
 
-from blackwell_infer.errors import CheckpointError
+from blackwell_infer.errors import CheckpointError, UnsupportedModelError
 from blackwell_infer.quant.format import Linear, Weight
 from blackwell_infer.types import Array
 
@@ -42,14 +43,26 @@ class Expect:
     def __init__(self, tensors: Mapping[str, Stored]) -> None:
         self.tensors = tensors
         self.needs: dict[str, Need] = {}
+        self.asked: set[str] = set()
 
     @property
     def nbytes(self) -> int:
         """Bytes of all parameters; one that is used twice (tied embeddings) counts once."""
         return sum(n.nbytes for n in self.needs.values())
 
+    def check_complete(self) -> None:
+        """UnsupportedModelError if a layer of the checkpoint has a weight or bias that was never asked for: without it
+        the model would be another one. (Other tensors, such as buffers of frequencies, may be left over.)"""
+        unread = sorted(name for name in self.tensors if name not in self.asked
+                        and name.startswith(("model.layers.", "blk.")) and name.endswith((".weight", ".bias")))
+        if unread:
+            more = f" and {len(unread) - 1} others" if len(unread) > 1 else ""
+            raise UnsupportedModelError(f"tensor {unread[0]}{more} would not be used: the configuration does not fit "
+                                        "the weights, or this variant of the architecture is not supported")
+
     def stored(self, name: str, shape: tuple[int, ...]) -> Stored:
         """The header of a tensor; CheckpointError if it is missing or has another shape."""
+        self.asked.add(name)
         info = self.tensors.get(name)
         if info is None:
             raise CheckpointError(f"tensor {name} {list(shape)} is missing; is the checkpoint complete?")
@@ -78,9 +91,15 @@ class Expect:
         self.needs[name] = Need(name, value.shape, "f32", value.nbytes)
         return value
 
+    def computed(self, name: str, shape: tuple[int, ...], make: Callable[[], np.ndarray[Any, Any]]) -> Array:
+        self.needs[name] = Need(name, shape, "f32", 4 * math.prod(shape))
+        return np.broadcast_to(np.zeros((), np.float32), shape)
+
     def host(self, name: str) -> np.ndarray[Any, Any] | None:
+        self.asked.add(name)
         info = self.tensors.get(name)
         return None if info is None else np.ones(info.shape, np.float32)
 
     def has(self, name: str) -> bool:
+        self.asked.add(name)
         return name in self.tensors

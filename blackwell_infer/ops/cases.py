@@ -130,12 +130,23 @@ QUANTIZES: tuple[tuple[str, str, int, int, float, Bad], ...] = (
     (BF16, "mxfp8", 3, 32, -1.0, ()), (BF16, "fp8", 3, 171, -1.0, BAD[:1]), (F16, "fp8_block", 4, 3001, -1.0, BAD[:1]),
     (BF16, "nvfp4", 2, 4096, 7.0, ()), (F32, "fp8", 2, 5000, 100.0, ()))
 
+FUSED: tuple[tuple[str, str, int, int], ...] = tuple(
+    # dtype, form, T, K: few elements, as a value next to a rounding boundary may fall on either side of it
+    (dtype, form, tokens, cols) for form in ("nvfp4", "mxfp8", "fp8_block")
+    for dtype, tokens, cols in ((BF16, 3, 192), (F16, 2, 64), (F32, 5, 320)))
+
 QUANTIZED: tuple[tuple[str, str, int, int, tuple[int, ...], bool, bool, Bad], ...] = (
     # form, dtype, T, K, rows of each block, bias, residual, bad rows
     *(("nvfp4", dtype, tokens, 64, (8,), False, False, ()) for dtype in DTYPES for tokens in (1, 17)),
     ("nvfp4", BF16, 16, 1024, (40, 130), True, True, ()), ("nvfp4", BF16, 150, 320, (72,), True, False, BAD),
     ("nvfp4", F16, 70, 192, (136,), False, True, ()), ("nvfp4", F32, 300, 576, (257,), True, True, ()),
-    ("nvfp4", F32, 5, 2048, (33,), False, False, ()), ("nvfp4", BF16, 600, 128, (129,), False, False, ()))
+    ("nvfp4", F32, 5, 2048, (33,), False, False, ()), ("nvfp4", BF16, 600, 128, (129,), False, False, ()),
+    *((form, dtype, tokens, 96, (8,), False, False, ()) for form in ("mxfp8", "fp8", "fp8_block") for dtype in DTYPES
+      for tokens in (1, 17)),
+    *((form, BF16, tokens, cols, (128, 37), True, True, bad) for form in ("mxfp8", "fp8", "fp8_block")
+      for tokens, cols, bad in ((16, 1056, ()), (150, 288, BAD))),
+    *((form, F32, 300, 640, (257,), False, False, ()) for form in ("mxfp8", "fp8", "fp8_block")),
+    ("fp8", F16, 5, 176, (24,), True, False, ()), ("fp8_block", F16, 5, 176, (24,), False, True, ()))
 
 TAKES: tuple[tuple[str, int, int, tuple[int, ...]], ...] = (
     # dtype, T, H, index
@@ -259,6 +270,11 @@ def listed() -> Iterable[Case]:
         name = text("quantize", dtype, form, f"T{t}", f"K{k}", recorded, *("bad" for _ in bad[:1]))
         yield Case(name, "quantize", partial(inputs.make_quantize, dtype=dtype, form=form, tokens=t, cols=k,
                                              recorded=recorded, bad=bad), 0, 0)
+    for dtype, form, t, k in FUSED:
+        name = text(dtype, form, f"T{t}", f"K{k}")
+        for op, maker in inputs.FUSED.items():
+            yield Case(f"{op}/{name}", op, partial(inputs.make_fused, maker=maker, dtype=dtype, form=form, tokens=t,
+                                                   cols=k), ULP[dtype], FLOOR[dtype])
     for form, dtype, t, k, rows, bias, residual, bad in QUANTIZED:
         name = text("linear_quantized", form, dtype, f"T{t}", f"K{k}", rows, *("bias",) * bias,
                     *("residual",) * residual, *("bad" for _ in bad[:1]))

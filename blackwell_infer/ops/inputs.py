@@ -150,6 +150,18 @@ def make_quantize(rng: Random, dtype: str, form: str, tokens: int, cols: int, re
     return {"x": x, "form": form, "inputs": np.full(1, recorded, np.float32) if recorded >= 0 else None}
 
 
+FUSED: Mapping[str, str] = {"rms_norm_quantize": "norm", "add_rms_norm_quantize": "add_norm", "swiglu_quantize": "gate"}
+
+
+def make_fused(rng: Random, maker: str, dtype: str, form: str, tokens: int, cols: int) -> Kwargs:
+    """Inputs of the op before the quantiser, and the quantiser's own."""
+    if maker == "gate":
+        made = make_swiglu(rng, dtype, tokens, cols, ())
+    else:
+        made = (make_norm if maker == "norm" else make_add_norm)(rng, dtype, tokens, cols, ())
+    return {**made, "form": form, "inputs": np.full(1, 2.0**-7, np.float32) if form == "nvfp4" else None}
+
+
 def make_linear_quantized(rng: Random, form: str, dtype: str, tokens: int, cols: int, rows: tuple[int, ...], bias: bool,
                           residual: bool, bad: Bad) -> Kwargs:
     x = quantize(activations(rng, (tokens, cols), "float32", bad), form, np.full(1, 2.0**-8, np.float32))

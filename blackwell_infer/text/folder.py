@@ -84,7 +84,9 @@ def template_source(path: Path) -> str | None:
         found = named.get("default", next(iter(named.values())) if len(named) == 1 else None)
         if found is None and named:
             logger.warning("%s: none of the chat templates %s is called 'default'; chat is off", path, sorted(named))
-    return found if isinstance(found, str) else None
+    if not isinstance(found, str | None):
+        raise TemplateError(f"{path}: its chat_template is {type(found).__name__}, no text; download it again")
+    return found
 
 
 def _optional(file: Path) -> dict[str, Any]:

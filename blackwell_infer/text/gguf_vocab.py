@@ -6,6 +6,7 @@ specification: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte.
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,9 @@ class Vocabulary(msgspec.Struct, frozen=True):
     def id(self, key: str, default: int | None = None) -> int | None:
         """A special token's id. Files write 2^32-1 or other ids beyond the vocabulary for "none"."""
         value = self.settings.get(f"tokenizer.ggml.{key}_token_id", default)
-        return int(value) if value is not None and 0 <= int(value) < len(self.tokens) else None
+        if value is not None and not isinstance(value, int):
+            raise TokenizerError(f"tokenizer.ggml.{key}_token_id is {value!r}; a token id is expected")
+        return int(value) if value is not None and 0 <= value < len(self.tokens) else None
 
 
 def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
@@ -148,6 +151,8 @@ def sentencepiece(vocabulary: Vocabulary) -> Backend:
 
     if not vocabulary.scores:
         raise TokenizerError("tokenizer.ggml.scores is missing; a vocabulary of kind 'llama' cannot do without")
+    if any(math.isnan(score) for score in vocabulary.scores):
+        raise TokenizerError("tokenizer.ggml.scores holds NaN, so merges have no order; convert the model again")
     unknown = vocabulary.id("unknown", 0)
     backend = Tokenizer(models.BPE(
         vocab=vocabulary.ids, merges=score_merges(vocabulary), byte_fallback=True, fuse_unk=True,

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from blackwell_infer.checkpoint.reader import Checkpoint
+from blackwell_infer.checkpoint.reader import Checkpoint, located
 from blackwell_infer.errors import TemplateError
 from blackwell_infer.text.folder import template_source, tokenizer_from_folder
 from blackwell_infer.text.gguf_vocab import tokenizer_from_gguf
@@ -41,10 +41,17 @@ def open_text(checkpoint: Checkpoint) -> Text:
 
     TokenizerError if the vocabulary is missing, damaged or unknown. A faulty template shows when it is first rendered.
     """
+    with located(checkpoint.path):
+        return read_text(checkpoint)
+
+
+def read_text(checkpoint: Checkpoint) -> Text:
+    """`open_text` without the path in its errors."""
     if "tokenizer.ggml.model" in checkpoint.metadata:
         tokenizer = tokenizer_from_gguf(checkpoint.metadata)
-        found = checkpoint.metadata.get("tokenizer.chat_template")
-        source = found if isinstance(found, str) else None
+        source = checkpoint.metadata.get("tokenizer.chat_template")
+        if not isinstance(source, str | None):
+            raise TemplateError(f"tokenizer.chat_template is {source!r}, no text; convert the model again")
         if source is None and (checkpoint.path.parent / "chat_template.jinja").is_file():
             source = template_source(checkpoint.path.parent)
     else:

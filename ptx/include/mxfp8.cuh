@@ -30,3 +30,26 @@ __device__ __forceinline__ void mma_mxfp8(float (&d)[4], const u32 (&a)[4], u32 
     for (int i = 0; i < 4; i++) d[i] = fmaf(sum[i] * rows[i >> 1], columns[i & 1], d[i]);
 #endif
 }
+
+template <int BYTE>
+__device__ __forceinline__ void mma_mxfp8_byte(int ta, int tb, float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1, u32 sfa,
+                                               u32 sfb) {
+    switch (ta * 4 + tb) {
+        case 0: mma_mxfp8<BYTE, 0, 0>(d, a, b0, b1, sfa, sfb); break;
+        case 1: mma_mxfp8<BYTE, 0, 1>(d, a, b0, b1, sfa, sfb); break;
+        case 2: mma_mxfp8<BYTE, 0, 2>(d, a, b0, b1, sfa, sfb); break;
+        case 3: mma_mxfp8<BYTE, 0, 3>(d, a, b0, b1, sfa, sfb); break;
+        case 4: mma_mxfp8<BYTE, 1, 0>(d, a, b0, b1, sfa, sfb); break;
+        case 5: mma_mxfp8<BYTE, 1, 1>(d, a, b0, b1, sfa, sfb); break;
+        case 6: mma_mxfp8<BYTE, 1, 2>(d, a, b0, b1, sfa, sfb); break;
+        default: mma_mxfp8<BYTE, 1, 3>(d, a, b0, b1, sfa, sfb); break;
+    }
+}
+// The same where unrolled loops make byte (0 or 1) and lanes constant: ta 0 or 1, tb 0 to 3.
+__device__ __forceinline__ void mma_mxfp8_at(int byte, int ta, int tb, float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1,
+                                             u32 sfa, u32 sfb) {
+    if (byte == 0)
+        mma_mxfp8_byte<0>(ta, tb, d, a, b0, b1, sfa, sfb);
+    else
+        mma_mxfp8_byte<1>(ta, tb, d, a, b0, b1, sfa, sfb);
+}

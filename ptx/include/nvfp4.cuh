@@ -17,7 +17,7 @@
 #define E2M1_LARGEST 6.0f
 
 // Eight floats as E2M1, element i in nibble i: nearest even, saturating, sign of zero kept; NaN gives +6.
-__device__ __forceinline__ u32 e2m1x8(const float* v) {
+__device__ __forceinline__ u32 cvt_e2m1x8(const float* v) {
 #if NATIVE_FP4
     u32 r;
     asm("{\n\t.reg .b8 b0, b1, b2, b3;\n\t"
@@ -41,9 +41,9 @@ __device__ __forceinline__ u32 e2m1x8(const float* v) {
 #endif
 }
 // A pair of floats as E2M1 in one byte, lo in the low nibble.
-__device__ __forceinline__ u32 e2m1x2(float lo, float hi) {
+__device__ __forceinline__ u32 cvt_e2m1x2(float lo, float hi) {
     const float v[8] = {lo, hi, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f};
-    return e2m1x8(v) & 0xFFu;
+    return cvt_e2m1x8(v) & 0xFFu;
 }
 
 __device__ __forceinline__ u32 mul_f16x2(u32 a, u32 b) {
@@ -52,8 +52,8 @@ __device__ __forceinline__ u32 mul_f16x2(u32 a, u32 b) {
     return r;
 }
 
-// Elements 2j and 2j + 1 of a word as two f16: exact. The stand-in puts the magnitude's three bits at bits 9 to 11 of a
-// half, where they mean 2^-14 times as much, subnormals included.
+// Elements 2j and 2j + 1 of a word as two f16: exact. The low byte of every such half is zero, so the stand-in looks up
+// the high bytes of four magnitudes at once; j should be a constant.
 __device__ __forceinline__ u32 e2m1_pair(u32 codes, int j) {
 #if NATIVE_FP4
     u32 r;
@@ -61,8 +61,9 @@ __device__ __forceinline__ u32 e2m1_pair(u32 codes, int j) {
         : "=r"(r) : "r"(codes >> (8 * j)));
     return r;
 #else
-    const u32 b = codes >> (8 * j);
-    return mul_f16x2(((b & 0x07u) << 9) | ((b & 0x08u) << 12) | ((b & 0x70u) << 21) | ((b & 0x80u) << 24), 0x74007400u);
+    const u32 sizes = codes & 0x77777777u, b = codes >> (8 * j);
+    const u32 bytes = __byte_perm(0x3E3C3800u, 0x46444240u, j < 2 ? sizes : sizes >> 16);
+    return __byte_perm(bytes, 0, j & 1 ? 0x3424 : 0x1404) | ((b & 0x08u) << 12) | ((b & 0x80u) << 24);
 #endif
 }
 
@@ -80,7 +81,7 @@ __device__ __forceinline__ u32 nvfp4_codes(const float* v, u32 scale, float glob
     float q[8];
 #pragma unroll
     for (int i = 0; i < 8; i++) q[i] = scale == 0x7Fu ? 0.0f : v[i] * inverse;
-    return e2m1x8(q);
+    return cvt_e2m1x8(q);
 }
 __device__ __forceinline__ nvfp4_block quantize_nvfp4(const float (&v)[16], float global) {
     nvfp4_block r;

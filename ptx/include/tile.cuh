@@ -52,18 +52,18 @@ struct epilogue_t {
     int M, N, stride, column;
 };
 
-// y = round(v + bias + residual) of the two neighbours (m, n), (m, n + 1).
+// y = round(v + bias + residual), each sum rounded by itself, of the two neighbours (m, n), (m, n + 1).
 __device__ __forceinline__ void store_pair(const epilogue_t& e, int m, int n, float v0, float v1) {
     if (m >= e.M || n >= e.N) return;
     const i64 at = (i64)m * e.stride + e.column + n;
     const bool both = n + 1 < e.N;
     if (e.bias != nullptr) {
-        v0 += e.bias[n];
-        if (both) v1 += e.bias[n + 1];
+        v0 = __fadd_rn(v0, e.bias[n]);
+        if (both) v1 = __fadd_rn(v1, e.bias[n + 1]);
     }
     if (e.residual != nullptr) {
-        v0 += to_float(e.residual[at]);
-        if (both) v1 += to_float(e.residual[at + 1]);
+        v0 = __fadd_rn(v0, to_float(e.residual[at]));
+        if (both) v1 = __fadd_rn(v1, to_float(e.residual[at + 1]));
     }
     e.y[at] = from_float<act_t>(v0);
     if (both) e.y[at + 1] = from_float<act_t>(v1);

@@ -40,18 +40,25 @@ extern "C" __global__ void __launch_bounds__(256)
     const int mw = warp / (8 / WARPS_M) * WARP_M, nw = warp % (8 / WARPS_M) * WARP_N;
     const int steps = (K + TILE_K - 1) / TILE_K;
 
-    auto fetch = [&](int step) {
+    auto fetch_x = [&](int step) {
         const u32 target = base + step % STAGES * STAGE_BYTES;
         fetch_codes<TILE_M>(target, x, m0, M, (i64)step * ROW_BYTES, K / 2);
-        fetch_codes<TILE_N>(target + TILE_M * ROW_BYTES, w, n0, N, (i64)step * ROW_BYTES, K / 2);
         fetch_scales(target + CODE_BYTES, scales_x, m0, step * 8, K / 16);
+    };
+    auto fetch_w = [&](int step) {
+        const u32 target = base + step % STAGES * STAGE_BYTES;
+        fetch_codes<TILE_N>(target + TILE_M * ROW_BYTES, w, n0, N, (i64)step * ROW_BYTES, K / 2);
         fetch_scales(target + CODE_BYTES + 1024, scales_w, n0, step * 8, K / 16);
     };
+    // Weights depend on no kernel: their copies start before the wait. The first group holds all of these.
     pdl_launch();
+#pragma unroll
+    for (int s = 0; s < STAGES - 1; s++)
+        if (s < steps) fetch_w(s);
     pdl_wait();
 #pragma unroll
     for (int s = 0; s < STAGES - 1; s++) {
-        if (s < steps) fetch(s);
+        if (s < steps) fetch_x(s);
         copy_commit();
     }
 
@@ -59,7 +66,10 @@ extern "C" __global__ void __launch_bounds__(256)
     for (int step = 0; step < steps; step++) {
         copy_wait<STAGES - 2>();
         __syncthreads();
-        if (step + STAGES - 1 < steps) fetch(step + STAGES - 1);
+        if (step + STAGES - 1 < steps) {
+            fetch_x(step + STAGES - 1);
+            fetch_w(step + STAGES - 1);
+        }
         copy_commit();
         const u32 stage = step % STAGES * STAGE_BYTES, tile_x = base + stage, tile_w = tile_x + TILE_M * ROW_BYTES;
         const u8* found = shared + stage + CODE_BYTES;
@@ -98,6 +108,7 @@ extern "C" __global__ void __launch_bounds__(256)
         for (int i = 0; i < TILES_M; i++)
 #pragma unroll
             for (int h = 0; h < 2; h++)
-                store_pair(out, m0 + mw + 16 * i + 8 * h + g, n, acc[i][j][2 * h] * f0, acc[i][j][2 * h + 1] * f1);
+                store_pair(out, m0 + mw + 16 * i + 8 * h + g, n, __fmul_rn(acc[i][j][2 * h], f0),
+                           __fmul_rn(acc[i][j][2 * h + 1], f1));
     }
 }

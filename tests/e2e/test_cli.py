@@ -77,6 +77,41 @@ def test_a_reader_that_leaves_early_is_no_error(command: dict[str, Any]) -> None
     assert "Traceback" not in errors
 
 
+def test_closed_and_full_streams_are_one_line_at_most(command: dict[str, Any]) -> None:
+    name, options = str(MODEL), " ".join([*GREEDY, "--max-tokens", "3"])
+    cases = [("run {} Once {} <&-", 0), ("chat {} --raw {} <&-", 0), ("tokenize {} <&-", 0),
+             ("run {} Once {} >&-", 0), ("run {} Once {} 2>&-", 0), ("run {} Once {} >/dev/full", 1),
+             ("tokenize {} Once >/dev/full", 1), ("info {} >/dev/full", 1)]
+    for line, status in cases:
+        words = line.format(name, options) if line.count("{}") == 2 else line.format(name)
+        done = subprocess.run(["bash", "-c", f'"{sys.executable}" -m blackwell_infer.cli.main {words}'],
+                              stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False, **command)
+        assert done.returncode == status, (line, done.stderr)
+        assert len(done.stderr.splitlines()) <= 1, (line, done.stderr)
+        assert not status or "No space left" in done.stderr
+
+
+def test_text_that_is_no_utf8_or_that_the_terminal_cannot_show(command: dict[str, Any]) -> None:
+    strict = {**command, "text": False, "env": command["env"] | {"PYTHONUTF8": "0", "PYTHONIOENCODING": "utf-8:strict"}}
+    for words in (["run", str(MODEL), *GREEDY], ["tokenize", str(MODEL)], ["chat", str(MODEL), "--raw", *GREEDY]):
+        done = subprocess.run([sys.executable, "-m", "blackwell_infer.cli.main", *words], input=b"a\xff\xfeb\n",
+                              capture_output=True, timeout=60, check=False, **strict)
+        assert done.returncode == 1, words
+        assert done.stderr.decode().splitlines() == [
+            "bwinfer: the text is not valid Unicode (lone surrogate at character 1)"], words
+    done = bwinfer(command, "tokenize", str(MODEL), "\u00e9", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0 and "\\xe9" in done.stdout
+
+
+def test_a_user_without_a_home_and_a_folder_that_is_gone(command: dict[str, Any], tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    script = f'rmdir "{gone}"; "{sys.executable}" -P -m blackwell_infer.cli.main tokenize "{MODEL}" Once'
+    done = subprocess.run(["bash", "-c", script], capture_output=True, timeout=60, check=False,
+                          **command | {"cwd": gone})
+    assert done.returncode == 0 and "Once" in done.stdout, done.stderr
+
+
 def test_chat_remembers_saves_and_goes_on(command: dict[str, Any]) -> None:
     lines = "/set max_tokens 8\nOnce upon a time\n\n/save talk.json\n/stats\n/quit\nnever\n"
     done = bwinfer(command, "chat", str(MODEL), "--raw", *GREEDY, stdin=lines)
@@ -93,7 +128,7 @@ def test_chat_survives_a_text_that_is_too_long(command: dict[str, Any]) -> None:
     lines = "word " * 400 + "\nOnce\n"
     done = bwinfer(command, "chat", str(MODEL), "--raw", *GREEDY, "--max-context", "64", "--max-tokens", "4",
                    stdin=lines)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1, done.stderr
     assert "bwinfer: " in done.stderr
     assert "64" in done.stderr
     assert done.stdout.strip()
@@ -168,7 +203,7 @@ def test_a_chat_template_beside_the_weights_is_used(command: dict[str, Any]) -> 
     assert json.loads(once.stdout)["text"]
     lines = "Once upon\n/save talk.json\nThen\nMore\n"
     done = bwinfer(command, "chat", str(model), *GREEDY, "--max-tokens", "4", "--system", "A story.", stdin=lines)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1, done.stderr
     saved = json.loads((command["cwd"] / "talk.json").read_text())
     assert saved["system"] == "A story."
     assert [m["role"] for m in saved["messages"]] == ["user", "assistant"]

@@ -124,7 +124,7 @@ def test_mixed_narrow_floats_ignore_their_padding(a_kind: str, b_kind: str) -> N
 
 
 def scale_words(scales: np.ndarray, rows: object, byte: int, seed: int) -> np.ndarray:
-    """Scale words [32]: rows(lane) is the row (or None) whose bytes the lane holds from `byte` on; the rest is noise."""
+    """Scale words [32]: rows(lane) is the row (or None) whose bytes the lane holds from `byte` on, the rest noise."""
     words = RANDOM(seed).integers(0, 256, (32, 4), np.uint8)
     for lane in range(32):
         row = rows(lane)

@@ -28,7 +28,8 @@ def activations(rows: int, cols: int, dtype: str) -> np.ndarray[Any, Any]:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("form", ["f32", "f16", "bf16", "q8_0", "q4_0", "q4_k", "q5_k", "q6_k"])
+@pytest.mark.parametrize("form", ["f32", "f16", "bf16", "q8_0", "q4_0", "q4_k", "q5_k", "q6_k", "nvfp4", "nvfp4_f16",
+                                  "mxfp4", "mxfp8", "fp8", "fp8_block"])
 def test_a_row_has_the_same_bits_alone_and_in_company(queue: CudaQueue, form: str, dtype: str) -> None:
     w, _ = placed(queue, form, 200, 2816)
     x = activations(64, 2816, dtype)
@@ -44,7 +45,7 @@ def test_a_row_has_the_same_bits_alone_and_in_company(queue: CudaQueue, form: st
 
 
 @pytest.mark.parametrize("library", [True, False])
-@pytest.mark.parametrize("form", ["q4_k", "q6_k", "bf16"])
+@pytest.mark.parametrize("form", ["q4_k", "q6_k", "bf16", "nvfp4", "fp8_block"])
 @pytest.mark.parametrize("rows", [1, 16, 65, 700])
 def test_large_matrices(queue: CudaQueue, form: str, rows: int, library: bool,
                         monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """A minimal engine for tests: loads a checkpoint whole and runs one row on the reference ops, cut into any chunks."""
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,12 @@ class Load:
         return values
 
     def constant(self, name: str, value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return value
+
+    def computed(self, name: str, shape: tuple[int, ...],
+                 make: Callable[[], np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+        value = make()
+        assert value.shape == shape and value.dtype == np.float32
         return value
 
     def host(self, name: str) -> np.ndarray[Any, Any] | None:

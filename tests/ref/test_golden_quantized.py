@@ -39,6 +39,7 @@ def load_tool(name: str) -> ModuleType:
 
 tool = load_tool("quantize_hf")
 to_gguf = load_tool("hf_to_gguf")
+perplexity = load_tool("perplexity")
 
 
 def stored(folder: Path) -> dict[str, Array]:
@@ -177,3 +178,35 @@ def test_gguf_logits_are_those_of_the_dequantised_matrices(tmp_path: Path, famil
         w = checkpoint.weight(name)
         weights[name] = FORMATS[w.format].dequantize(w).astype(np.float64).reshape(info.shape)
     compare(Model(tmp_path / "m.gguf"), weights, family, kind)
+
+
+def test_the_perplexity_tool_scores_pieces_of_a_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = ROOT / "tests" / "data" / "llama"
+    (tmp_path / "t.txt").write_text("the rain in Spain stays mainly in the plain; " * 3)
+    assert perplexity.main([str(folder), "--text", str(tmp_path / "t.txt"), "--max-context", "48",
+                            "--layouts", "fp8-block", "mxfp4"]) == 0
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    assert [line[0] for line in lines] == ["weights", "---", "as stored", "bf16", "fp8-block", "mxfp4"]
+    assert [line[1:4] for line in lines[2:]] == [["0", "21", "16.00"], ["0", "21", "16.00"], ["21", "0", "8.01"],
+                                                 ["21", "0", "4.25"]]
+    with perplexity.LLM(str(folder), device="numpy") as llm:
+        ids = llm.tokenizer.encode((tmp_path / "t.txt").read_text())
+    nats = count = 0.0
+    for i in range(0, len(ids), 48):
+        z = Model(folder).prefill(ids[i:i + 48], 48)[:-1].astype(np.float64)
+        nats += (np.logaddexp.reduce(z, axis=1) - z[np.arange(len(z)), ids[i + 1:i + 48]]).sum()
+        count += len(z)
+    assert float(lines[2][4]) == pytest.approx(nats / count, abs=1e-3) and lines[2][4] == lines[3][4]
+    assert perplexity.main([str(folder), "--text", str(tmp_path / "absent.txt")]) == 1
+    assert "absent.txt" in capsys.readouterr().err
+
+
+def test_the_perplexity_tool_reproduces_a_float64_reference(tmp_path: Path, shared_data: Path) -> None:
+    source = shared_data / "models" / "stories260K"
+    load_tool("llama2c_to_hf").convert(source / "stories260K.bin", source / "tok512.bin", tmp_path / "m")
+    golden = json.loads((source / "golden.json").read_text())["nll"][:3]
+    (tmp_path / "g.json").write_text(json.dumps({"nll": golden}))
+    pieces = list(perplexity.texts(tmp_path / "g.json", shared_data))
+    result = perplexity.measure(tmp_path / "m", "f32", pieces, None, {})
+    assert result.tokens == sum(g["n_tokens"] - 1 for g in golden)
+    assert result.nats == pytest.approx(sum(g["sum_nll"] for g in golden), abs=2e-2)

@@ -3,9 +3,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
+import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from blackwell_infer import LLM, Event, Message, Output, RequestError, Sampling
+from blackwell_infer import LLM, Event, Message, Output, RequestError, Sampling, Score
 from blackwell_infer.device.info import list_devices
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -229,6 +232,18 @@ def test_events_add_up_to_the_output(llm: LLM) -> None:
     assert usage.prefill_seconds > 0 and usage.decode_seconds > 0 and usage.queue_seconds >= 0
 
 
+def test_leaving_an_asyncio_stream_cancels_it(llm: LLM) -> None:
+    async def leave() -> None:
+        async for _ in llm.astream([5, 6], Sampling(ignore_eos=True)):
+            break
+        before = llm.stats().generated_tokens
+        await asyncio.to_thread(idle, llm)
+        assert llm.stats().generated_tokens - before < 100  # of the 250 that the context holds
+
+    asyncio.run(leave())
+    assert idle(llm)
+
+
 def test_asyncio_tasks_stream_together(llm: LLM) -> None:
     async def tell(i: int) -> list[Event]:
         return [event async for event in llm.astream([i + 3, 9], GREEDY)]
@@ -293,3 +308,61 @@ def test_a_closed_model_refuses_and_ends_what_ran(opened: Open) -> None:
     for call in (lambda: llm.generate("a"), lambda: llm.stream("a"), lambda: llm.score([1])):
         with pytest.raises(RequestError, match="closed"):
             call()
+    assert (llm.stats().running, llm.stats().waiting, llm.stats().pages_used) == (0, 0, 0)
+
+
+def test_scoring_that_a_close_ends_is_a_typed_error(opened: Open) -> None:
+    llm = opened()
+
+    async def both() -> list[Any]:
+        waiting = [asyncio.create_task(llm.ascore([5] * 250)) for _ in range(200)]
+        await asyncio.sleep(0.05)
+        await asyncio.to_thread(llm.close)
+        return await asyncio.gather(*waiting, return_exceptions=True)
+
+    ends = asyncio.run(both())
+    assert ends and all(isinstance(end, Score | RequestError) for end in ends)
+    assert isinstance(ends[-1], RequestError) and "closed" in str(ends[-1])
+
+
+def test_a_fork_of_the_process_is_told_and_does_not_hang(opened: Open, device: str) -> None:
+    if device != "numpy":
+        pytest.skip("a process with a CUDA context must not be forked at all")
+    llm = opened()
+    stream = llm.stream([5, 6], Sampling(ignore_eos=True))
+    next(stream)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads
+        child = os.fork()
+    if not child:
+        told = 0
+        for call in (lambda: llm.generate("a"), lambda: llm.stream("a"), lambda: llm.score([1]), lambda: next(stream)):
+            try:
+                call()
+            except RequestError as error:
+                told += "forked" in str(error)
+        stream.close()
+        llm.close()
+        os._exit(told)
+    for _ in range(500):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        time.sleep(0.01)
+    else:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        pytest.fail("the child hangs")
+    assert os.waitstatus_to_exitcode(status) == 4
+    stream.close()
+    assert idle(llm) and llm.generate([5, 6], GREEDY).token_ids
+    llm.close()
+
+
+def test_samplings_and_messages_of_the_wrong_kind_are_refused(llm: LLM) -> None:
+    for sampling in ({"temperature": 0}, 5, "greedy"):
+        with pytest.raises(RequestError, match="sampl"):
+            llm.generate("a", sampling)  # type: ignore[arg-type, call-overload]
+    for messages, message in (("hi", "list of objects"), ([], "empty"), ([{"role": "user"}], "content")):
+        with pytest.raises(RequestError, match=message):
+            llm.stream(messages=messages)  # type: ignore[arg-type]

@@ -108,9 +108,8 @@ def test_any_json_is_read_or_refused(base: dict[str, Any], changes: dict[str, An
         cfg = read(**base | changes)
     except CheckpointError:
         return
-    if cfg.rope.dim < 1 << 16:
-        table = rope.rope_table(cfg.rope, 3)
-        assert np.isfinite(table).all()
+    table = rope.rope_table(rope.frequencies(cfg.rope, None), 3)
+    assert np.isfinite(table).all()
 
 
 @pytest.mark.parametrize(("changes", "words"), [
@@ -156,9 +155,9 @@ def test_rope_frequencies() -> None:
     assert np.allclose(rope.frequencies(llama3, divisors), want)  # the divisors already hold the scaling
     with pytest.raises(CheckpointError, match=r"rope_freqs.weight must hold 4"):
         rope.frequencies(plain, np.ones(3, np.float32))
-    table = rope.rope_table(plain, 50)
-    assert table.shape == (50, 2, 4) and table.dtype == np.float32
-    assert np.allclose(table[49, 0] + 1j * table[49, 1], np.exp(49j * base))
+    table = rope.rope_table(rope.frequencies(plain, None), 9000)
+    assert table.shape == (9000, 2, 4) and table.dtype == np.float32
+    assert np.allclose(table[:, 0] + 1j * table[:, 1], np.exp(1j * np.arange(9000)[:, None] * base))
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen3"])
@@ -189,6 +188,36 @@ def test_expect_names_missing_and_misshapen_tensors() -> None:
         family.build(cfg, Expect(tensors | {"model.norm.weight": wrong}), 10)
     with pytest.raises(CheckpointError, match=r"q_proj.bias.*missing"):
         family.build(msgspec.structs.replace(cfg, attention_bias=True), Expect(tensors), 10)
+
+
+def test_tensors_that_no_part_of_the_model_reads_are_refused() -> None:
+    checkpoint = open_checkpoint(ROOT / "tests" / "data" / "llama")
+    family, tensors = find_family(checkpoint.config), dict(checkpoint.tensors)
+    cfg = family.config(checkpoint.config)
+    checkpoint.close()
+    norm = tensors["model.norm.weight"]
+    for extra, refused in (("model.layers.0.self_attn.q_proj.bias", True), ("model.layers.99.mlp.up_proj.weight", True),
+                           ("blk.0.attn_sinks.weight", True), ("model.layers.0.self_attn.rotary_emb.inv_freq", False),
+                           ("model.vision.weight", False)):
+        expect = Expect(tensors | {extra: norm})
+        family.build(cfg, expect, 10)
+        if refused:
+            with pytest.raises(UnsupportedModelError, match=f"{extra} would not be used"):
+                expect.check_complete()
+        else:
+            expect.check_complete()
+
+
+def test_measuring_computes_no_table_and_heads_have_a_limit() -> None:
+    checkpoint = open_checkpoint(ROOT / "tests" / "data" / "llama")
+    family, tensors = find_family(checkpoint.config), checkpoint.tensors
+    expect = Expect(tensors)
+    params = family.build(family.config(checkpoint.config), expect, 1 << 31)  # a table of it takes a quarter of a TiB
+    assert params.rope.shape == (1 << 31, 2, 8) and expect.needs["rope"].nbytes == 1 << 37
+    for change in ({"head_dim": 1 << 30}, {"hidden_size": 1 << 31, "head_dim": None}):
+        with pytest.raises(CheckpointError, match="head_dim"):
+            family.config({**checkpoint.config, **change})
+    checkpoint.close()
 
 
 def test_biases_reach_the_output() -> None:

@@ -40,6 +40,7 @@ class FakeLLM:
         self.template = template
         self.asked: list[tuple[Any, Any, Sampling]] = []
         self.settings: dict[str, Any] = {}
+        self.cancelled: list[int] = []
 
     def __call__(self, model: str, **settings: Any) -> FakeLLM:
         self.settings = settings
@@ -63,17 +64,32 @@ class FakeLLM:
         script = self.scripts.pop(0)
         if script and isinstance(script[0], RequestError):
             raise script[0]
-        return self.play(script)
+        return FakeStream(script)
 
-    def play(self, script: list[Any]) -> Iterator[Event]:
-        for number, piece in enumerate(script):
-            if isinstance(piece, BaseException):
-                raise piece
-            if isinstance(piece, Event):
-                yield piece
-            else:
-                yield Event(request_id=1, text=piece, token_ids=(number,))
-        yield Event(request_id=1, finish_reason="stop", usage=USAGE)
+    def cancel(self, request_id: int) -> None:
+        self.cancelled.append(request_id)
+
+
+class FakeStream(Iterator[Event]):
+    """Plays a script: pieces of text, events, exceptions; goes on after an exception, as a real stream does."""
+
+    request_id = 1
+
+    def __init__(self, script: list[Any]) -> None:
+        self.script = iter([*script, Event(request_id=1, finish_reason="stop", usage=USAGE)])
+        self.number = 0
+
+    def __next__(self) -> Event:
+        piece = next(self.script)
+        if isinstance(piece, BaseException):
+            raise piece
+        if isinstance(piece, Event):
+            return piece
+        self.number += 1
+        return Event(request_id=1, text=piece, token_ids=(self.number - 1,))
+
+    def close(self) -> None:
+        self.script = iter(())
 
 
 class Terminal(io.StringIO):
@@ -109,11 +125,32 @@ def test_a_conversation_carries_its_turns() -> None:
 
 
 def test_ctrl_c_keeps_what_came_and_the_conversation_goes_on() -> None:
-    llm = FakeLLM(["One ", "two", KeyboardInterrupt()], ["three"])
+    end = Event(request_id=1, text="o", finish_reason="cancelled", usage=USAGE)
+    llm = FakeLLM(["One ", "tw", KeyboardInterrupt(), end], ["three"])
     talking, out, notes = talk(llm, "count\nmore")
     assert out == "One two\nthree\n"
-    assert "[stopped]" in notes
-    assert talking.session.messages[1].content == "One two"
+    assert talking.session.messages[1].content == "One two"  # with what the engine had held back
+    assert llm.cancelled == [1]
+    again = KeyboardInterrupt()
+    impatient = FakeLLM(["One ", again, again, "two"], [again, "x"], ["three"])
+    talking, out, notes = talk(impatient, "count\nand\nmore")
+    assert out == "One \nthree\n"
+    assert notes.count("[stopped]") == 2
+    assert [m.content for m in talking.session.messages] == ["count", "One ", "more", "three"]
+
+
+def test_ctrl_c_before_an_answer_begins_keeps_the_session() -> None:
+    llm = FakeLLM(["fine"])
+    stream = llm.stream
+
+    def interrupted(*args: Any, **keywords: Any) -> Iterator[Event]:
+        llm.stream = stream  # type: ignore[method-assign]
+        raise KeyboardInterrupt
+
+    llm.stream = interrupted  # type: ignore[method-assign,assignment]
+    talking, out, notes = talk(llm, "a long text\nshort")
+    assert (out, notes) == ("fine\n", "[stopped]\nstatus 0")
+    assert [m.content for m in talking.session.messages] == ["short", "fine"]
 
 
 def test_two_interrupts_at_the_prompt_leave_but_one_does_not() -> None:
@@ -279,6 +316,19 @@ def test_a_run_that_breaks_off_prints_what_came_and_fails(call: Any) -> None:
     assert err.endswith("bwinfer: broken\n")
 
 
+def test_a_scripted_conversation_that_failed_somewhere_says_so(call: Any) -> None:
+    status, out, err = call(["chat", "m"], FakeLLM([RequestError("too\nlong")], ["fine"]), "a\nb\n")
+    assert (status, out, err) == (1, "fine\n", "bwinfer: too long\n")
+    assert call(["chat", "m"], FakeLLM(["fine"]), "b\n")[0] == 0
+
+
+def test_settings_that_cannot_be_followed_are_reported(call: Any, caplog: pytest.LogCaptureFixture) -> None:
+    call(["run", "m", "x", "--system", "be brief"], FakeLLM(["a"], template=None))
+    call(["chat", "m", "--raw", "--system", "be brief"], FakeLLM(["a"]), "x\n")
+    call(["chat", "m", "--n", "3"], FakeLLM(["a"]), "/set n 2\nx\n")
+    assert [r.message for r in caplog.records] == [chat.UNUSED_SYSTEM] * 2 + [chat.SINGLE] * 2
+
+
 def test_chat_without_a_template_offers_raw(call: Any) -> None:
     status, _, err = call(["chat", "m"], FakeLLM(template=None), "hi\n")
     assert status == 1
@@ -335,6 +385,10 @@ def test_help_of_every_command_lists_its_settings(call: Any, capsys: pytest.Capt
         assert "--max-context" in shown
         assert "--temperature" in shown
         assert "bwinfer.toml" in shown
+    with pytest.raises(SystemExit):
+        call(["tokenize", "--help"], FakeLLM())
+    shown = capsys.readouterr().out
+    assert "--revision" in shown and "--max-context" not in shown  # a flag that nothing reads is no flag
 
 
 def test_amounts() -> None:

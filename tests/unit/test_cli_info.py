@@ -10,6 +10,7 @@ from blackwell_infer.cli import info
 from blackwell_infer.cli.main import main
 from blackwell_infer.config import EngineConfig
 from blackwell_infer.device.info import DeviceInfo, Devices
+from blackwell_infer.errors import DeviceError
 
 MODEL = Path(__file__).resolve().parents[1] / "data" / "llama"
 H200 = DeviceInfo(0, "NVIDIA H200", (9, 0), "sm_90a", 132, 140 << 30, 139 << 30)
@@ -33,6 +34,16 @@ def test_a_model_fits_where_there_is_room_and_kernels() -> None:
         assert fit.context > 0
     assert found["cuda:0"].dtype == "bfloat16"
     assert found["numpy"].dtype == "float32"
+
+
+def test_a_device_setting_chooses_the_places() -> None:
+    def names(device: str) -> list[str]:
+        return list(fits(H200, BLACKWELL, engine=EngineConfig(device=device)))
+
+    assert names("auto") == ["cuda:0", "cuda:1", "numpy"] and names("cuda") == ["cuda:0", "cuda:1"]
+    assert names("cuda:1") == ["cuda:1"] and names("numpy") == ["numpy"]
+    with pytest.raises(DeviceError, match="cuda:7 is not here; found cuda:0, cuda:1, numpy"):
+        names("cuda:7")
 
 
 def test_too_little_memory_is_said_in_bytes() -> None:

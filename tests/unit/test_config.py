@@ -117,3 +117,12 @@ def test_any_text_is_a_value_of_the_type_or_a_config_error(name: str, text: str)
 def test_sampling_can_be_built_from_checked_values() -> None:
     built = config.build(Sampling, {"logit_bias": {"5": 1}, "stop": ["x"]}, "here")
     assert built == Sampling(logit_bias={5: 1.0}, stop=("x",))
+
+
+def test_without_a_home_there_is_no_file_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def nobody(_: type[Path]) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", classmethod(nobody))
+    assert config.load(start=tmp_path, environ={}).file is None
+    assert not config.state_home({}).exists()

@@ -360,6 +360,9 @@ def test_a_loop_that_breaks_answers_every_caller(text: Text, monkeypatch: pytest
     ("n", 10**6), ("logprobs", 21), ("logprobs", -1), ("max_tokens", 0), ("seed", -1), ("seed", 1 << 64),
     ("stop", "abc"), ("stop", ("",)), ("stop", (3,)), ("stop_token_ids", (VOCAB,)), ("logit_bias", {-1: 1.0}),
     ("logit_bias", {1: math.nan}), ("logit_bias", {"a": 1.0}), ("ignore_eos", "yes"),
+    # Beyond float32, in which sampling is computed: these would come out as other tokens, or as none.
+    ("temperature", 1e-40), ("temperature", 1e300), ("repetition_penalty", 1e-300), ("presence_penalty", -1e39),
+    ("logit_bias", {1: 1e39}), ("logit_bias", {1: math.inf}),
 ])
 def test_a_setting_out_of_range_is_named(text: Text, field: str, value: Any) -> None:
     sampling = msgspec.structs.replace(Sampling(), **{field: value})
@@ -370,6 +373,7 @@ def test_a_setting_out_of_range_is_named(text: Text, field: str, value: Any) -> 
 def test_settings_at_the_edges_are_taken() -> None:
     check_sampling(Sampling(temperature=0, top_p=1, min_p=1, top_k=10**9, seed=(1 << 64) - 1, logprobs=20,
                             logit_bias={VOCAB - 1: -math.inf}, presence_penalty=-2, n=8), VOCAB)
+    check_sampling(Sampling(temperature=1e-10, frequency_penalty=0, logit_bias={0: -1e9, 1: 0}), VOCAB)
 
 
 @pytest.mark.parametrize(("prompt", "message"), [
@@ -440,7 +444,8 @@ def test_capacity_takes_what_is_needed_or_what_fits() -> None:
 
 
 @pytest.mark.parametrize(("settings", "context", "free", "error", "message"), [
-    ({}, 320, 4_500_000, OutOfMemoryError, "does not fit: weights 4000000 bytes.*4500000 bytes.*smaller quantisation"),
+    ({}, 320, 4_500_000, OutOfMemoryError, "does not fit: weights 4000000 bytes.*4500000 bytes.*lower max_context"),
+    ({}, 320, 3_500_000, OutOfMemoryError, "3500000 bytes.*weights alone .*too large: take a smaller model"),
     ({"max_context": 320_000}, 320_000, 10_000_000, OutOfMemoryError, "at most max_context = 144000 fits"),
     ({"kv_pages": 9000}, 320, 10_000_000, OutOfMemoryError, "at most kv_pages = 4500 fit"),
     ({"kv_pages": 5, "max_context": 320}, 320, 10_000_000, ConfigError, "raise kv_pages to 10"),

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from blackwell_infer.checkpoint import Checkpoint, open_checkpoint
 from blackwell_infer.config import EngineConfig
 from blackwell_infer.device.dry import DryQueue
 from blackwell_infer.device.host import HostMemory
-from blackwell_infer.engine.load import choose_device, choose_dtype, load, loaded
+from blackwell_infer.engine.load import choose_device, choose_dtype, foresee, load, loaded, survey
 from blackwell_infer.engine.rehearsal import rehearse
 from blackwell_infer.engine.scheduler import Limits
 from blackwell_infer.engine.state import Build
@@ -178,6 +179,17 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(monkeypatch: p
         loaded(checkpoint, EngineConfig(device="numpy"), silent)
 
 
+@pytest.mark.parametrize("arch", ["sm_90a", "sm_120f"])
+def test_an_absurd_context_is_refused_before_its_steps_are_rehearsed(tmp_path: Path, arch: str) -> None:
+    shutil.copytree(DATA / "llama", tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 1 << 31}))
+    checkpoint, settings = open_checkpoint(tmp_path / "model"), EngineConfig()
+    found = survey(checkpoint, settings, on_host=False)
+    with pytest.raises(OutOfMemoryError, match=r"the weights alone .*too large.*lower max_context"):
+        foresee(found, checkpoint, settings, 1 << 36, 1 << 37, DryQueue(arch, 132, frozenset(), total=1 << 50))
+
+
 def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
     import safetensors.numpy
 
@@ -187,7 +199,8 @@ def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
     tensors = safetensors.numpy.load_file(DATA / "llama" / "model.safetensors")
     lost = tensors.pop("model.layers.1.mlp.up_proj.weight")
     safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"model\.layers\.1\.mlp\.up_proj\.weight \[160, 64\] is missing"):
+    named = rf"{tmp_path}: tensor model\.layers\.1\.mlp\.up_proj\.weight \[160, 64\] is missing"
+    with pytest.raises(CheckpointError, match=named):
         load(str(tmp_path), EngineConfig(device="numpy"), silent)
     tensors["model.layers.1.mlp.up_proj.weight"] = lost[:100]
     safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")

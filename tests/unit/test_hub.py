@@ -265,6 +265,15 @@ def test_a_disk_that_fills_up(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None
         fetch("org/one")
 
 
+def test_a_cache_that_cannot_be_written(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*args: Any, **keywords: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "cache" / "models--org--one"))
+
+    monkeypatch.setattr(os, "makedirs", refused)
+    with pytest.raises(DownloadError, match=r"models--org--one cannot be used \(Permission denied\); set HF_HOME"):
+        fetch("org/one")
+
+
 def test_offline_uses_the_cache(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 

@@ -274,6 +274,8 @@ def test_merges_that_form_no_token_are_left_out(caplog: pytest.LogCaptureFixture
         ({"merges": ["ab"]}, "merges[0]"),
         ({"add_bos_token": "yes"}, "boolean"),
         ({"model": "llama"}, "scores is missing"),
+        ({"model": "llama", "scores": [float("nan")] * 258}, "NaN"),
+        ({"bos_token_id": "one"}, "a token id is expected"),
     ],
 )
 def test_damaged_vocabularies_are_refused(changes: dict[str, Any], words: str) -> None:

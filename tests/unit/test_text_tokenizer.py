@@ -267,6 +267,8 @@ def test_template_sources(tmp_path: Path) -> None:
     (broken / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(TemplateError, match="UTF-8"):
         open_text(Folder(broken))
+    with pytest.raises(TemplateError, match=r"number: its chat_template is int, no text"):
+        open_text(Folder(write(tmp_path / "number", document(), {"chat_template": 5})))
     without = open_text(Folder(write(tmp_path / "none", document(), {})))
     with pytest.raises(TemplateError, match="without a chat template"):
         without.prompt([Message(role="user", content="hi")])
@@ -281,6 +283,10 @@ def test_gguf_text(tmp_path: Path) -> None:
     assert text.prompt([]) == "<|begin|>|<|im_end|><think>\n" and text.reasoning == ("<think>", "</think>")
     assert text.starts_inside(text.prompt([]))
     assert open_text(Folder(tmp_path / "m.gguf", metadata=metadata)).template is None
+    for broken, error in (({"tokenizer.chat_template": 5}, TemplateError),
+                          ({"tokenizer.ggml.pre": "?"}, TokenizerError)):
+        with pytest.raises(error, match=r"m\.gguf: tokenizer\."):  # where, too
+            open_text(Folder(tmp_path / "m.gguf", metadata=metadata | broken))
     (tmp_path / "chat_template.jinja").write_text("beside")
     assert open_text(Folder(tmp_path / "m.gguf", metadata=metadata)).prompt([]) == "beside"
 

@@ -70,18 +70,24 @@ def funnel_right(low: Any, high: Any, n: Any) -> Any:
     return (both >> (np.asarray(n).astype(np.uint64) & np.uint64(31))).astype(np.uint32)
 
 
+def ones(n: Any) -> Any:
+    """The n low bits, n 0 to 64, as uint64."""
+    n = np.asarray(n).astype(np.uint64)
+    return np.where(n >= 64, ~np.uint64(0), (np.uint64(1) << n % np.uint64(64)) - np.uint64(1))
+
+
 def extract(a: Any, start: Any, length: Any) -> Any:
-    """bfe: a bit field, sign-extended for signed types."""
+    """bfe: a bit field; signed types fill it up with its highest bit (or the word's, if that comes first)."""
     a = np.asarray(a)
     bits = a.dtype.itemsize * 8
     start, length = np.asarray(start).astype(np.int64) & 255, np.asarray(length).astype(np.int64) & 255
-    wide = a.astype(object)
-    n = np.minimum(length, np.maximum(bits - start, 0))
-    field = (wide >> start.astype(object)) & ((1 << n.astype(object)) - 1)
+    wide = a.astype(np.int64 if a.dtype.kind == "i" else np.uint64).view(np.uint64)
+    mask = ones(np.clip(bits - start, 0, length))
+    field = wide >> np.minimum(start, 63).astype(np.uint64) & mask
     if a.dtype.kind == "i":
-        top = (wide >> np.minimum(start + length - 1, bits - 1).astype(object)) & 1
-        field = np.where((length > 0) & (top != 0), field - (1 << n.astype(object)), field)
-    return np.where(length == 0, 0, field).astype(a.dtype)
+        top = wide >> np.clip(start + length - 1, 0, bits - 1).astype(np.uint64) & np.uint64(1)
+        field = np.where((length > 0) & (top != 0), field | ~mask, field)
+    return field.astype(a.dtype)
 
 
 def insert(a: Any, b: Any, start: Any, length: Any) -> Any:
@@ -89,13 +95,11 @@ def insert(a: Any, b: Any, start: Any, length: Any) -> Any:
     dtype = np.asarray(b).dtype if np.asarray(b).ndim else np.asarray(a).dtype
     bits = dtype.itemsize * 8
     start, length = np.asarray(start).astype(np.uint64) & np.uint64(255), np.asarray(length).astype(np.uint64)
-    start, length = np.minimum(start, np.uint64(63)), np.minimum(length & np.uint64(255), np.uint64(bits))
-    full = np.uint64((1 << bits) - 1)
-    ones = (np.uint64(1) << length % np.uint64(64)) - np.uint64(1)
-    ones = np.where(length >= 64, np.uint64(0xFFFFFFFFFFFFFFFF), ones)
-    mask = (ones << start) & full
+    length = np.minimum(length & np.uint64(255), np.uint64(bits))
+    start = np.asarray(start)
+    mask = np.where(start < bits, ones(length) << np.minimum(start, np.uint64(63)) & ones(bits), np.uint64(0))
     a, b = np.asarray(a).astype(np.uint64), np.asarray(b).astype(np.uint64)
-    return ((b & ~mask) | (a << start & mask)).astype(dtype)
+    return ((b & ~mask) | (a << np.minimum(start, np.uint64(63)) & mask)).astype(dtype)
 
 
 def reverse_bits(a: Any) -> Any:

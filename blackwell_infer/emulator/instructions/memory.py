@@ -151,8 +151,9 @@ def wait_all(m: Machine, ins: Instruction) -> Step:
     return step
 
 
-HINTS = ("", ".L1::no_allocate", ".L1::evict_last", ".L2::128B", ".L2::256B", ".L1::no_allocate.L2::128B",
-         ".L1::no_allocate.L2::256B")
+HINTS = ("", ".L1::no_allocate", ".L1::evict_first", ".L1::evict_last", ".L2::128B", ".L2::256B",
+         ".L1::no_allocate.L2::128B", ".L1::no_allocate.L2::256B", ".L2::cache_hint",
+         ".L1::no_allocate.L2::cache_hint")
 SPACES = {"": "", ".global": "global", ".shared": "shared", ".local": "local", ".const": "global",
           ".shared::cta": "shared"}
 ORDERS = ("", ".relaxed.gpu", ".relaxed.cta", ".acq_rel.gpu")

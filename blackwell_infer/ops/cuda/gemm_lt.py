@@ -3,6 +3,7 @@
 cuBLASLt is column-major, where a row-major [R, C] array is a C x R matrix of leading dimension C. So
 out[M, N] = x[M, K] w[N, K]^T is computed as out^T = op(w) x^T with op = transpose ("TN": K contiguous for both).
 Products are accumulated in float32 (float32 inputs are not rounded to TF32) and rounded once.
+Block-scaled products (NVFP4, MXFP8) take their scales in tiles (quant/tiled.py) and leave float32 sums.
 """
 from __future__ import annotations
 
@@ -16,17 +17,25 @@ from blackwell_infer.device.check import describe
 from blackwell_infer.device.queue import Queue
 from blackwell_infer.device.tensor import Tensor
 from blackwell_infer.errors import DeviceError
+from blackwell_infer.quant.format import Quantized, Weight
+from blackwell_infer.quant.tiled import TILED
 from blackwell_infer.types import Array
 
 LIBRARY = "cublaslt"
 ALIGN = 16
 """Bytes to which inputs must be aligned, rows included: the widest load, below which cuBLASLt falls off a cliff."""
-TYPES = {"bfloat16": "CUDA_R_16BF", "float16": "CUDA_R_16F", "float32": "CUDA_R_32F"}
+TYPES = {"bfloat16": "CUDA_R_16BF", "float16": "CUDA_R_16F", "float32": "CUDA_R_32F", "nvfp4": "CUDA_R_4F_E2M1",
+         "mxfp8": "CUDA_R_8F_E4M3"}
+SCALE_MODES = {"nvfp4": "VEC16_UE4M3", "mxfp8": "VEC32_UE8M0"}
+BITS = {"nvfp4": 4, "mxfp8": 8}
+SCALED = {("nvfp4", "sm_100f"), ("nvfp4", "sm_120f"), ("mxfp8", "sm_100f")}
+"""Formats and targets of block-scaled products. MXFP8 on sm_120 is documented for compute capability 10 alone."""
 KEPT_PLANS = 1024
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """One shape of product. `ld` is the row length of the array that the output lies in, `align_out` in bytes."""
+    """One shape of product. `dtype` is an array type or a block-scaled format; `ld` is the row length of the array that
+    the output lies in, `align_out` in bytes."""
 
     m: int
     n: int
@@ -66,13 +75,16 @@ class Plans:
         self._finalizer.atexit = False
 
     def run(self, problem: Problem, x: int, w: int, out: int, accumulate: bool, stream: int, workspace: int,
-            nbytes: int) -> None:
-        """Queue the product of the arrays at these addresses. DeviceError if the library has no algorithm or fails."""
+            nbytes: int, scales: tuple[int, int] | None = None) -> None:
+        """Queue the product of the arrays at these addresses (`scales`: of x and w). DeviceError if the library has no
+        algorithm or fails."""
         lt = self._lt
         try:
             plan = self._plans.get(problem)
             if plan is None:
-                plan = self._make(problem, nbytes)
+                plan = self._make(problem, nbytes, scales)
+            if scales is not None:
+                point_at_scales(lt, plan.desc, *scales)
             zero = self._scales.ctypes.data
             lt.matmul(self._handle, plan.desc, zero + 4, w, plan.a, x, plan.b, zero + 4 if accumulate else zero, out,
                       plan.c, out, plan.c, plan.algorithm.ctypes.data, workspace, nbytes, stream)
@@ -84,10 +96,12 @@ class Plans:
         self._forget()
         self._finalizer()
 
-    def _make(self, problem: Problem, nbytes: int) -> Plan:
+    def _make(self, problem: Problem, nbytes: int, scales: tuple[int, int] | None) -> Plan:
         if len(self._plans) >= KEPT_PLANS:
             self._forget()
         desc, a, b, c = descriptors(self._lt, problem)
+        if scales is not None:
+            point_at_scales(self._lt, desc, *scales)
         preference = preferences(self._lt, problem, nbytes)
         found = np.zeros(1, self._lt.matmul_heuristic_result_dtype)
         count = np.zeros(1, np.int32)
@@ -115,13 +129,28 @@ def descriptors(lt: Any, problem: Problem) -> tuple[int, int, int, int]:
     from nvmath.bindings import cublas
 
     desc = lt.matmul_desc_create(cublas.ComputeType.COMPUTE_32F, CudaDataType.CUDA_R_32F)
-    for name, operation in ((lt.MatmulDescAttribute.TRANSA, cublas.Operation.T),
-                            (lt.MatmulDescAttribute.TRANSB, cublas.Operation.N)):
-        value = np.full(1, operation, lt.get_matmul_desc_attribute_dtype(name))
-        lt.matmul_desc_set_attribute(desc, name, value.ctypes.data, value.nbytes)
+    names = lt.MatmulDescAttribute
+    set_attribute(lt, desc, names.TRANSA, cublas.Operation.T)
+    set_attribute(lt, desc, names.TRANSB, cublas.Operation.N)
+    if problem.dtype in SCALE_MODES:
+        mode = lt.MatmulMatrixScale[SCALE_MODES[problem.dtype]]
+        set_attribute(lt, desc, names.A_SCALE_MODE, mode)
+        set_attribute(lt, desc, names.B_SCALE_MODE, mode)
     a, b, c = (lt.matrix_layout_create(CudaDataType[TYPES[dtype]], rows, columns, ld)
                for dtype, rows, columns, ld in problem.layouts())
     return desc, a, b, c
+
+
+def set_attribute(lt: Any, desc: int, name: Any, value: int) -> None:
+    """Set one number of an operation."""
+    box = np.full(1, value, lt.get_matmul_desc_attribute_dtype(name))
+    lt.matmul_desc_set_attribute(desc, name, box.ctypes.data, box.nbytes)
+
+
+def point_at_scales(lt: Any, desc: int, x: int, w: int) -> None:
+    """Give an operation the addresses of the scales of x (its B) and of w (its A)."""
+    set_attribute(lt, desc, lt.MatmulDescAttribute.A_SCALE_POINTER, w)
+    set_attribute(lt, desc, lt.MatmulDescAttribute.B_SCALE_POINTER, x)
 
 
 def preferences(lt: Any, problem: Problem, nbytes: int) -> int:
@@ -166,3 +195,32 @@ def matmul(q: Queue, x: Array, w: Array, out: Array, accumulate: bool = False, c
         q.owned(Plans).run(problem, x.ptr, w.ptr, address, accumulate, stream, workspace, nbytes)
 
     q.library(LIBRARY, call, (x, w), (out,))
+
+
+def supported_scaled(q: Queue, form: str, m: int, n: int, k: int) -> bool:
+    """Whether `matmul_scaled` takes a shape of this format on the queue's target: rows that fill 16-byte units."""
+    return LIBRARY in q.libraries and (form, q.arch) in SCALED and min(m, n) > 0 and k * BITS[form] // 8 % ALIGN == 0
+
+
+def matmul_scaled(q: Queue, x: Quantized, w: Weight, out: Array) -> None:
+    """out [M, N] float32 = codes and block scales of x [M, K] times those of w [N, K] transposed; no other factors.
+
+    x is "nvfp4" or "mxfp8" and w of the same in tiles. DeviceError: shapes or formats that do not fit together, or that
+    `supported_scaled` refuses.
+    """
+    (m, k), n = x.shape, w.shape[0]
+    arrays = (*x.parts[:2], *w.parts[:2], out)
+    what = f"matmul of {x.format} [{m}, {k}] by {w.format} {list(w.shape)} into {describe(out)}"
+    if not all(isinstance(a, Tensor) and a.ptr % ALIGN == 0 for a in arrays):
+        raise DeviceError(f"{what}: needs device arrays that are 16-byte aligned")
+    if w.format != TILED.get(x.format) or w.shape != (n, k) or out.shape != (m, n) or out.dtype != np.float32:
+        raise DeviceError(f"{what}: shapes or types do not fit together")
+    if not supported_scaled(q, x.format, m, n, k):
+        raise DeviceError(f"{what}: not a product of the library on {q.arch}")
+    codes_x, scales_x, codes_w, scales_w, target = (a.ptr for a in arrays if isinstance(a, Tensor))
+    problem = Problem(m, n, k, x.format, "float32", n, ALIGN if n % 4 == 0 else 4)
+
+    def call(stream: int, workspace: int, nbytes: int) -> None:
+        q.owned(Plans).run(problem, codes_x, codes_w, target, False, stream, workspace, nbytes, (scales_x, scales_w))
+
+    q.library(LIBRARY, call, arrays[:4], (out,))

@@ -7,7 +7,7 @@ from typing import Protocol
 from blackwell_infer.device.queue import Queue
 from blackwell_infer.device.tensor import Tensor
 from blackwell_infer.errors import KernelError
-from blackwell_infer.ops.cuda import nvfp4
+from blackwell_infer.ops.cuda import fp8, nvfp4
 from blackwell_infer.ops.cuda.quantize import ACTS
 from blackwell_infer.quant.format import Linear, Quantized, Weight
 from blackwell_infer.types import Array
@@ -22,6 +22,9 @@ class Multiply(Protocol):
 
 PRODUCTS: dict[tuple[str, str], tuple[Multiply, Callable[[int], bool]]] = {
     ("nvfp4", "nvfp4_tiled"): (nvfp4.multiply, nvfp4.supported),
+    ("mxfp8", "mxfp8_tiled"): (fp8.multiply, fp8.by_32),
+    ("fp8", "fp8"): (fp8.multiply, fp8.by_16),
+    ("fp8_block", "fp8_block"): (fp8.multiply, fp8.by_16),
 }
 """By format of activations and weights: the launcher, and which lengths of rows it takes"""
 

@@ -45,6 +45,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         ge=0,
         description="pages of the KV cache, 32 tokens each; 0 takes what the context and the batch need, or what fits",
     )] = 0
+    graphs: Annotated[bool, Meta(
+        description="run decode steps as CUDA graphs; off launches kernel by kernel, slower, for debugging",
+    )] = True
     revision: Annotated[str, Meta(description="branch, tag or commit of a hub model")] = "main"
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from blackwell_infer.device.arena import Arena
 from blackwell_infer.device.check import Signature, check_copy, check_shape, describe
 from blackwell_infer.device.driver import DeviceBlock, Driver
+from blackwell_infer.device.graph import Graph
 from blackwell_infer.device.queue import Closable, Dim, Pending, Scalar
 from blackwell_infer.device.staging import LARGE_SLOT, SMALL_SLOT, Downloader, Uploader, contiguous_parts
 from blackwell_infer.device.tensor import Tensor
@@ -44,6 +45,22 @@ class Loaded:
         self._owner = owner
 
 
+class CudaCaptured:
+    """A step recorded by `CudaQueue.capture`."""
+
+    def __init__(self, queue: CudaQueue, graph: Graph) -> None:
+        self._queue = queue
+        self._graph = graph
+        self.nbytes = graph.nbytes
+
+    def run(self) -> None:
+        with self._queue.step():
+            self._graph.launch()
+
+    def close(self) -> None:
+        self._graph.close()
+
+
 class CudaQueue:
     """`device.queue.Queue` on GPU number `index`. Calls may come from any thread, one at a time.
 
@@ -64,6 +81,8 @@ class CudaQueue:
         self.arena = Arena(self.driver.allocate)
         self._timing = EventOptions(timing_enabled=True)
         self._inside = False
+        self._capturing = False
+        self._graphs: list[CudaCaptured] = []
         self._small = Uploader(self.driver, self.stream, SMALL_SLOT)
         self._large = Uploader(self.driver, self.stream, LARGE_SLOT)
         self._downloader = Downloader(self.driver, self.stream)
@@ -100,6 +119,7 @@ class CudaQueue:
 
     def upload(self, dst: Array, src: np.ndarray[Any, Any]) -> None:
         ptr = check_copy(dst, src).ptr
+        self._check_copies("upload to", dst)
         self.driver.bind()
         uploader = self._small if src.nbytes <= SMALL_SLOT else self._large
         for part in contiguous_parts(src):
@@ -109,6 +129,7 @@ class CudaQueue:
     def download(self, src: Array) -> Pending:
         if not isinstance(src, Tensor):
             raise DeviceError(f"a download needs a device array, not {describe(src)}")
+        self._check_copies("download of", src)
         self.driver.bind()
         return self._downloader.start(src)
 
@@ -149,6 +170,21 @@ class CudaQueue:
             self._workspace = self.driver.allocate(WORKSPACE.get(self.arch, 64 << 20))
         self.driver.bind()
         call(int(self.stream.handle), self._workspace.ptr, self._workspace.nbytes)
+
+    def capture(self, fn: Callable[[], None]) -> CudaCaptured:
+        with self.step():
+            self._capturing = True
+            try:
+                graph = Graph(self.driver, self.stream, fn)
+            finally:
+                self._capturing = False
+        self._graphs.append(CudaCaptured(self, graph))
+        return self._graphs[-1]
+
+    def _check_copies(self, what: str, array: Array) -> None:
+        if self._capturing:
+            raise DeviceError(f"{what} {describe(array)} inside a captured step: it would repeat what the host holds "
+                              "now")
 
     def owned(self, kind: Callable[[], T]) -> T:
         if kind not in self._owned:
@@ -191,6 +227,9 @@ class CudaQueue:
             return
         self._open = False
         self.sync()
+        for graph in self._graphs:
+            graph.close()
+        self._graphs.clear()
         for thing in self._owned.values():
             thing.close()
         self._owned.clear()

@@ -45,11 +45,29 @@ class DryPending:
         return np.zeros(self._src.shape, self._src.dtype)
 
 
+class DryCaptured:
+    """A recorded step: `run` adds its launches to the trace again."""
+
+    nbytes = 0
+
+    def __init__(self, queue: DryQueue, trace: list[Launch]) -> None:
+        self._queue = queue
+        self.trace = trace
+
+    def run(self) -> None:
+        with self._queue.step():
+            self._queue.trace += self.trace
+
+    def close(self) -> None:
+        self.trace = []
+
+
 class DryQueue:
     """`device.queue.Queue` without a device of architecture `arch`.
 
     Asserts the laws of a captured step, each with a DeviceError: no allocation outside the arena, no host read, no
-    tensor of an earlier step. `total` bytes of pretended memory; more raises OutOfMemoryError as a GPU would.
+    tensor of an earlier step, and inside `capture` no copy from or to the host. `total` bytes of pretended memory; more
+    raises OutOfMemoryError as a GPU would.
     `trace` holds every launch so far; `device.trace.same_grids` compares the traces of two steps.
     """
 
@@ -63,6 +81,7 @@ class DryQueue:
         self.variants: dict[str, Variant] = {}
         """every variant launched so far by its key: what a GPU must compile before it can run the same"""
         self.inside = False
+        self.capturing = False
         self.persistent = 0
         """bytes of blocks that live now, the arena's excluded"""
         self.peak = 0
@@ -74,6 +93,7 @@ class DryQueue:
         self._workspace: Block | None = None
 
     def put(self, host: np.ndarray[Any, Any]) -> Tensor:
+        self._check_copies("upload")
         return self.empty(host.shape, host.dtype)
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> Tensor:
@@ -93,11 +113,13 @@ class DryQueue:
         return Tensor(block.ptr, tuple(shape), kind, block)
 
     def upload(self, dst: Array, src: np.ndarray[Any, Any]) -> None:
+        self._check_copies("upload")
         self._check_alive(check_copy(dst, src), "upload")
 
     def download(self, src: Array) -> DryPending:
         if not isinstance(src, Tensor):
             raise DeviceError(f"a download needs a device array, not {describe(src)}")
+        self._check_copies("download")
         self._check_alive(src, "download")
         return DryPending(self, src)
 
@@ -137,6 +159,21 @@ class DryQueue:
             self._workspace = self._block(WORKSPACE)
         nothing = (0, 0, 0)
         self.trace.append(Launch(name, (), nothing, nothing, 0, False, tuple(map(describe, (*reads, *writes)))))
+
+    def capture(self, fn: Callable[[], None]) -> DryCaptured:
+        seen = len(self.trace)
+        with self.step():
+            self.capturing = True
+            try:
+                fn()
+            finally:
+                self.capturing = False
+                recorded, self.trace[seen:] = self.trace[seen:], []
+        return DryCaptured(self, recorded)
+
+    def _check_copies(self, what: str) -> None:
+        if self.capturing:
+            raise DeviceError(f"{what} inside a captured step: it would repeat what the host holds now")
 
     def owned(self, kind: Callable[[], T]) -> T:
         if kind not in self._owned:

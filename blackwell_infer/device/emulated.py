@@ -4,6 +4,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -53,6 +54,24 @@ class Copied:
         return self._host
 
 
+class EmulatedCaptured:
+    """A recorded step: its allocations and launches in order, run again with the arguments that they had."""
+
+    nbytes = 0
+
+    def __init__(self, queue: EmulatedQueue, moves: list[Callable[[], None]]) -> None:
+        self._queue = queue
+        self._moves = moves
+
+    def run(self) -> None:
+        with self._queue.step():
+            for move in self._moves:
+                move()
+
+    def close(self) -> None:
+        self._moves = []
+
+
 class EmulatedQueue:
     """`device.queue.Queue` of architecture `arch` through `emulator`. `seed` turns on the random-warp schedule;
     `texts` keeps the PTX that was read, for queues that share it.
@@ -71,6 +90,7 @@ class EmulatedQueue:
         self._ranges: list[EmulatedRange] = []
         self._emulator = Emulator(self.heap, texts)
         self.inside = False
+        self._moves: list[Callable[[], None]] | None = None
         self._globals: dict[str, dict[str, int]] = {}
         self._owned: dict[object, Closable] = {}
 
@@ -90,8 +110,20 @@ class EmulatedQueue:
             return self._own(shape, kind)
         nbytes = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
         ptr, lease = self.arena.take(nbytes + GUARD)
-        self.heap.define(ptr, nbytes)
+        self._do(partial(self._define, ptr, nbytes))
         return Tensor(ptr, tuple(shape), kind, lease)
+
+    def _define(self, ptr: int, nbytes: int) -> None:
+        """An allocation in place of those that died there earlier in the step."""
+        self.heap.forget(ptr, nbytes + GUARD)
+        self.heap.define(ptr, nbytes)
+
+    def _do(self, move: Callable[[], None]) -> None:
+        """Make a move, or only record it inside a capture."""
+        if self._moves is None:
+            move()
+        else:
+            self._moves.append(move)
 
     def _range(self, nbytes: int) -> EmulatedRange:
         self._ranges.append(EmulatedRange(self.heap, nbytes))
@@ -103,12 +135,14 @@ class EmulatedQueue:
 
     def upload(self, dst: Array, src: np.ndarray[Any, Any]) -> None:
         to = check_copy(dst, src)
+        self._check_copies("upload")
         if to.nbytes:
             self.heap.view(to.ptr, to.nbytes)[:] = np.ascontiguousarray(src).reshape(-1).view(np.uint8)
 
     def download(self, src: Array) -> Copied:
         if not isinstance(src, Tensor):
             raise DeviceError(f"a download needs a device array, not {describe(src)}")
+        self._check_copies("download")
         if not src.nbytes:
             return Copied(np.empty(src.shape, src.dtype))
         return Copied(self.heap.peek(src.ptr, src.nbytes).copy().view(src.dtype).reshape(src.shape))
@@ -139,7 +173,8 @@ class EmulatedQueue:
         params = bytearray()
         for i, (_, size) in enumerate(module.entries[v.kernel.entry].params):
             params += b"\0" * (-len(params) % size) + slots[8 * i : 8 * i + size]
-        self._emulator.launch(module, v.kernel.entry, addresses, grid, block, bytes(params), smem, self.seed)
+        self._do(partial(self._emulator.launch, module, v.kernel.entry, addresses, grid, block, bytes(params), smem,
+                         self.seed))
 
     def _module(self, v: Variant) -> tuple[Module, dict[str, int]]:
         text = self.builder.unit(v).ptx
@@ -163,6 +198,20 @@ class EmulatedQueue:
     def library(self, name: str, call: Callable[[int, int, int], None], reads: Sequence[Array],
                 writes: Sequence[Array]) -> None:
         raise DeviceError(f"the emulated device has no library {name}")
+
+    def capture(self, fn: Callable[[], None]) -> EmulatedCaptured:
+        moves: list[Callable[[], None]] = []
+        with self.step():
+            self._moves = moves
+            try:
+                fn()
+            finally:
+                self._moves = None
+        return EmulatedCaptured(self, moves)
+
+    def _check_copies(self, what: str) -> None:
+        if self._moves is not None:
+            raise DeviceError(f"{what} inside a captured step: it would repeat what the host holds now")
 
     def owned(self, kind: Callable[[], T]) -> T:
         if kind not in self._owned:

@@ -32,6 +32,21 @@ class Pending(Protocol):
         ...
 
 
+class Captured(Protocol):
+    """A recorded step. Its memory is the queue's arena, which every other step uses too: one runs after the other."""
+
+    nbytes: int
+    """bytes of device memory that the record takes"""
+
+    def run(self) -> None:
+        """Queue the step again, in stream order, outside `step()`: same launches, same addresses, new data."""
+        ...
+
+    def close(self) -> None:
+        """Forget it. Idempotent."""
+        ...
+
+
 class Memory(Protocol):
     """What the engine needs of a backend: arrays in, arrays out, and a scope for a step's temporaries."""
 
@@ -87,6 +102,14 @@ class Queue(Memory, Protocol):
     def library(self, name: str, call: Callable[[int, int, int], None], reads: Sequence[Array],
                 writes: Sequence[Array]) -> None:
         """Run `call(stream, workspace pointer, workspace bytes)` of a vendor library in stream order."""
+        ...
+
+    def capture(self, fn: Callable[[], None]) -> Captured:
+        """Record what `fn` launches, as a step of its own, without running it.
+
+        DeviceError if `fn` copies from or to the host; OutOfMemoryError if the record does not fit. Run `fn` once as an
+        ordinary step before: that loads its kernels and grows the arena.
+        """
         ...
 
     def owned(self, kind: Callable[[], T]) -> T:

@@ -39,6 +39,14 @@ class Tensor(msgspec.Struct, frozen=True, gc=False):
             raise ValueError(f"cannot reshape {self.shape} to {shape}")
         return other
 
+    def view(self, dtype: Any) -> Tensor:
+        """The same bytes as elements of another type along the last axis."""
+        kind = np.dtype(dtype)
+        width = self.shape[-1] * self.dtype.itemsize
+        if width % kind.itemsize or self.ptr % kind.itemsize:
+            raise ValueError(f"{width} bytes at {self.ptr:#x} are no whole {kind.name}")
+        return Tensor(self.ptr, (*self.shape[:-1], width // kind.itemsize), kind, self.base)
+
     def __getitem__(self, index: int | slice) -> Tensor:
         """Index or slice the leading axis (step 1)."""
         row = self.nbytes // self.shape[0] if self.shape[0] else 0

@@ -11,10 +11,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from blackwell_infer.engine.scheduler import Plan, Row, Sequence
+from blackwell_infer.engine.scheduler import UNKNOWN, Plan, Row, Sequence
 from blackwell_infer.kv.spec import PAGE
 from blackwell_infer.ops.batch import Batch, SampleParams
-from blackwell_infer.types import Sampling
+from blackwell_infer.types import Array, Sampling
 
 Ints = np.ndarray[Any, np.dtype[np.int32]]
 
@@ -43,16 +43,18 @@ class Reload(msgspec.Struct, frozen=True):
 
 
 class Work(msgspec.Struct, frozen=True):
-    """One step on the host. `batch.outputs` lists the sampled tokens; `scored` [S] the tokens whose logits are scored.
+    """One step. `batch.outputs` lists the sampled tokens; `scored` [S] the tokens whose logits are scored.
 
-    `targets` [S] int32 are the tokens that follow them, -1 where none does. `params` is None if nothing is sampled.
+    `slots` [N] int32 are the slots of the sampled rows. `targets` [S] int32 are the tokens that follow scored ones, -1
+    where none does. `params` is None if nothing is sampled.
     """
 
     batch: Batch
     params: SampleParams | None
+    slots: Array
     reloads: tuple[Reload, ...]
-    scored: Ints
-    targets: Ints
+    scored: Array
+    targets: Array
     want_logits: bool
 
 
@@ -77,14 +79,15 @@ def bucket(n: int) -> int:
 
 
 def make_batch(plan: Plan, tables: Tables) -> Batch:
-    """The ragged batch of a plan; outputs are the last tokens of the rows that sample."""
+    """The ragged batch of a plan; outputs are the last tokens of the rows that sample. A token that the host has not
+    read is the newest of its slot."""
     counts = np.asarray([len(row.tokens) for row in plan.rows], np.int32)
     starts = np.concatenate((np.zeros(1, np.int32), np.cumsum(counts, dtype=np.int32)))
     ids = np.empty(starts[-1], np.int32)
     positions = np.empty_like(ids)
     for row, first, last in zip(plan.rows, starts[:-1], starts[1:], strict=True):
         tables.update(row)
-        ids[first:last] = row.tokens
+        ids[first:last] = row.tokens if row.tokens[-1] != UNKNOWN else -1 - row.slot
         positions[first:last] = np.arange(row.start, row.end, dtype=np.int32)
     lengths = np.asarray([row.end for row in plan.rows], np.int32)
     longest = bucket(int(lengths.max()))
@@ -131,7 +134,8 @@ def make_work(plan: Plan, sequences: Mapping[int, Sequence], settings: Mapping[i
             scored.append(np.arange(first, last, dtype=np.int32))
             following = sequences[row.id].prompt[row.start + 1 : row.end + 1]
             targets += following + (-1,) * (len(row.tokens) - len(following))
-    return Work(batch, params, tuple(reload(row.slot, sequences[row.id]) for row in plan.rows
+    slots = np.asarray([row.slot for row in sampling], np.int32)
+    return Work(batch, params, slots, tuple(reload(row.slot, sequences[row.id]) for row in plan.rows
                                      if row.restart and not row.scores and settings[row.id].penalised),
                 np.concatenate(scored) if scored else np.zeros(0, np.int32), np.asarray(targets, np.int32),
                 any(row.id in logits for row in plan.rows))

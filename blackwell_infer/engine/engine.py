@@ -17,7 +17,7 @@ from blackwell_infer.engine import scheduler
 from blackwell_infer.engine.answer import Answer
 from blackwell_infer.engine.batch import Settings, Tables, make_work
 from blackwell_infer.engine.request import Request
-from blackwell_infer.engine.runner import Result, Runner
+from blackwell_infer.engine.runner import Flight, Result, Runner
 from blackwell_infer.engine.scheduler import Emitted, Limits, Plan, Sequence
 from blackwell_infer.errors import BlackwellInferError, ModelOutputError, OutOfMemoryError, RequestError
 from blackwell_infer.log import logger
@@ -91,12 +91,22 @@ class Scoring:
         self.future: Future[Score] = Future()
 
 
+class Launched(msgspec.Struct, frozen=True):
+    """A step that was launched and not read."""
+
+    plan: Plan
+    flight: Flight
+
+
 class Engine:
     """Continuous batching of any number of callers over one runner.
 
     `submit`, `score`, `cancel`, `stats` and `close` are safe from any thread. `run` loops on one thread until `close`;
     `step` is one turn of it for callers that drive the engine themselves. Sinks are called on the stepping thread and
     must return at once. A request's last event carries `usage`.
+
+    If the runner's depth is 1, a step is read after the next one was launched: the device never waits for the host.
+    What a step did for a sequence that ended or was cancelled meanwhile is dropped.
     """
 
     def __init__(self, runner: Runner, limits: Limits, tokenizer: Tokenizer, vocab: int) -> None:
@@ -111,6 +121,7 @@ class Engine:
         self._next_sequence = 0
         self._closed: BlackwellInferError | None = None
         self._state = scheduler.start(limits)
+        self._launched: Launched | None = None
         self._tables = Tables(limits.batch, scheduler.pages_for(limits.context))
         self._jobs: dict[int, Job] = {}
         self._scorings: dict[int, Scoring] = {}
@@ -182,42 +193,67 @@ class Engine:
             self._wake.notify_all()
 
     def step(self) -> bool:
-        """Take in what callers asked, run one step, hand out events. False if there was nothing to run."""
+        """Take in what callers asked, launch a step, read the one before (or this one, if the runner has no depth) and
+        hand out its events. False if there was nothing to do."""
         self._drain()
         began = time.perf_counter()
         plan = scheduler.plan(self._state, self.limits)
-        if not plan.rows:
-            self._count(plan, 0.0, 0)
-            return False
+        before, self._launched = self._launched, None
         for row in plan.rows:
             job = self._jobs.get(row.id)
             if job is not None and not job.started:
                 job.started = began
+        failure = None
         try:
-            result = self._run(plan)
+            if plan.rows:
+                self._launched = Launched(plan, self._launch(plan))
+                self._state = scheduler.begin(self._state, plan)
         except Exception as error:  # whatever a backend raises ends this step's requests, not the others
-            if not isinstance(error, BlackwellInferError):
+            failure = typed(error)
+            if failure is not error:
                 logger.exception("a step failed")
-            self._fail(frozenset(row.id for row in plan.rows), typed(error))
-            self._count(plan, time.perf_counter() - began, 0)
-            return True
+        tokens = 0 if before is None else self._land(before)
+        if failure is not None:
+            self._fail(frozenset(row.id for row in plan.rows), failure)
+        elif self._launched is not None and not self.runner.depth:
+            tokens += self._land(self._launched)
+            self._launched = None
+        busy = bool(plan.rows) or before is not None
+        self._count(plan, time.perf_counter() - began if busy else 0.0, tokens)
+        return busy
+
+    def _launch(self, plan: Plan) -> Flight:
+        needed = {row.id for row in plan.rows if row.restart or row.scores}
+        sequences = {s.id: s for s in (*self._state.running, *self._state.waiting) if s.id in needed}
+        logits = frozenset(id for id, s in self._scorings.items() if s.result.logits is not None)
+        return self.runner.launch(make_work(plan, sequences, self._settings, logits, self._tables))
+
+    def _land(self, launched: Launched) -> int:
+        """Wait for a step and hand out its events; the number of tokens that it made."""
+        plan = launched.plan
+        try:
+            result = launched.flight.result()
+        except Exception as error:  # as at the launch
+            failure = typed(error)
+            if failure is not error:
+                logger.exception("a step failed")
+            self._fail(frozenset(row.id for row in plan.rows), failure)
+            return 0
         now = time.perf_counter()
         tokens = [] if result.sampled is None else np.asarray(result.sampled.tokens).tolist()
         self._state, events = scheduler.commit(self._state, plan, tokens)
-        scored = 0
+        firsts = scored_from(plan)
         for event in events:
             row = plan.rows[event.row]
             if row.scores:
-                self._scored(event, row.start, scored, len(row.tokens), result)
-                scored += len(row.tokens)
+                self._scored(event, row.start, firsts[event.row], len(row.tokens), result)
             elif result.sampled is not None:
                 self._sampled(event, result.sampled, now)
-        self._count(plan, now - began, len(tokens))
-        return True
+        return sum(event.token >= 0 for event in events)
 
     @property
     def _busy(self) -> bool:
-        return bool(self._state.running or self._state.waiting)
+        return bool(self._state.running or self._state.waiting or self._launched)
 
     def check_process(self) -> None:
         """RequestError in a fork of the process that loaded the model: the stepping thread did not come along."""
@@ -259,12 +295,6 @@ class Engine:
         for id in [id for id, scoring in self._scorings.items() if scoring.id == request_id]:
             self._state = scheduler.cancel(self._state, frozenset({id}))
             self._scorings.pop(id).future.cancel()
-
-    def _run(self, plan: Plan) -> Result:
-        needed = {row.id for row in plan.rows if row.restart or row.scores}
-        sequences = {s.id: s for s in (*self._state.running, *self._state.waiting) if s.id in needed}
-        logits = frozenset(id for id, s in self._scorings.items() if s.result.logits is not None)
-        return self.runner.run(make_work(plan, sequences, self._settings, logits, self._tables))
 
     def _scored(self, event: Emitted, start: int, first: int, count: int, result: Result) -> None:
         """Copy a chunk's scores to their positions; a preempted text is scored again, to the same places."""
@@ -347,6 +377,12 @@ class Engine:
             preemptions=old.preemptions + len(plan.preempted), busy_seconds=busy,
             tokens_per_second=total / busy if busy else 0.0,
             pages_used=self.limits.pages - self._state.free.bit_count())
+
+
+def scored_from(plan: Plan) -> list[int]:
+    """For each row, the number of scored tokens before it."""
+    counts = [len(row.tokens) if row.scores else 0 for row in plan.rows]
+    return list(itertools.accumulate(counts, initial=0))
 
 
 def typed(error: Exception) -> BlackwellInferError:

@@ -39,8 +39,8 @@ Samplings = Sampling | Sequence[Sampling] | None
 class LLM:
     """A model, loaded from a path or a hub id. Keywords are the fields of `config.EngineConfig`:
 
-    device, dtype, max_context, max_batch, max_step_tokens, kv_pages, revision. `progress` hears of long work. Without
-    max_context the context is the model's own limit, or what fits; on NumPy at most 4096 tokens.
+    device, dtype, max_context, max_batch, max_step_tokens, kv_pages, graphs, revision. `progress` hears of long work.
+    Without max_context the context is the model's own limit, or what fits; on NumPy at most 4096 tokens.
 
     A prompt is one of: a `str` (encoded, with the model's beginning token if it has one); a list of `int` (token ids,
     taken as they are); a list that begins with a `Message` or a mapping (a chat, rendered by the model's template). A

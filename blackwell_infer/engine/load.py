@@ -205,6 +205,7 @@ def on_cuda(device: str, found: Survey, checkpoint: Checkpoint, config: EngineCo
     """Load for kernels on a GPU."""
     from blackwell_infer.device.dry import DryQueue
     from blackwell_infer.device.open import open_queue
+    from blackwell_infer.engine.graphs import GraphRunner
     from blackwell_infer.engine.rehearsal import rehearse
     from blackwell_infer.ops.cuda import CudaOps
 
@@ -218,8 +219,12 @@ def on_cuda(device: str, found: Survey, checkpoint: Checkpoint, config: EngineCo
         loading = DeviceLoading(queue, checkpoint.tensors, checkpoint.weight, Meter(measure.nbytes, progress))
         model = build.model(queue, loading, capacity.context, limits.batch, capacity.pages)
         queue.prepare(rehearsal.variants, progress)
+        runner = GraphRunner(queue, CudaOps(queue), model, capacity.context, config.graphs)
         queue.sync()
     except BaseException:
         queue.close()
         raise
-    return ModelRunner(queue, CudaOps(queue), model), capacity, rehearsal.workspace
+    if config.graphs:
+        logger.info("decode graphs, recorded as they occur: rows %s; keys %s", *(
+            ", ".join(map(str, sizes)) for sizes in (runner.space.all_rows, runner.space.all_lengths)))
+    return runner, capacity, rehearsal.workspace

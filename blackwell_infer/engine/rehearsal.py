@@ -10,7 +10,7 @@ import numpy as np
 from blackwell_infer.checkpoint.reader import TensorInfo
 from blackwell_infer.device.dry import DryQueue
 from blackwell_infer.engine.batch import Reload, Settings, Tables, Work, make_batch, make_params
-from blackwell_infer.engine.runner import ModelRunner
+from blackwell_infer.engine.graphs import GraphRunner
 from blackwell_infer.engine.scheduler import Limits, Plan, Row, pages_for
 from blackwell_infer.engine.state import Build
 from blackwell_infer.engine.weights import DeviceLoading, Meter, hollow
@@ -48,9 +48,9 @@ def rehearse(build: Build, tensors: Mapping[str, TensorInfo], limits: Limits, qu
     """Run the largest steps within `limits` on a dry queue of the real device's architecture and libraries."""
     # Pages are never written, so one may stand for all.
     model = build.model(queue, Hollow(queue, tensors), limits.context, limits.batch, 1)
-    runner = ModelRunner(queue, CudaOps(queue), model)
+    runner = GraphRunner(queue, CudaOps(queue), model, limits.context, capture=False)
     for work in works(limits):
-        runner.run(work)
+        runner.launch(work)
     return Rehearsal(queue.arena.peak, tuple(queue.variants.values()))
 
 
@@ -82,7 +82,7 @@ def work(counts: list[int], limits: Limits, scores: bool) -> Work:
     nothing = np.zeros(0, np.int32)
     if scores:
         wanted = np.arange(counts[0], dtype=np.int32)
-        return Work(batch, None, (), wanted, np.zeros_like(wanted), True)
+        return Work(batch, None, nothing, (), wanted, np.zeros_like(wanted), True)
     one = np.zeros(1, np.int32)
-    return Work(batch, make_params(rows, [Settings(PENALISED, 0, (0,), (0.0,))] * len(rows)), (Reload(0, one, one),),
-                nothing, nothing, False)
+    return Work(batch, make_params(rows, [Settings(PENALISED, 0, (0,), (0.0,))] * len(rows)),
+                np.arange(len(rows), dtype=np.int32), (Reload(0, one, one),), nothing, nothing, False)

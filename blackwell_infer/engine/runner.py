@@ -6,12 +6,16 @@ from typing import Any, Protocol
 import msgspec
 import numpy as np
 
-from blackwell_infer.device.queue import Memory
+from blackwell_infer.device.queue import Memory, Pending
 from blackwell_infer.engine import step
 from blackwell_infer.engine.batch import Work
+from blackwell_infer.engine.packed import Packed, arrays_of, placed
 from blackwell_infer.engine.step import Model
 from blackwell_infer.ops.api import Ops
-from blackwell_infer.ops.batch import Sampled
+from blackwell_infer.ops.batch import Sampled, TokenState
+
+MOST_TOP = 20
+"""Most alternatives that a sampled token may report (`types.Sampling.logprobs`)"""
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -22,11 +26,25 @@ class Result(msgspec.Struct, frozen=True):
     logits: np.ndarray[Any, Any] | None
 
 
+class Flight(Protocol):
+    """A step under way."""
+
+    def result(self) -> Result:
+        """Wait for the step. DeviceError and its kind if the backend failed."""
+        ...
+
+
 class Runner(Protocol):
     """One model on one backend."""
 
-    def run(self, work: Work) -> Result:
-        """Run one step to its end. DeviceError and its kind if the backend fails."""
+    @property
+    def depth(self) -> int:
+        """Steps that may be launched and not read when the next one is: 0 or 1. With 1, ids below 0 (`Batch.ids`) take
+        tokens that the host has not seen."""
+        ...
+
+    def launch(self, work: Work) -> Flight:
+        """Begin a step; it runs after all that were begun before. DeviceError and its kind if the backend fails."""
         ...
 
     def close(self) -> None:
@@ -34,41 +52,69 @@ class Runner(Protocol):
         ...
 
 
+class Landing:
+    """`Flight` over downloads: `words` is the block that `Ops.deliver_` wrote for `rows` rows, of which `count` are
+    wanted, with `top` alternatives each."""
+
+    def __init__(self, words: Pending | None, rows: int, count: int, top: int, logprobs: Pending | None = None,
+                 logits: Pending | None = None) -> None:
+        self._words = words
+        self._shape = rows, count, top
+        self._logprobs = logprobs
+        self._logits = logits
+
+    def result(self) -> Result:
+        return Result(sampled=None if self._words is None else delivered(self._words.result(), *self._shape),
+                      logprobs=None if self._logprobs is None else self._logprobs.result(),
+                      logits=None if self._logits is None else self._logits.result())
+
+
+def delivered(words: np.ndarray[Any, Any], rows: int, count: int, top: int) -> Sampled:
+    """The first `count` of `rows` results from the words of `Ops.deliver_`."""
+    ids, values = words[2 * rows :].reshape(2, rows, top)
+    return Sampled(words[:count], words[rows : rows + count].view(np.float32), ids[:count],
+                   values[:count].view(np.float32))
+
+
+def token_state(memory: Memory, slots: int) -> TokenState:
+    """Room for what steps of up to `slots` sampling rows leave."""
+    return TokenState(memory.zeros((slots,), np.int32), memory.zeros((slots * (2 + 2 * MOST_TOP),), np.int32))
+
+
 class ModelRunner:
-    """`Runner` over any pair of `Memory` and `Ops`: HostMemory with ops.ref, or a queue with CudaOps on it."""
+    """`Runner` over any pair of `Memory` and `Ops`: HostMemory with ops.ref, or a queue with CudaOps on it. Every op is
+    called, and every kernel launched, step by step."""
+
+    depth = 0
 
     def __init__(self, memory: Memory, ops: Ops, model: Model) -> None:
         self.memory = memory
         self.ops = ops
         self.model = model
+        self.tokens = token_state(memory, model.penalties.counts.shape[0])
 
-    def run(self, work: Work) -> Result:
-        memory, ops, model = self.memory, self.ops, self.model
-        sampled = scored = None
+    def launch(self, work: Work) -> Landing:
+        memory = self.memory
+        self.reload(work)
         with memory.step():
-            for r in work.reloads:
-                ops.penalty_load_(model.penalties, r.slot, memory.put(r.prompt), memory.put(r.answer))
-            batch = put_arrays(memory, work.batch)
-            hidden = step.forward(ops, model, batch)
-            if work.params is not None:
-                sampled = step.sample(ops, model, hidden, batch.outputs, put_arrays(memory, work.params))
-            if len(work.scored):
-                scored = step.score(ops, model, hidden, memory.put(work.scored), memory.put(work.targets))
-            chosen = None if sampled is None else [memory.download(a) for a in (
-                sampled.tokens, sampled.logprobs, sampled.top_ids, sampled.top_logprobs)]
+            packed = Packed(arrays_of(work))
+            scored = step.run(self.ops, self.model, self.tokens, placed(work, packed.views(memory.put(packed.buffer))))
             logprobs = None if scored is None else memory.download(scored.logprobs)
             logits = memory.download(scored.logits) if scored is not None and work.want_logits else None
-        return Result(
-            sampled=None if chosen is None else Sampled(*(c.result() for c in chosen)),
-            logprobs=None if logprobs is None else logprobs.result(),
-            logits=None if logits is None else logits.result())
+        rows, top = (0, 0) if work.params is None else (work.batch.outputs.shape[0], work.params.top)
+        return Landing(self.download(rows, top) if rows else None, rows, rows, top, logprobs, logits)
+
+    def reload(self, work: Work) -> None:
+        """Set up the penalty slots of sequences that start."""
+        if work.reloads:
+            with self.memory.step():
+                for r in work.reloads:
+                    self.ops.penalty_load_(self.model.penalties, r.slot, self.memory.put(r.prompt),
+                                           self.memory.put(r.answer))
+
+    def download(self, rows: int, top: int) -> Pending:
+        """Begin to copy what a step delivered for so many rows."""
+        return self.memory.download(self.tokens.block[: rows * (2 + 2 * top)])
 
     def close(self) -> None:
         self.memory.close()
-
-
-def put_arrays(memory: Memory, struct: Any) -> Any:
-    """A copy of a struct whose host arrays are on the backend."""
-    values = {name: memory.put(value) if isinstance(value, np.ndarray) else value
-              for name, value in msgspec.structs.asdict(struct).items()}
-    return type(struct)(**values)

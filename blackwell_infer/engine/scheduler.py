@@ -1,4 +1,8 @@
-"""Which tokens run in the next step: two pure functions, `plan` and `commit`, over plain data.
+"""Which tokens run in the next step: three pure functions, `plan`, `begin` and `commit`, over plain data.
+
+`begin` is the state once a planned step was launched, `commit` the one once its tokens are known. Steps may be planned
+and begun before the last one is committed: a sequence is then taken to go on, its token is `UNKNOWN` to the host, and
+if that token ends it, what later steps did for it is dropped.
 
 A sequence is one answer (or one text to score). It waits, runs, and may be preempted: its pages are taken away and it
 waits again with the tokens it has, which are prefilled anew when it is admitted again (recompute). Nothing that was
@@ -10,7 +14,7 @@ emitted is lost or repeated. Invariants between steps:
 """
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from collections.abc import Sequence as Items
 from typing import Any, Literal
 
@@ -22,6 +26,9 @@ from blackwell_infer.kv.spec import PAGE
 
 LEAST_SHARE = 256
 """Tokens below which a step's prefill budget is not divided further."""
+
+UNKNOWN = -1
+"""Stands for a token that was sampled and that the host has not read yet."""
 
 Finish = Literal["stop", "length", "error", "scored"]
 
@@ -40,7 +47,7 @@ class Sequence(msgspec.Struct, frozen=True, kw_only=True):
     """One answer under way. Ids grow with arrival. `cached` tokens of prompt and answer have keys in `pages`.
 
     `limit` is the most answer tokens; `score` marks a text whose tokens are only looked at. `slot` is the sequence's
-    own number below `Limits.batch` while it runs.
+    own number below `Limits.batch` while it runs. `ahead` tokens follow the answer that no commit has told yet.
     """
 
     id: int
@@ -52,11 +59,17 @@ class Sequence(msgspec.Struct, frozen=True, kw_only=True):
     cached: int = 0
     pages: tuple[int, ...] = ()
     slot: int = -1
+    ahead: int = 0
 
     @property
     def length(self) -> int:
-        """Tokens of prompt and answer."""
-        return len(self.prompt) + len(self.answer)
+        """Tokens of prompt and answer, those ahead included."""
+        return len(self.prompt) + len(self.answer) + self.ahead
+
+    @property
+    def full(self) -> bool:
+        """Whether the answer has as many tokens as it may, those ahead included."""
+        return len(self.answer) + self.ahead >= self.limit
 
     @property
     def pending(self) -> int:
@@ -64,9 +77,10 @@ class Sequence(msgspec.Struct, frozen=True, kw_only=True):
         return self.length - self.cached
 
     def tokens(self, first: int, last: int) -> tuple[int, ...]:
-        """Tokens first..last-1 of prompt and answer."""
+        """Tokens first..last-1 of prompt and answer, `UNKNOWN` for those ahead."""
         n = len(self.prompt)
-        return self.prompt[first:last] + (self.answer.part(max(first - n, 0), last - n) if last > n else ())
+        known = self.prompt[first:last] + (self.answer.part(max(first - n, 0), last - n) if last > n else ())
+        return known + (UNKNOWN,) * (last - first - len(known))
 
 
 class State(msgspec.Struct, frozen=True):
@@ -173,7 +187,7 @@ def plan(state: State, limits: Limits) -> Plan:
     """
     draft = Draft(state, limits)
     for s in state.running:
-        if s.pending == 1 and not s.score and draft.budget > 0 and s.id not in draft.preempted:
+        if s.pending == 1 and not s.score and not s.full and draft.budget > 0 and s.id not in draft.preempted:
             draft.decode(s)
     prompts = [s for s in state.running if (s.pending > 1 or s.score) and s.id not in draft.preempted]
     prompts += draft.admissible(prompts)
@@ -260,7 +274,7 @@ class Draft:
         for s in self.state.waiting:
             running = len(self.running) + len(found)
             need = pages_for(s.length)
-            if running >= self.limits.batch or need + running > room:
+            if running >= self.limits.batch or need + running > room or s.ahead:
                 break
             room -= need
             found.append(s)
@@ -296,41 +310,50 @@ class Draft:
         return Plan(tuple(self.rows[i] for i in sorted(self.rows)), tuple(sorted(self.preempted)))
 
 
-def commit(state: State, done: Plan, sampled: Items[int]) -> tuple[State, tuple[Emitted, ...]]:
-    """The state after a step, and what it made. `sampled` holds one token per sampling row, in order; -1 is a failure.
+def begin(state: State, plan: Plan) -> State:
+    """The state once a plan of it was launched: pages and slots are taken, sampled tokens are ahead."""
+    state = msgspec.structs.replace(state, **without_pages(state, plan)) if plan.preempted else state
+    fresh = {row.id for row in plan.rows if row.restart}
+    after = {s.id: s for s in state.running} | {s.id: s for s in state.waiting if s.id in fresh}
+    free = state.free
+    for row in plan.rows:
+        s = after[row.id]
+        if row.new_pages:
+            free &= ~mask(row.pages[len(row.pages) - row.new_pages :])
+        after[s.id] = msgspec.structs.replace(
+            s, cached=row.end, pages=row.pages, slot=row.slot, ahead=s.ahead + row.samples)
+    return State(free=free, waiting=tuple(s for s in state.waiting if s.id not in fresh) if fresh else state.waiting,
+                 running=tuple(after[i] for i in sorted(after)))
 
-    Sequences that were cancelled while the step ran are skipped.
+
+def commit(state: State, done: Plan, sampled: Items[int]) -> tuple[State, tuple[Emitted, ...]]:
+    """The state after a step that was begun, and what it made. `sampled` holds one token per sampling row, in order; -1
+    is a failure.
+
+    Sequences that were cancelled or that ended while the step ran are skipped.
     """
-    state = msgspec.structs.replace(state, **without_pages(state, done)) if done.preempted else state
-    fresh = {row.id for row in done.rows if row.restart}
-    after: dict[int, Sequence] = {s.id: s for s in state.running}
-    known: Mapping[int, Sequence] = after | {s.id: s for s in state.waiting if s.id in fresh}
+    known = {s.id: s for s in (*state.running, *state.waiting)}
     free, events, sample = state.free, [], 0
     for index, row in enumerate(done.rows):
         position, sample = sample, sample + row.samples
         s = known.get(row.id)
-        if s is None:
+        if s is None or not (row.samples or row.scores):
             continue
-        if row.new_pages:
-            free &= ~mask(row.pages[len(row.pages) - row.new_pages :])
-        s = msgspec.structs.replace(s, cached=row.end, pages=row.pages, slot=row.slot)
         finish: Finish | None = None
         token = -1
         if row.samples:
             token = sampled[position]
-            s = s if token < 0 else msgspec.structs.replace(s, answer=s.answer.append(token))
+            answer = s.answer if token < 0 else s.answer.append(token)
+            s = known[s.id] = msgspec.structs.replace(s, answer=answer, ahead=s.ahead - 1)
             finish = ending(s, token)
-            events.append(Emitted(s.id, index, position, token, finish))
-        elif row.scores:
-            finish = "scored" if s.pending == 0 else None
-            events.append(Emitted(s.id, index, position, -1, finish))
-        if finish is None:
-            after[s.id] = s
-        else:
-            after.pop(s.id, None)
+        elif row.end == len(s.prompt):
+            finish = "scored"
+        events.append(Emitted(s.id, index, position, token, finish))
+        if finish is not None:
+            del known[s.id]
             free |= mask(s.pages)
-    return State(free=free, waiting=tuple(s for s in state.waiting if s.id not in fresh) if fresh else state.waiting,
-                 running=tuple(after[i] for i in sorted(after))), tuple(events)
+    return State(free=free, waiting=tuple(known[s.id] for s in state.waiting if s.id in known),
+                 running=tuple(known[s.id] for s in state.running if s.id in known)), tuple(events)
 
 
 def without_pages(state: State, done: Plan) -> dict[str, Any]:

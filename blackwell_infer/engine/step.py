@@ -8,10 +8,11 @@ from typing import Any
 
 import msgspec
 
+from blackwell_infer.engine.batch import Work
 from blackwell_infer.kv.spec import KVState
 from blackwell_infer.models.spec import Family
 from blackwell_infer.ops.api import Ops
-from blackwell_infer.ops.batch import Batch, PenaltyState, Sampled, SampleParams
+from blackwell_infer.ops.batch import Batch, PenaltyState, Sampled, SampleParams, TokenState
 from blackwell_infer.types import Array
 
 
@@ -31,6 +32,15 @@ class Scored(msgspec.Struct, frozen=True):
 
     logprobs: Array
     logits: Array
+
+
+def run(ops: Ops, model: Model, tokens: TokenState, work: Work) -> Scored | None:
+    """A whole step over the backend's arrays of `work`, from ids to delivered tokens; scores if any are asked for."""
+    batch = msgspec.structs.replace(work.batch, ids=ops.newest_tokens(tokens.newest, work.batch.ids))
+    hidden = forward(ops, model, batch)
+    if work.params is not None:
+        ops.deliver_(tokens, sample(ops, model, hidden, batch.outputs, work.params), work.slots)
+    return score(ops, model, hidden, work.scored, work.targets) if work.scored.shape[0] else None
 
 
 def forward(ops: Ops, model: Model, batch: Batch) -> Array:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from blackwell_infer.kv.spec import PagedKV
-from blackwell_infer.ops.batch import Batch, PenaltyState, Sampled, SampleParams
+from blackwell_infer.ops.batch import Batch, PenaltyState, Sampled, SampleParams, TokenState
 from blackwell_infer.quant.format import Linear, Quantized, Weight
 from blackwell_infer.types import Array
 
@@ -128,6 +128,15 @@ class Ops(Protocol):
 
     def penalty_load_(self, state: PenaltyState, slot: int, prompt: Array, answer: Array) -> None:
         """Clear a slot, then flag the tokens of prompt [n] int32 and count those of answer [m] int32."""
+        ...
+
+    def newest_tokens(self, newest: Array, ids: Array) -> Array:
+        """ids [T] int32 in which each id below 0 is replaced by newest[-1 - id] (newest [S] int32)."""
+        ...
+
+    def deliver_(self, state: TokenState, sampled: Sampled, slots: Array) -> None:
+        """Write N results to the beginning of state.block as 32-bit words, field by field: tokens [N], logprobs [N],
+        top_ids [N, top], top_logprobs [N, top]; and each token to state.newest at slots [N] int32, -1 for none."""
         ...
 
     def token_logprobs(self, logits: Array, targets: Array) -> Array:

@@ -13,7 +13,7 @@ class Batch(msgspec.Struct, frozen=True):
     """
 
     ids: Array
-    """[T] int32 token ids"""
+    """[T] int32 token ids; to the engine's first op, -1 - s stands for the newest token of slot s"""
     positions: Array
     """[T] int32 position of each token in its own row"""
     rows: Array
@@ -74,6 +74,14 @@ class Sampled(msgspec.Struct, frozen=True):
     """[N, top] int32, best first, lowest id first among equals"""
     top_logprobs: Array
     """[N, top] float32"""
+
+
+class TokenState(msgspec.Struct, frozen=True):
+    """What steps leave on the device: `newest` [S] int32, the token sampled last in each slot, from which the next step
+    takes its ids; `block` [W] int32, the results of the last step in the order of `Sampled` (see `Ops.deliver_`)."""
+
+    newest: Array
+    block: Array
 
 
 class PenaltyState(msgspec.Struct, frozen=True):

@@ -228,6 +228,13 @@ LOGPROBS: tuple[tuple[int, tuple[int, ...]], ...] = (
     (320, (0, 319, -1, 7)), (105, (3,)), (151936, (151935, -1, 0)), (1025, tuple(range(-1, 40))))
 
 
+NEWEST: tuple[tuple[int, int], ...] = ((1, 1), (4, 3), (32, 300), (8, 4096))
+"""slots, tokens"""
+DELIVERIES: tuple[tuple[tuple[int, ...], int, int], ...] = (
+    # slots, alternatives, words of the block beyond what is written
+    ((0,), 0, 5), ((-1,), 1, 0), ((3, -1, 0, 7), 0, 3), ((5, 2, 9), 20, 1), (tuple(range(63, -1, -1)), 2, 9))
+
+
 def text(*parts: object) -> str:
     """A case's name: sizes and formats, with `/` between them; nested tuples are written with `+` and `x`."""
     def one(part: object) -> str:
@@ -296,6 +303,14 @@ def listed() -> Iterable[Case]:
     for v, targets in LOGPROBS:
         yield Case(text("token_logprobs", f"V{v}", f"N{len(targets)}"), "token_logprobs", partial(
             inputs.make_logprobs, vocab=v, targets=targets), ULP[F32], FLOOR[F32])
+
+
+    for slots, tokens in NEWEST:
+        yield Case(text("newest_tokens", f"S{slots}", f"T{tokens}"), "newest_tokens", partial(
+            inputs.make_newest, slots=slots, tokens=tokens), 0, 0)
+    for rows, top, spare in DELIVERIES:
+        yield Case(text("deliver_", f"N{len(rows)}", f"top{top}"), "deliver_", partial(
+            inputs.make_deliver, slots=rows, top=top, spare=spare), 0, 0)
 
 
 CASES: tuple[Case, ...] = tuple(listed())

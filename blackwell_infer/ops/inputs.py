@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from blackwell_infer.kv.spec import PAGE, PagedKV
-from blackwell_infer.ops.batch import Batch, PenaltyState, SampleParams
+from blackwell_infer.ops.batch import Batch, PenaltyState, Sampled, SampleParams, TokenState
 from blackwell_infer.ops.ref.quantize import quantize
 from blackwell_infer.quant import FORMATS
 from blackwell_infer.quant.format import Weight
@@ -239,3 +239,18 @@ def make_penalty(rng: Random, vocab: int, slot: int, prompt: int, answer: int) -
 def make_logprobs(rng: Random, vocab: int, targets: tuple[int, ...]) -> Kwargs:
     return {"logits": (rng.standard_normal((len(targets), vocab)) * 4).astype(np.float32),
             "targets": np.asarray(targets, np.int32)}
+
+
+def make_newest(rng: Random, slots: int, tokens: int) -> Kwargs:
+    return {"newest": rng.integers(-1, 1 << 20, slots).astype(np.int32),
+            "ids": rng.integers(-slots, 1 << 20, tokens).astype(np.int32) * (rng.random(tokens) < 0.9)}
+
+
+def make_deliver(rng: Random, slots: tuple[int, ...], top: int, spare: int) -> Kwargs:
+    n = len(slots)
+    sampled = Sampled(rng.integers(-1, 1 << 20, n).astype(np.int32), rng.standard_normal(n).astype(np.float32),
+                      rng.integers(-1, 1 << 20, (n, top)).astype(np.int32),
+                      rng.standard_normal((n, top)).astype(np.float32))
+    state = TokenState(rng.integers(0, 99, max(slots) + 3).astype(np.int32),
+                       rng.integers(0, 99, n * (2 + 2 * top) + spare).astype(np.int32))
+    return {"state": state, "sampled": sampled, "slots": np.asarray(slots, np.int32)}

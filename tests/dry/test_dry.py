@@ -97,6 +97,41 @@ def test_laws_of_a_step() -> None:
         q.launch(SCALE.variant(TILE=1), ONE, ONE, old, None, 1, 1.0, 1)
 
 
+def test_a_captured_step_repeats_its_launches_and_copies_nothing() -> None:
+    q = DryQueue()
+    x = q.zeros((4,), ml_dtypes.bfloat16)
+
+    def work() -> None:
+        q.launch(SCALE.variant(TILE=1), ONE, ONE, x, q.empty((4,), np.float32), 1, 1.0, 1, pdl=True)
+
+    with q.step():
+        work()
+    used, graph = q.arena.reserved, q.capture(work)
+    assert len(q.trace) == 1, "a capture runs nothing"
+    graph.run()
+    assert q.trace[0] == q.trace[1] and q.arena.reserved == used
+    host = np.zeros(4, ml_dtypes.bfloat16)
+    for copy in (lambda: q.upload(x, host), lambda: q.put(host), lambda: q.download(x),
+                 lambda: q.zeros((1,), np.int8)):
+        with pytest.raises(DeviceError, match="inside a"):
+            q.capture(copy)
+    with q.step(), pytest.raises(DeviceError, match="a step inside"):
+        graph.run()
+    with q.step():
+        kept = q.empty((4,), ml_dtypes.bfloat16)
+    with pytest.raises(DeviceError, match="has reused its memory"):
+        q.capture(lambda: q.launch(SCALE.variant(TILE=1), ONE, ONE, kept, None, 1, 1.0, 1))
+    assert len(q.trace) == 2
+    q.download(x)
+
+
+def test_a_view_has_the_same_bytes() -> None:
+    x = DryQueue().zeros((3, 8), np.uint8)
+    assert x.view(np.int32).shape == (3, 2) and x[1].view(np.uint64).ptr == x.ptr + 8
+    with pytest.raises(ValueError, match="no whole uint64"):
+        x.reshape(24)[4:].view(np.uint64)
+
+
 def test_foreign_and_overlong_tensors_are_refused() -> None:
     q, other = DryQueue(), DryQueue()
     x = q.empty((4,), ml_dtypes.bfloat16)

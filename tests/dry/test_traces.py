@@ -36,7 +36,7 @@ def steps(model: str, arch: str, limits: Limits, counts: dict[str, list[int]]) -
     traces = {}
     for name, rows in counts.items():
         queue.trace.clear()
-        runner.run(work(rows, limits, scores=False))
+        runner.launch(work(rows, limits, scores=False))
         traces[name] = list(queue.trace)
     return traces
 

@@ -141,6 +141,36 @@ assert fake.fake_pinned() <= before + 1, "dropped downloads give their memory ba
 ''')
 
 
+def test_a_captured_step_runs_again_with_new_data(run: Callable[..., str]) -> None:
+    run('''
+x, y = q.put(np.arange(3, dtype=np.float32)), q.zeros((3,), np.float32)
+def work():
+    half = q.empty((3,), np.float32)
+    q.launch(SCALE, ONE, ONE, x, half, 3, 0.5, pdl=True)
+    q.launch(SCALE, ONE, ONE, half, y, 3, 10, pdl=True)
+with q.step():
+    work()
+graph = q.capture(work)
+assert graph.nbytes == 0 and fake.fake_live_graphs() == 1
+q.upload(x, np.full(3, 4, np.float32))
+assert q.download(y).result().tolist() == [0, 5, 10], "a capture runs nothing"
+graph.run()
+assert q.download(y).result().tolist() == [20] * 3
+assert "inside a captured step" in raises(DeviceError, lambda: q.capture(lambda: q.put(np.zeros(3))))
+assert "inside a captured step" in raises(DeviceError, lambda: q.capture(lambda: q.download(x)))
+raises(ZeroDivisionError, lambda: q.capture(lambda: 1 / 0))
+assert fake.fake_live_graphs() == 1
+with q.step():
+    assert "a step inside" in raises(DeviceError, graph.run)
+q.close(); q.close()
+assert fake.fake_live_graphs() == 0
+''')
+    run('''
+assert "a CUDA graph does not fit" in raises(OutOfMemoryError, lambda: q.capture(lambda: None))
+assert fake.fake_live_graphs() == 0
+''', FAKE_DRIVER_GRAPHS="0")
+
+
 def test_any_thread_may_call(run: Callable[..., str]) -> None:
     run('''
 found = []

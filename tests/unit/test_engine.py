@@ -63,8 +63,23 @@ def text(tokenizer: Tokenizer) -> Text:
     return Text(tokenizer, None, None)
 
 
+class Said:
+    """A step under way, or one that failed."""
+
+    def __init__(self, result: Result | Exception) -> None:
+        self._result = result
+
+    def result(self) -> Result:
+        if isinstance(self._result, Exception):
+            raise self._result
+        return self._result
+
+
 class Script:
-    """A runner whose rows say, token by token, the answer that belongs to their seed. `fail` breaks steps by number."""
+    """A runner whose rows say, token by token, the answer that belongs to their seed. `fail` breaks steps by number:
+    when they are launched, or, if steps are read late (depth 1), when they are read."""
+
+    depth = 0
 
     def __init__(self, answers: Sequence[Sequence[int]], fail: dict[int, Exception] | None = None) -> None:
         self.answers = answers
@@ -73,12 +88,18 @@ class Script:
         """tokens of the prompt by seed"""
         self.step = 0
         self.works: list[Work] = []
+        self.newest: dict[int, int] = {}
+        """what each slot sampled last"""
 
-    def run(self, work: Work) -> Result:
+    def launch(self, work: Work) -> Said:
         self.step += 1
         self.works.append(work)
-        if self.step in self.fail:
+        if self.step in self.fail and not self.depth:
             raise self.fail[self.step]
+        result = self.said(work)
+        return Said(self.fail.get(self.step, result))
+
+    def said(self, work: Work) -> Result:
         scores = np.arange(len(work.scored), dtype=np.float32) if len(work.scored) else None
         logits = np.zeros((len(work.scored), VOCAB), np.float32) if work.want_logits else None
         if work.params is None:
@@ -86,8 +107,14 @@ class Script:
         p = work.params
         rows = np.asarray(work.batch.rows)[work.batch.outputs]
         prompts = {int(r): self.lengths[int(s)] for r, s in zip(rows, p.seed, strict=True)}
-        tokens = [self.answers[int(s)][int(at) - prompts[int(r)]] for r, s, at in
-                  zip(rows, p.seed, p.position, strict=True)]
+        tokens = []
+        for row, seed, at, token, slot in zip(rows, p.seed, p.position, work.batch.ids[work.batch.outputs], work.slots,
+                                              strict=True):
+            answer, i = self.answers[int(seed)], int(at) - prompts[int(row)]
+            assert token >= 0 or (self.depth and -1 - token == slot), "only a row's own token may be fetched"
+            assert i == 0 or (self.newest[-1 - int(token)] if token < 0 else token) == answer[i - 1]
+            tokens.append(answer[i] if i < len(answer) else 0)
+            self.newest[int(slot)] = tokens[-1]
         n = len(tokens)
         top = np.tile(np.arange(p.top, dtype=np.int32), (n, 1))
         return Result(Sampled(np.asarray(tokens, np.int32), np.full(n, -0.5, np.float32), top,
@@ -95,6 +122,16 @@ class Script:
 
     def close(self) -> None:
         pass
+
+
+@pytest.fixture(params=[0, 1])
+def depth(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Whether steps are read at once, or after the next one was launched."""
+    monkeypatch.setattr(Script, "depth", request.param)
+    return int(request.param)
+
+
+both = pytest.mark.usefixtures("depth")
 
 
 class Desk:
@@ -123,6 +160,7 @@ class Desk:
         return stream.gather()
 
 
+@both
 def test_characters_come_whole(text: Text) -> None:
     desk = Desk(text, ["né 日本 ☃", text.tokenizer.encode("ab☃", bos=False)[:-1]])
     stream = desk.ask(0, max_tokens=len(desk.script.answers[0]))
@@ -133,6 +171,7 @@ def test_characters_come_whole(text: Text) -> None:
     assert desk.answer(1, max_tokens=4).text == "ab\ufffd"
 
 
+@both
 def test_stop_strings_across_tokens(text: Text) -> None:
     desk = Desk(text, ["one END two", "abcabd tail"])
     out = desk.answer(0, stop=("END",))
@@ -142,6 +181,7 @@ def test_stop_strings_across_tokens(text: Text) -> None:
     assert desk.engine.stats().pages_used == 0
 
 
+@both
 def test_the_end_token_is_in_the_ids_and_not_in_the_text(text: Text) -> None:
     desk = Desk(text, [[97, END, 98, 99]])
     out = desk.answer(0)
@@ -152,6 +192,7 @@ def test_the_end_token_is_in_the_ids_and_not_in_the_text(text: Text) -> None:
     assert desk.answer(0, ignore_eos=True, stop_token_ids=(98,)).token_ids == (97, END, 98)
 
 
+@both
 def test_reasoning_is_split_in_chats_only(text: Text) -> None:
     from blackwell_infer.text.template import ChatTemplate
 
@@ -168,6 +209,7 @@ def test_reasoning_is_split_in_chats_only(text: Text) -> None:
     assert (out.text, out.reasoning) == ("no", "still")
 
 
+@both
 def test_logprobs_come_as_asked(text: Text) -> None:
     desk = Desk(text, ["abc", "abc", "abc"])
     streams = [desk.ask(i, max_tokens=3, logprobs=k) for i, k in enumerate((None, 0, 2))]
@@ -179,6 +221,7 @@ def test_logprobs_come_as_asked(text: Text) -> None:
     assert [p.token_id for p in two.logprobs] == list(two.token_ids)
 
 
+@both
 def test_a_failed_step_ends_its_own_requests_and_no_others(text: Text) -> None:
     desk = Desk(text, ["abcdef", "uvwxyz", "123456"], fail={3: DeviceError("it broke")})
     broken = [desk.ask(i, max_tokens=6) for i in range(2)]
@@ -193,6 +236,38 @@ def test_a_failed_step_ends_its_own_requests_and_no_others(text: Text) -> None:
     assert desk.engine.stats().pages_used == 0
 
 
+def test_a_launch_that_fails_does_not_lose_the_step_before(text: Text, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = Desk(text, ["abcdef", "uvwxyz"])
+    monkeypatch.setattr(Script, "depth", 1)
+    stream = desk.ask(0, max_tokens=6)
+    desk.engine.step()
+    desk.engine.step()
+    monkeypatch.setattr(desk.script, "launch", lambda work: 1 / 0)
+    desk.engine.step()
+    monkeypatch.undo()
+    monkeypatch.setattr(Script, "depth", 1)
+    other = desk.ask(1, max_tokens=6)
+    desk.run()
+    out = stream.gather()
+    assert (out.text, out.finish_reason) == ("ab", "error") and other.gather().text == "uvwxyz"
+    assert desk.engine.stats().pages_used == 0
+
+
+def test_an_end_that_is_seen_late_drops_what_ran_meanwhile(text: Text, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Script, "depth", 1)
+    desk = Desk(text, [[97, END], "xyzSTOPxyz", "abcabc", "klmnop"], limits=msgspec.structs.replace(LIMITS, batch=3))
+    streams = [desk.ask(0), desk.ask(1, stop=("STOP",)), desk.ask(2, max_tokens=3), desk.ask(3, max_tokens=6)]
+    desk.run()
+    outs = [stream.gather() for stream in streams]
+    assert [(o.text, o.finish_reason) for o in outs] == [
+        ("a", "stop"), ("xyz", "stop"), ("abc", "length"), ("klmnop", "length")]
+    assert [len(o.token_ids) for o in outs] == [2, 7, 3, 6] == [o.usage.completion_tokens for o in outs]
+    ran = [int(seed) for work in desk.script.works if work.params is not None for seed in work.params.seed]
+    assert [ran.count(i) for i in range(4)] == [3, 8, 3, 6], "an end is foreseen by its length, not by its token"
+    assert desk.engine.stats().generated_tokens == 18 and desk.engine.stats().pages_used == 0
+
+
+@both
 def test_an_unforeseen_exception_becomes_a_typed_one(text: Text, caplog: pytest.LogCaptureFixture) -> None:
     desk = Desk(text, ["abc"], fail={2: ZeroDivisionError("1/0")})
     stream = desk.ask(0, max_tokens=3)
@@ -203,6 +278,7 @@ def test_an_unforeseen_exception_becomes_a_typed_one(text: Text, caplog: pytest.
     assert "a step failed" in caplog.text
 
 
+@both
 def test_no_usable_distribution_is_an_error_of_one_choice(text: Text) -> None:
     desk = Desk(text, [[97, 98, -1], "wxyz"])
     bad, good = desk.ask(0, max_tokens=9), desk.ask(1, max_tokens=4)
@@ -212,6 +288,7 @@ def test_no_usable_distribution_is_an_error_of_one_choice(text: Text) -> None:
     assert good.gather().text == "wxyz"
 
 
+@both
 def test_penalties_reload_a_slot_when_a_sequence_starts_and_restarts(text: Text) -> None:
     limits = msgspec.structs.replace(LIMITS, pages=4, context=128)
     desk = Desk(text, ["a" * 80, "b" * 80], limits=limits)
@@ -227,6 +304,7 @@ def test_penalties_reload_a_slot_when_a_sequence_starts_and_restarts(text: Text)
     assert slots & {0, 1} and -1 in slots
 
 
+@both
 def test_scoring_runs_in_chunks_beside_answers(text: Text) -> None:
     desk = Desk(text, ["abcdef"])
     stream = desk.ask(0, max_tokens=6)
@@ -240,11 +318,13 @@ def test_scoring_runs_in_chunks_beside_answers(text: Text) -> None:
     assert stream.gather().text == "abcdef"
 
 
+@both
 def test_cancel_before_during_and_after(text: Text) -> None:
     desk = Desk(text, ["abcdef"] * 3)
     early, middle, late = (desk.ask(i, max_tokens=6) for i in range(3))
     early.close()
-    desk.engine.step()
+    for _ in range(1 + desk.script.depth):
+        desk.engine.step()
     desk.engine.cancel(middle.request_id)
     desk.run()
     assert list(early) == []
@@ -260,6 +340,7 @@ def test_cancel_before_during_and_after(text: Text) -> None:
     assert future.cancelled() and desk.engine.stats().pages_used == 0
 
 
+@both
 def test_a_loop_that_breaks_answers_every_caller(text: Text, monkeypatch: pytest.MonkeyPatch) -> None:
     desk = Desk(text, ["abc"])
     stream = desk.ask(0, max_tokens=3)

@@ -1,4 +1,7 @@
-"""Properties of `plan` and `commit` with a made-up model whose next token is a hash of everything before it."""
+"""Properties of `plan`, `begin` and `commit` with a made-up model whose next token is a hash of everything before it.
+
+Each holds when a step is read before the next one is planned (lag 0) and when it is read after that one was launched.
+"""
 from __future__ import annotations
 
 import hashlib
@@ -10,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blackwell_infer.engine import scheduler
-from blackwell_infer.engine.scheduler import Limits, Plan, Sequence, State, shares
+from blackwell_infer.engine.scheduler import UNKNOWN, Limits, Plan, Sequence, State, shares
 from blackwell_infer.engine.tokens import TokenLog
 from blackwell_infer.errors import RequestError
 from blackwell_infer.kv.spec import PAGE
@@ -32,10 +35,14 @@ def alone(prompt: tuple[int, ...], limit: int) -> list[int]:
 
 
 class World:
-    """A scheduler with a cache that remembers which token was written where, as a GPU would."""
+    """A scheduler with a cache that remembers which token was written where, and each slot's newest token, as a GPU
+    would. `lag` steps are launched and not read when the next one is planned."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, lag: int = 0) -> None:
         self.limits = limits
+        self.lag = lag
+        self.flights: list[tuple[Plan, list[int]]] = []
+        self.newest: dict[int, int] = {}
         self.state = scheduler.start(limits)
         self.cache: dict[tuple[int, int], int] = {}
         self.out: dict[int, list[int]] = {}
@@ -43,6 +50,7 @@ class World:
         self.scored: dict[int, list[int]] = {}
         self.first_step: dict[int, int] = {}
         self.steps = 0
+        self.launched = 0
         self.preemptions = 0
 
     def submit(self, id: int, prompt: tuple[int, ...], limit: int, score: bool = False) -> None:
@@ -54,12 +62,14 @@ class World:
         """Write the tokens of a step, read each row back through its block table, and sample."""
         sampled = []
         for row in plan.rows:
+            assert UNKNOWN not in row.tokens or (self.lag and row.tokens == (UNKNOWN,))
             for i, token in enumerate(row.tokens, row.start):
-                self.cache[row.pages[i // PAGE], i % PAGE] = token
+                self.cache[row.pages[i // PAGE], i % PAGE] = self.newest[row.slot] if token == UNKNOWN else token
         for row in plan.rows:
             seen = [self.cache[row.pages[i // PAGE], i % PAGE] for i in range(row.end)]
             if row.samples:
                 sampled.append(model(seen))
+                self.newest[row.slot] = sampled[-1]
             if row.scores:
                 self.scored[row.id] = seen
         return sampled
@@ -67,14 +77,24 @@ class World:
     def step(self, cancel: frozenset[int] = frozenset()) -> None:
         plan = scheduler.plan(self.state, self.limits)
         self.check_plan(plan)
-        sampled = self.run(plan)
-        if cancel:
-            self.state = scheduler.cancel(self.state, cancel)
-        self.state, events = scheduler.commit(self.state, plan, sampled)
-        self.preemptions += len(plan.preempted)
+        if plan.rows:
+            self.flights.append((plan, self.run(plan)))
+            self.launched += 1
+            self.state = scheduler.begin(self.state, plan)
+            self.check_state()
+            self.preemptions += len(plan.preempted)
         self.steps += 1
         for row in plan.rows:
             self.first_step.setdefault(row.id, self.steps)
+        if cancel:
+            self.state = scheduler.cancel(self.state, cancel)
+        if len(self.flights) > (self.lag if plan.rows else 0):
+            self.land(cancel)
+
+    def land(self, cancel: frozenset[int]) -> None:
+        """Read the oldest step that was not read."""
+        plan, sampled = self.flights.pop(0)
+        self.state, events = scheduler.commit(self.state, plan, sampled)
         for e in events:
             assert e.id not in self.ends and e.id not in cancel
             if e.token >= 0:
@@ -86,7 +106,8 @@ class World:
 
     def check_plan(self, plan: Plan) -> None:
         busy = bool(self.state.running or self.state.waiting)
-        assert bool(plan.rows) == busy, "some sequence advances in every step"
+        assert bool(plan.rows) == busy or self.flights, "some sequence advances in every step"
+        assert all(not s.full for s in self.state.running if s.id in {r.id for r in plan.rows if r.samples})
         assert sum(len(r.tokens) for r in plan.rows) <= self.limits.step_tokens
         assert sum(len(r.tokens) for r in plan.rows if r.scores) <= self.limits.score_tokens
         assert len(plan.rows) <= self.limits.batch
@@ -109,7 +130,7 @@ class World:
         assert len(set(slots)) == len(slots) <= self.limits.batch and all(0 <= x < self.limits.batch for x in slots)
 
     def finish(self, bound: int = 20000) -> None:
-        while self.state.running or self.state.waiting:
+        while self.state.running or self.state.waiting or self.flights:
             self.step()
             assert self.steps < bound, "a sequence does not end"
         assert self.state.free.bit_count() == self.limits.pages
@@ -126,10 +147,10 @@ def prompt_of(id: int, length: int) -> tuple[int, ...]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(limits, st.lists(request, min_size=1, max_size=10), st.data())
-def test_every_sequence_answers_as_if_it_were_alone(limits: Limits, wanted: list[tuple[int, int, bool]],
+@given(limits, st.lists(request, min_size=1, max_size=10), st.integers(0, 1), st.data())
+def test_every_sequence_answers_as_if_it_were_alone(limits: Limits, wanted: list[tuple[int, int, bool]], lag: int,
                                                     data: st.DataObject) -> None:
-    world = World(limits)
+    world = World(limits, lag)
     room = min(limits.context, limits.pages * PAGE)
     accepted: dict[int, tuple[int, int, bool]] = {}
     cancelled: set[int] = set()
@@ -157,9 +178,9 @@ def test_every_sequence_answers_as_if_it_were_alone(limits: Limits, wanted: list
 
 
 @settings(max_examples=60, deadline=None)
-@given(limits, st.lists(request, min_size=2, max_size=8))
-def test_admission_is_in_order_of_arrival(limits: Limits, wanted: list[tuple[int, int, bool]]) -> None:
-    world = World(limits)
+@given(limits, st.lists(request, min_size=2, max_size=8), st.integers(0, 1))
+def test_admission_is_in_order_of_arrival(limits: Limits, wanted: list[tuple[int, int, bool]], lag: int) -> None:
+    world = World(limits, lag)
     room = min(limits.context, limits.pages * PAGE)
     for id, (length, limit, score) in enumerate(wanted):
         world.submit(id, prompt_of(id, min(length, max(room - 1, 1))), limit, score)
@@ -168,8 +189,9 @@ def test_admission_is_in_order_of_arrival(limits: Limits, wanted: list[tuple[int
     assert firsts == sorted(firsts)
 
 
-def test_too_few_pages_preempt_the_youngest_and_lose_nothing() -> None:
-    world = World(Limits(batch=4, step_tokens=64, score_tokens=64, pages=5, context=128))
+@pytest.mark.parametrize("lag", [0, 1])
+def test_too_few_pages_preempt_the_youngest_and_lose_nothing(lag: int) -> None:
+    world = World(Limits(batch=4, step_tokens=64, score_tokens=64, pages=5, context=128), lag)
     found = [p for p in (prompt_of(i, 20) for i in range(100)) if len(alone(p, 60)) == 60]
     prompts = dict(enumerate(found[:4]))
     for id, prompt in prompts.items():
@@ -211,9 +233,24 @@ def test_a_failed_sample_ends_only_its_own_sequence() -> None:
     state: State = scheduler.start(limits)
     for id in range(2):
         state = scheduler.submit(state, limits, Sequence(id=id, prompt=(1, 2), limit=3))
-    state, events = scheduler.commit(state, scheduler.plan(state, limits), [-1, 4])
+    plan = scheduler.plan(state, limits)
+    state, events = scheduler.commit(scheduler.begin(state, plan), plan, [-1, 4])
     assert [(e.id, e.token, e.finish) for e in events] == [(0, -1, "error"), (1, 4, None)]
     assert [s.id for s in state.running] == [1]
+
+
+def test_a_sequence_that_ended_unseen_wastes_one_row_and_no_more() -> None:
+    limits = Limits(batch=2, step_tokens=32, score_tokens=8, pages=8, context=64)
+    world = World(limits, lag=1)
+    prompt = next(p for p in (prompt_of(i, 9) for i in range(200)) if 2 <= len(alone(p, 20)) < 20)
+    world.submit(0, prompt, 20)
+    world.finish()
+    assert world.out[0] == alone(prompt, 20) and world.ends[0] == "stop"
+    assert world.launched == len(world.out[0]) + 1, "one row ran for nothing, while the end was on its way"
+    world = World(limits, lag=1)
+    world.submit(0, prompt, 2)
+    world.finish()
+    assert world.out[0] == alone(prompt, 2) and world.launched == 2, "the last token of an answer is foreseen"
 
 
 def test_an_empty_prompt_is_refused() -> None:
@@ -241,7 +278,7 @@ def test_long_answers_cost_the_same_per_token() -> None:
     for _ in range(3000):
         plan = scheduler.plan(state, limits)
         assert len(plan.rows[0].tokens) == 1
-        state, _ = scheduler.commit(state, plan, [3])
+        state, _ = scheduler.commit(scheduler.begin(state, plan), plan, [3])
     answer = state.running[0].answer
     assert len(answer) == 3000
     assert msgspec.structs.replace(state.running[0], cached=0).tokens(2998, 3001) == (3, 3, 3)

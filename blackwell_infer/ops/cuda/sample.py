@@ -4,13 +4,16 @@ from __future__ import annotations
 import numpy as np
 
 from blackwell_infer.device.queue import Queue
+from blackwell_infer.errors import DeviceError
 from blackwell_infer.kernels.kernel import Kernel, Param
-from blackwell_infer.ops.batch import PenaltyState, Sampled, SampleParams
+from blackwell_infer.ops.batch import PenaltyState, Sampled, SampleParams, TokenState
 from blackwell_infer.types import Array
 
 THREADS = 512
 CHUNK, CHUNK_THREADS = 4096, 256
 """ids that one CTA adjusts, and its threads"""
+WORDS = 256
+"""32-bit words that one CTA copies"""
 SOURCE = "sample/sample.cu"
 
 ADJUST = Kernel(SOURCE, "sample_adjust", (
@@ -37,7 +40,13 @@ PENALTY_COUNT = Kernel("sample/penalty.cu", "penalty_count", (
     Param("counts", "inout", "int32"), Param("prompt", "inout", "uint8"), Param("prompt_ids", "in", "int32"),
     Param("answer_ids", "in", "int32"), Param("slot", "i32"), Param("n_prompt", "i32"), Param("n_answer", "i32"),
     Param("V", "i32")))
-KERNELS = (ADJUST, PICK, TOKEN_LOGPROBS, PENALTY_CLEAR, PENALTY_COUNT)
+NEWEST = Kernel("sample/tokens.cu", "newest_tokens", (
+    Param("newest", "in", "int32"), Param("ids", "in", "int32"), Param("out", "out", "int32"), Param("T", "i32")))
+DELIVER = Kernel("sample/tokens.cu", "deliver_tokens", (
+    Param("tokens", "in", "int32"), Param("logprobs", "in", "float32"), Param("top_ids", "in", "int32"),
+    Param("top_logprobs", "in", "float32"), Param("slots", "in", "int32"), Param("newest", "inout", "int32"),
+    Param("block", "out", "int32"), Param("N", "i32"), Param("top", "i32")))
+KERNELS = (ADJUST, PICK, TOKEN_LOGPROBS, PENALTY_CLEAR, PENALTY_COUNT, NEWEST, DELIVER)
 
 
 def sample_(q: Queue, state: PenaltyState, logits: Array, params: SampleParams) -> Sampled:
@@ -54,6 +63,25 @@ def sample_(q: Queue, state: PenaltyState, logits: Array, params: SampleParams) 
              params.top_k, params.top_p, params.min_p, params.seed, params.position, params.slot, state.counts,
              out.tokens, out.logprobs, out.top_ids, out.top_logprobs, vocab, params.top, parts, pdl=True)
     return out
+
+
+def newest_tokens(q: Queue, newest: Array, ids: Array) -> Array:
+    out = q.empty(ids.shape, np.int32)
+    if ids.shape[0]:
+        q.launch(NEWEST.variant(), (-(-ids.shape[0] // WORDS), 1, 1), (WORDS, 1, 1), newest, ids, out, ids.shape[0],
+                 pdl=True)
+    return out
+
+
+def deliver_(q: Queue, state: TokenState, sampled: Sampled, slots: Array) -> None:
+    rows, top = sampled.top_ids.shape
+    if rows * (2 + 2 * top) > state.block.shape[0]:
+        raise DeviceError(f"deliver_: {rows} results with {top} alternatives each do not fit {state.block.shape[0]} "
+                          "words")
+    if rows:
+        q.launch(DELIVER.variant(), (-(-rows * (2 + 2 * top) // WORDS), 1, 1), (WORDS, 1, 1), sampled.tokens,
+                 sampled.logprobs, sampled.top_ids, sampled.top_logprobs, slots, state.newest, state.block, rows, top,
+                 pdl=True)
 
 
 def penalty_load_(q: Queue, state: PenaltyState, slot: int, prompt: Array, answer: Array) -> None:

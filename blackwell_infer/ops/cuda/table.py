@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from blackwell_infer.device.queue import Queue
 from blackwell_infer.kv.spec import PagedKV
 from blackwell_infer.ops.api import Ops
-from blackwell_infer.ops.batch import Batch, PenaltyState, Sampled, SampleParams
+from blackwell_infer.ops.batch import Batch, PenaltyState, Sampled, SampleParams, TokenState
 from blackwell_infer.ops.cuda import activation, attention, linear, norm, quantize, quantized, rope, sample
 from blackwell_infer.quant.format import Linear, Quantized, Weight
 from blackwell_infer.types import Array
@@ -69,6 +69,12 @@ class CudaOps:
 
     def penalty_load_(self, state: PenaltyState, slot: int, prompt: Array, answer: Array) -> None:
         sample.penalty_load_(self.queue, state, slot, prompt, answer)
+
+    def newest_tokens(self, newest: Array, ids: Array) -> Array:
+        return sample.newest_tokens(self.queue, newest, ids)
+
+    def deliver_(self, state: TokenState, sampled: Sampled, slots: Array) -> None:
+        sample.deliver_(self.queue, state, sampled, slots)
 
     def token_logprobs(self, logits: Array, targets: Array) -> Array:
         return sample.token_logprobs(self.queue, logits, targets)

@@ -16,12 +16,12 @@ from blackwell_infer.ops.ref.quantize import (
     swiglu_quantize,
 )
 from blackwell_infer.ops.ref.rope import qkv_rope_append_
-from blackwell_infer.ops.ref.sample import penalty_load_, sample_, token_logprobs
+from blackwell_infer.ops.ref.sample import deliver_, newest_tokens, penalty_load_, sample_, token_logprobs
 
 __all__ = [
-    "add_rms_norm", "add_rms_norm_quantize", "attend", "embed", "linear", "linear_quantized", "logits", "penalty_load_",
-    "qkv_rope_append_", "quantize", "rms_norm", "rms_norm_quantize", "sample_", "swiglu", "swiglu_quantize",
-    "take_rows", "token_logprobs",
+    "add_rms_norm", "add_rms_norm_quantize", "attend", "deliver_", "embed", "linear", "linear_quantized", "logits",
+    "newest_tokens", "penalty_load_", "qkv_rope_append_", "quantize", "rms_norm", "rms_norm_quantize", "sample_",
+    "swiglu", "swiglu_quantize", "take_rows", "token_logprobs",
 ]
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from blackwell_infer.ops.batch import PenaltyState, Sampled, SampleParams
+from blackwell_infer.ops.batch import PenaltyState, Sampled, SampleParams, TokenState
 from blackwell_infer.types import Array
 
 F32 = np.float32
@@ -136,6 +136,19 @@ def sample_(state: PenaltyState, logits: Array, params: SampleParams) -> Sampled
                 if params.slot[i] >= 0:
                     np.asarray(state.counts[int(params.slot[i])])[tokens[i]] += 1
     return Sampled(tokens, logprobs, top_ids, top_logprobs)
+
+
+def newest_tokens(newest: Array, ids: Array) -> Array:
+    given = np.asarray(ids)
+    return np.where(given < 0, np.asarray(newest)[np.where(given < 0, -1 - given, 0)], given).astype(np.int32)
+
+
+def deliver_(state: TokenState, sampled: Sampled, slots: Array) -> None:
+    fields = (sampled.tokens, sampled.logprobs, sampled.top_ids, sampled.top_logprobs)
+    words = np.concatenate([np.asarray(field).reshape(-1).view(np.int32) for field in fields])
+    np.asarray(state.block)[: len(words)] = words
+    chosen = np.asarray(slots) >= 0
+    np.asarray(state.newest)[np.asarray(slots)[chosen]] = np.asarray(sampled.tokens)[chosen]
 
 
 def penalty_load_(state: PenaltyState, slot: int, prompt: Array, answer: Array) -> None:

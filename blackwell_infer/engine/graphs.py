@@ -1,0 +1,212 @@
+"""Decode steps in buckets: padded to few shapes, read from inputs that stay where they are, recorded once per shape.
+
+A decode step has one token and one result in every row. Its bucket fixes the shapes of all arrays, hence every launch.
+The first step of a bucket runs op by op, which loads kernels and grows the arena; the second is recorded; from then on
+a step is one upload, one launch and one download. Recorded and unrecorded steps launch the same, so they give the same
+bits. Padding rows have row -1, no tokens in `starts`, slot -1 and temperature 0.
+"""
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from blackwell_infer.device.queue import Captured, Queue
+from blackwell_infer.device.tensor import Tensor
+from blackwell_infer.engine import step
+from blackwell_infer.engine.batch import Work
+from blackwell_infer.engine.packed import Packed, arrays_of, placed
+from blackwell_infer.engine.runner import MOST_TOP, Landing, ModelRunner
+from blackwell_infer.engine.scheduler import pages_for
+from blackwell_infer.engine.step import Model
+from blackwell_infer.errors import OutOfMemoryError
+from blackwell_infer.log import logger
+from blackwell_infer.ops.api import Ops
+from blackwell_infer.ops.batch import Batch, SampleParams
+
+SHORTEST = 256
+"""Keys below which contexts are not told apart: attention has one split there."""
+EXACT_ROWS = 8
+"""Up to so many rows buckets are powers of two, beyond they are multiples of it."""
+
+
+class Bucket(msgspec.Struct, frozen=True):
+    """Shapes of a decode step: rows, most keys of a row, alternatives to report, biases of all rows together."""
+
+    rows: int
+    length: int
+    top: int
+    biases: int
+
+
+class Space(msgspec.Struct, frozen=True):
+    """The buckets of a model that holds `batch` rows of `context` tokens."""
+
+    batch: int
+    context: int
+
+    def rows(self, count: int) -> int:
+        """The bucket of so many rows."""
+        return min(doubled(count) if count <= EXACT_ROWS else -(-count // EXACT_ROWS) * EXACT_ROWS, self.batch)
+
+    def length(self, longest: int) -> int:
+        """The bucket of so many keys."""
+        return min(max(doubled(longest), SHORTEST), self.context)
+
+    @property
+    def all_rows(self) -> tuple[int, ...]:
+        """Every bucket of rows, ascending."""
+        return tuple(sorted({self.rows(n) for n in range(1, self.batch + 1)}))
+
+    @property
+    def all_lengths(self) -> tuple[int, ...]:
+        """Every bucket of lengths, ascending."""
+        return tuple(sorted({self.length(1 << i) for i in range(self.context.bit_length() + 1)}))
+
+    def bucket(self, work: Work) -> Bucket | None:
+        """Where a step belongs; None if it is no decode step."""
+        rows = work.batch.lengths.shape[0]
+        if work.params is None or not rows == work.batch.ids.shape[0] == work.params.slot.shape[0]:
+            return None
+        top, biases = work.params.top, work.params.bias_ids.shape[0]
+        return Bucket(self.rows(rows), self.length(int(np.max(np.asarray(work.batch.lengths)))),
+                      min(doubled(top), MOST_TOP) if top else 0, doubled(biases) if biases else 0)
+
+
+def doubled(n: int) -> int:
+    """The power of two at or above n >= 1."""
+    return 1 << (n - 1).bit_length()
+
+
+def padding(bucket: Bucket) -> Work:
+    """A step of padding rows only."""
+    rows = bucket.rows
+
+    def ints(*shape: int, value: int = 0) -> np.ndarray[Any, np.dtype[np.int32]]:
+        return np.full(shape, value, np.int32)
+
+    def floats(value: float) -> np.ndarray[Any, np.dtype[np.float32]]:
+        return np.full(rows, value, np.float32)
+
+    return Work(
+        Batch(ids=ints(rows), positions=ints(rows), rows=ints(rows, value=-1), starts=ints(rows + 1),
+              lengths=ints(rows), pages=ints(rows, pages_for(bucket.length)), outputs=np.arange(rows, dtype=np.int32),
+              max_new=1, max_length=bucket.length),
+        SampleParams(temperature=floats(0), top_k=ints(rows), top_p=floats(1), min_p=floats(0), repetition=floats(1),
+                     presence=floats(0), frequency=floats(0), seed=np.zeros(rows, np.uint64), position=ints(rows),
+                     slot=ints(rows, value=-1), bias_starts=ints(rows + 1), bias_ids=ints(bucket.biases),
+                     bias_values=np.zeros(bucket.biases, np.float32), top=bucket.top),
+        slots=ints(rows, value=-1), reloads=(), scored=ints(0), targets=ints(0), want_logits=False)
+
+
+class Inputs:
+    """The arrays of a bucket: filled on the host, copied to `block`, read there by every step as `work`."""
+
+    def __init__(self, queue: Queue, bucket: Bucket) -> None:
+        blank = padding(bucket)
+        self._blank = arrays_of(blank)
+        self._packed = Packed(self._blank)
+        self.block: Tensor = queue.empty(self._packed.buffer.shape, np.uint8)
+        self.work = placed(blank, self._packed.views(self.block))
+
+    def upload(self, queue: Queue, work: Work) -> None:
+        """Bring a step's arrays to the device, padded."""
+        rows = work.batch.lengths.shape[0]
+        host, given = self._packed.host, arrays_of(work)
+        pages = given.pop("pages")
+        host["pages"][:rows, : pages.shape[1]] = pages
+        for name, values in given.items():
+            if name != "outputs":
+                count = values.shape[0]
+                host[name][:count] = values
+                host[name][count:] = self._blank[name][count:]
+        for name in ("starts", "bias_starts"):
+            host[name][rows:] = given[name][rows]
+        queue.upload(self.block, self._packed.buffer)
+
+
+class Plate:
+    """What is kept of a bucket: its inputs, how often it ran op by op, and the record once there is one."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        self.inputs = inputs
+        self.seen = False
+        self.graph: Captured | None = None
+
+
+class GraphRunner:
+    """`Runner` on a queue: decode steps in buckets, recorded if `capture`; other steps as `ModelRunner` runs them.
+
+    A step that finds no memory for its inputs or its record runs without; so do later new buckets (one logged line).
+    """
+
+    depth = 1
+
+    def __init__(self, queue: Queue, ops: Ops, model: Model, context: int, capture: bool = True) -> None:
+        self.queue = queue
+        self.eager = ModelRunner(queue, ops, model)
+        self.space = Space(model.penalties.counts.shape[0], context)
+        self.nbytes = 0
+        """bytes of device memory of all inputs and records"""
+        self._capture = capture
+        self._full = False
+        self._plates: dict[Bucket, Plate] = {}
+
+    @property
+    def captured(self) -> tuple[Bucket, ...]:
+        """The buckets that are recorded."""
+        return tuple(bucket for bucket, plate in self._plates.items() if plate.graph is not None)
+
+    def launch(self, work: Work) -> Landing:
+        bucket = self.space.bucket(work)
+        plate = None if bucket is None else self._plate(bucket)
+        if bucket is None or plate is None:
+            return self.eager.launch(work)
+        self.eager.reload(work)
+        plate.inputs.upload(self.queue, work)
+        if plate.graph is None and plate.seen and self._capture and not self._full:
+            self._record(bucket, plate)
+        if plate.graph is not None:
+            plate.graph.run()
+        else:
+            with self.queue.step():
+                self._step(plate)
+            plate.seen = True
+        words = self.eager.download(bucket.rows, bucket.top)
+        return Landing(words, bucket.rows, work.batch.lengths.shape[0], bucket.top)
+
+    def close(self) -> None:
+        self._plates.clear()
+        self.eager.close()
+
+    def _plate(self, bucket: Bucket) -> Plate | None:
+        """The bucket's plate, made on first use; None if there is no memory for it."""
+        plate = self._plates.get(bucket)
+        if plate is None and not self._full:
+            try:
+                plate = self._plates[bucket] = Plate(Inputs(self.queue, bucket))
+                self.nbytes += plate.inputs.block.nbytes
+            except OutOfMemoryError as error:
+                self._stop(bucket, error)
+        return plate
+
+    def _step(self, plate: Plate) -> None:
+        step.run(self.eager.ops, self.eager.model, self.eager.tokens, plate.inputs.work)
+
+    def _record(self, bucket: Bucket, plate: Plate) -> None:
+        try:
+            plate.graph = self.queue.capture(lambda: self._step(plate))
+        except OutOfMemoryError as error:
+            self._stop(bucket, error)
+            return
+        self.nbytes += plate.graph.nbytes
+        logger.debug("recorded decode steps of %d rows up to %d keys: %d graphs, %d bytes", bucket.rows, bucket.length,
+                     len(self.captured), self.nbytes)
+
+    def _stop(self, bucket: Bucket, error: OutOfMemoryError) -> None:
+        """From now on new buckets run op by op."""
+        self._full = True
+        logger.warning("no memory for a graph of %d rows up to %d keys beside %d others (%d bytes): such steps and new "
+                       "buckets run kernel by kernel, slower (%s)", bucket.rows, bucket.length, len(self.captured),
+                       self.nbytes, error)

@@ -1,0 +1,142 @@
+"""Decode steps in buckets on the dry queue: laws of a recorded step, what decides a bucket, and too little memory."""
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blackwell_infer.checkpoint import open_checkpoint
+from blackwell_infer.device.dry import DryQueue
+from blackwell_infer.device.trace import difference, same_grids
+from blackwell_infer.engine.batch import Settings, Tables, Work, make_batch, make_params
+from blackwell_infer.engine.graphs import Bucket, GraphRunner, Inputs, Space
+from blackwell_infer.engine.packed import Packed, arrays_of
+from blackwell_infer.engine.scheduler import Plan, Row, pages_for
+from blackwell_infer.engine.state import Build
+from blackwell_infer.engine.weights import DeviceLoading, Meter, hollow
+from blackwell_infer.errors import OutOfMemoryError
+from blackwell_infer.log import silent
+from blackwell_infer.models.registry import find_family
+from blackwell_infer.ops.cuda import CudaOps
+from blackwell_infer.types import Sampling
+
+DATA = Path(__file__).resolve().parents[1] / "data"
+BATCH, CONTEXT = 20, 2000
+
+
+def runner(total: int = 1 << 40, capture: bool = True) -> tuple[DryQueue, GraphRunner]:
+    """A small model on a dry queue of so many bytes."""
+    checkpoint = open_checkpoint(DATA / "qwen3")
+    family = find_family(checkpoint.config)
+    build = Build(family, family.config(checkpoint.config), "bfloat16")
+    queue = DryQueue("sm_90a", total=total)
+    loading = DeviceLoading(queue, checkpoint.tensors, hollow(checkpoint.tensors), Meter(0, silent))
+    return queue, GraphRunner(queue, CudaOps(queue), build.model(queue, loading, CONTEXT, BATCH, 1), CONTEXT, capture)
+
+
+def decode(lengths: list[int], top: int | None = None, biases: int = 0) -> Work:
+    """A decode step of rows that have so many keys with their new token, whose ids only the device knows."""
+    rows = tuple(Row(id=i, slot=i, tokens=(-1,), start=n - 1, pages=tuple(range(pages_for(n))), new_pages=0,
+                     restart=True, samples=True, scores=False) for i, n in enumerate(lengths))
+    batch = make_batch(Plan(rows), Tables(BATCH, pages_for(CONTEXT)))
+    setting = Settings(Sampling(logprobs=top), 7, tuple(range(biases)), (1.0,) * biases)
+    return Work(batch, make_params(rows, [setting] * len(rows)), np.arange(len(rows), dtype=np.int32), (),
+                np.zeros(0, np.int32), np.zeros(0, np.int32), False)
+
+
+def test_a_recorded_step_launches_what_an_unrecorded_one_does() -> None:
+    queue, run = runner()
+    traces = []
+    for lengths in ([3, 900, 5], [700, 600, 513], [4, 800, 1], [1000, 2, 3, 4]):
+        queue.trace.clear()
+        run.launch(decode(lengths))
+        traces.append(list(queue.trace))
+    assert run.captured == (Bucket(4, 1024, 0, 0),), "the second step of a bucket is recorded, the first is not"
+    for trace in traces[1:]:
+        assert same_grids(traces[0], trace) and traces[0] == trace, difference(traces[0], trace)
+    assert all(launch.pdl for launch in traces[0])
+    assert run.nbytes == sum(plate.inputs.block.nbytes for plate in run._plates.values())
+
+
+def test_records_and_inputs_take_no_step_memory() -> None:
+    queue, run = runner()
+    for lengths in ([1], [5], [9], [1] * 17, [2] * 17):
+        run.launch(decode(lengths))
+    reserved, persistent = queue.arena.reserved, queue.persistent
+    for _ in range(3):
+        run.launch(decode([8]))
+        run.launch(decode([7] * 17))
+    assert (queue.arena.reserved, queue.persistent) == (reserved, persistent)
+
+
+def test_buckets_are_few_and_decided_by_shapes() -> None:
+    space = Space(40, 40960)
+    assert space.all_rows == (1, 2, 4, 8, 16, 24, 32, 40)
+    assert space.all_lengths == (256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 40960)
+    assert Space(3, 200).all_rows == (1, 2, 3) and Space(3, 200).all_lengths == (200,)
+    small = Space(BATCH, CONTEXT)
+    assert small.bucket(decode([5, 300, 7])) == Bucket(4, 512, 0, 0)
+    assert small.bucket(decode([5] * 9, top=0)) == Bucket(16, 256, 0, 0)
+    assert small.bucket(decode([1999] * 17, top=20)) == Bucket(20, 2000, 20, 0)
+    assert small.bucket(decode([5], top=3, biases=5)) == Bucket(1, 256, 4, 8)
+
+
+@given(st.lists(st.integers(1, CONTEXT), min_size=1, max_size=BATCH), st.integers(0, 9))
+def test_inputs_hold_the_step_and_harmless_padding(lengths: list[int], biases: int) -> None:
+    work = decode(lengths, top=2, biases=biases)
+    bucket = Space(BATCH, CONTEXT).bucket(work)
+    assert bucket is not None and bucket.rows >= len(lengths) and bucket.length >= max(lengths)
+    queue, n = DryQueue(), len(lengths)
+    inputs = Inputs(queue, bucket)
+    inputs.upload(queue, decode([1] * bucket.rows, biases=0))
+    inputs.upload(queue, work)
+    host = inputs._packed.host
+    for name, values in arrays_of(work).items():
+        if name not in ("pages", "outputs"):
+            assert np.array_equal(host[name][: len(values)], values), name
+    assert np.array_equal(host["pages"][:n, : work.batch.pages.shape[1]], work.batch.pages)
+    assert (host["rows"][n:] == -1).all() and (host["starts"][n:] == n).all() and (host["slot"][n:] == -1).all()
+    assert (host["slots"][n:] == -1).all() and not host["temperature"][n:].any() and not host["ids"][n:].any()
+    assert (host["bias_starts"][n:] == biases * n).all() and host["outputs"].tolist() == list(range(bucket.rows))
+    assert inputs.work.batch.pages.shape == (bucket.rows, pages_for(bucket.length))
+
+
+def test_packed_arrays_are_aligned_and_come_back() -> None:
+    arrays = {"a": np.arange(3, dtype=np.int32), "b": np.arange(2, dtype=np.uint64), "c": np.zeros((2, 0), np.float32),
+              "d": np.arange(6, dtype=np.int32).reshape(2, 3)}
+    packed = Packed(arrays)
+    tensors = packed.views(DryQueue().put(packed.buffer))
+    for name, array in arrays.items():
+        assert np.array_equal(packed.views(packed.buffer.copy())[name], array)
+        assert tensors[name].shape == array.shape and tensors[name].dtype == array.dtype and not tensors[name].ptr % 16
+
+
+def test_too_little_memory_means_fewer_buckets_and_one_line(caplog: pytest.LogCaptureFixture,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    queue, run = runner()
+    for _ in range(2):
+        run.launch(decode([5]))
+    assert len(run.captured) == 1
+
+    def full(fn: object) -> object:
+        raise OutOfMemoryError("0 bytes are free")
+
+    monkeypatch.setattr(queue, "capture", full)
+    with caplog.at_level(logging.WARNING):
+        for lengths in ([5, 5], [5, 5], [5, 5], [5] * 3, [5] * 3, [5]):
+            before = len(queue.trace)
+            run.launch(decode(lengths))
+            assert len(queue.trace) > before, "the step runs all the same"
+    assert len(run.captured) == 1 and len(caplog.records) == 1
+    assert "no memory for a graph of 2 rows up to 256 keys beside 1 others" in caplog.text
+
+
+def test_without_graphs_nothing_is_recorded() -> None:
+    _, run = runner(capture=False)
+    for _ in range(3):
+        run.launch(decode([5, 6]))
+    assert run.captured == ()

@@ -60,10 +60,14 @@ class Binary(msgspec.Struct, frozen=True):
     log: str
 
 
-def default_cache(environ: Mapping[str, str]) -> Path:
-    """The user's cache folder for compiled kernels."""
+def default_cache(environ: Mapping[str, str]) -> Path | None:
+    """The user's cache folder for compiled kernels; None for a user without a home, whose kernels are not kept."""
     base = environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "bwinfer" / "kernels"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "bwinfer" / "kernels"
+    except RuntimeError as error:
+        logger.warning("compiled kernels are not kept: %s", error)
+        return None
 
 
 class Builder:

@@ -157,3 +157,11 @@ def test_many_variants_build_on_threads_and_report(root: Path, monkeypatch: pyte
 def test_the_cache_folder_follows_the_environment() -> None:
     assert default_cache({"XDG_CACHE_HOME": "/x"}) == Path("/x/bwinfer/kernels")
     assert default_cache({"XDG_CACHE_HOME": ""}) == Path(os.path.expanduser("~/.cache/bwinfer/kernels"))
+
+
+def test_a_user_without_a_home_keeps_no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    assert default_cache({}) is None

@@ -145,15 +145,20 @@ def test_graphs_give_the_bits_of_single_launches(name: str, dtype: str) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_batch_answers_as_each_alone(name: str) -> None:
-    desk = Desk(name, "bfloat16", True)
+    # Prompts that share a step go through another matmul than each alone, whose last bits differ: in bfloat16 that is
+    # enough to turn a draw from random weights, in float32 it is not.
+    desk = Desk(name, "float32", True)
     prompts, samplings = requests(desk.vocab, 32)
     alone = [desk.answer([p], [s])[0] for p, s in zip(prompts, samplings, strict=True)]
     assert tokens(desk.answer(prompts, samplings)) == tokens(alone)
+    assert {b.rows for b in desk.runner.captured} >= {1, 16, 32}
+    desk.runner.close()
+    desk = Desk(name, "bfloat16", True)
     # Up to 16 rows in every step, the prompts' too, nothing may depend on the neighbours, to the last bit.
     prompts, samplings = [[5 + i] for i in range(16)], samplings[:16]
     alone = [desk.answer([p], [s])[0] for p, s in zip(prompts, samplings, strict=True)]
     assert bits(desk.answer(prompts, samplings)) == bits(alone)
-    assert {b.rows for b in desk.runner.captured} >= {1, 16, 32}
+    assert {b.rows for b in desk.runner.captured} >= {1, 16}
     desk.runner.close()
 
 

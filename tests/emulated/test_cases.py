@@ -10,11 +10,11 @@ from blackwell_infer.ops import cases, ref
 from blackwell_infer.ops.cuda import CudaOps
 
 LARGE = "V151936"
-"""vocabularies that only the sm_90a build and the regular schedule run"""
-SMALL = [c for c in cases.CASES if LARGE not in c.name]
+"""vocabularies that only the regular schedule runs"""
 EXCHANGES = ("attend", "linear", "logits", "qkv_rope_append_", "sample_", "rms_norm", "add_rms_norm")
 """ops whose kernels exchange data between threads: a missing barrier shows under a random schedule"""
-MIXED = [c for i, c in enumerate(c for c in SMALL if c.op.startswith(EXCHANGES)) if i % 6 == 3]
+MIXED = [c for i, c in enumerate(c for c in cases.CASES if LARGE not in c.name and c.op.startswith(EXCHANGES))
+         if i % 6 == 3]
 
 
 def agree(queue: EmulatedQueue, case: cases.Case) -> None:
@@ -29,7 +29,7 @@ def test_case_equals_the_reference(emulated: Callable[..., EmulatedQueue], case:
     agree(emulated("sm_90a"), case)
 
 
-@pytest.mark.parametrize("case", SMALL, ids=lambda c: c.name)
+@pytest.mark.parametrize("case", cases.CASES, ids=lambda c: c.name)
 def test_the_blackwell_build_equals_the_reference(emulated: Callable[..., EmulatedQueue], case: cases.Case) -> None:
     agree(emulated("sm_120f"), case)
 

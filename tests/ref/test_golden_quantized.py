@@ -1,12 +1,9 @@
 """Tiny models in every quantised layout: logits are those of the stored numbers, evaluated in double precision."""
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import ml_dtypes
@@ -15,6 +12,7 @@ import pytest
 from conftest import ROOT
 from harness import Model
 from safetensors import deserialize
+from tooling import load_tool
 
 from blackwell_infer.checkpoint import open_checkpoint
 from blackwell_infer.quant import FORMATS
@@ -26,15 +24,6 @@ DISTANCE = {"nvfp4": 0.9, "mxfp4": 0.9, "fp8": 0.3, "mxfp8": 0.3}
 weights, not of a misread layout (which is above 1)."""
 DTYPES = {"U8": np.uint8, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
           "F8_E4M3": ml_dtypes.float8_e4m3fn}
-
-
-def load_tool(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 tool = load_tool("quantize_hf")

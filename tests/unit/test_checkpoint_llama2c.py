@@ -1,17 +1,15 @@
 """tools/llama2c_to_hf.py: the converted folders give the ids of the goldens, with a float64 forward pass of our own."""
 from __future__ import annotations
 
-import importlib.util
 import json
 import struct
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
+from tooling import load_tool
 
 from blackwell_infer.checkpoint import open_checkpoint
 from blackwell_infer.quant import FORMATS
@@ -21,15 +19,6 @@ MODELS = {
     "stories260K": ("stories260K.bin", "tok512.bin"),
     "babyllama-tok105": ("model5000.bin", "tok105.model"),
 }
-
-
-def load_tool(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 tool = load_tool("llama2c_to_hf")

@@ -1,12 +1,9 @@
 """tools/hf_to_gguf.py: a folder and its GGUF give the same tensors, settings and vocabulary."""
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import ml_dtypes
@@ -14,6 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from tokenizers import Tokenizer
+from tooling import load_tool
 
 from blackwell_infer.checkpoint import Checkpoint, open_checkpoint
 from blackwell_infer.quant import FORMATS
@@ -25,15 +23,6 @@ SAME = (
     "architectures", "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "head_dim", "vocab_size", "max_position_embeddings", "tie_word_embeddings",
 )
-
-
-def load_tool(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 tool = load_tool("hf_to_gguf")

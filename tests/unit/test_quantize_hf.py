@@ -1,11 +1,8 @@
 """tools/quantize_hf.py writes what the reader reads, hf_to_gguf.py keeps it, and GGUF scales become factors."""
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_checkpoint_quantized import Array, M, folder, single, values
 from test_gguf import build, config_pairs, tensor_rows
+from tooling import load_tool
 
 from blackwell_infer.checkpoint import open_checkpoint
 from blackwell_infer.checkpoint.quantized import KINDS
@@ -23,15 +21,6 @@ from blackwell_infer.quant.encode_fp import encode_fp
 
 ROOT = Path(__file__).parents[2]
 GOLDENS = ROOT / "tests/data"
-
-
-def load_tool(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 tool = load_tool("quantize_hf")

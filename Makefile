@@ -35,7 +35,7 @@ gpu: $(SETUP)
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
 bench: named $(SETUP)
-	$(BIN)/python tools/bench.py '$(MODEL)' $(ARGS)
+	$(BIN)/bwinfer bench '$(MODEL)' $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

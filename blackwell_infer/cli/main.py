@@ -23,6 +23,7 @@ COMMANDS = {
     "chat": "talk to a model in the terminal",
     "run": "answer one prompt and exit",
     "info": "show devices, and what a model holds and whether it fits",
+    "bench": "measure how fast a model is, and where a decode step spends its time",
     "tokenize": "turn text into token ids, or ids into text",
 }
 

@@ -3,12 +3,14 @@ kernel with one choice of defines, which is the unit of compilation and launch. 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import msgspec
 
 from blackwell_infer.errors import KernelError
+from blackwell_infer.kernels.cost import Call, Cost
+from blackwell_infer.types import Array
 
 Value = str | int
 ARCHS = ("sm_90a", "sm_100f", "sm_120f")
@@ -38,7 +40,8 @@ class Variant(msgspec.Struct, frozen=True):
 class Kernel(msgspec.Struct, frozen=True):
     """`source` is a path below `ptx/`; `entry` an extern "C" name; `defines` the legal values of each macro.
 
-    `legal` drops combinations that make no sense. `archs` restricts the targets that can run the kernel.
+    `legal` drops combinations that make no sense. `archs` restricts the targets that can run the kernel. `cost` says
+    what a launch moves and computes; every kernel of the package has one.
     """
 
     source: str
@@ -47,6 +50,13 @@ class Kernel(msgspec.Struct, frozen=True):
     defines: Mapping[str, tuple[Value, ...]] = {}
     legal: Callable[[Mapping[str, Value]], bool] | None = None
     archs: tuple[str, ...] = ARCHS
+    cost: Callable[[Call], Cost] | None = None
+
+    def estimate(self, args: Sequence[Array | int | float | None], lengths: tuple[int, ...] | None = None) -> Cost:
+        """The cost of a launch with these arguments (`lengths`: see `Call`). KernelError: none is declared."""
+        if self.cost is None:
+            raise KernelError(f"{self.entry}: declares no cost; give its Kernel one")
+        return self.cost(Call({p.name: arg for p, arg in zip(self.params, args, strict=True)}, lengths))
 
     def variant(self, **defines: Value) -> Variant:
         """Choose every define; KernelError names an unknown or missing one and what is legal."""

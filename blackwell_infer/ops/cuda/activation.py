@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from blackwell_infer.device.queue import Queue
 from blackwell_infer.errors import KernelError
+from blackwell_infer.kernels.cost import Call, Cost, moved
 from blackwell_infer.kernels.kernel import Kernel, Param, Variant
 from blackwell_infer.types import Array
 
@@ -10,10 +11,17 @@ THREADS = 128
 ACT = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 DEFINES = {"ACT": ("f32", "f16", "bf16")}
 
+
+def taken(call: Call) -> Cost:
+    """As many rows as are chosen, read and written."""
+    return Cost(2 * call.nbytes("y") + call.nbytes("index"))
+
+
 SWIGLU = Kernel("activation/swiglu.cu", "swiglu", (
-    Param("gate_up", "in"), Param("y", "out"), Param("I", "i32")), DEFINES)
+    Param("gate_up", "in"), Param("y", "out"), Param("I", "i32")), DEFINES, cost=moved)
 TAKE_ROWS = Kernel("activation/take_rows.cu", "take_rows", (
-    Param("x", "in"), Param("index", "in", "int32"), Param("y", "out"), Param("T", "i32"), Param("H", "i32")), DEFINES)
+    Param("x", "in"), Param("index", "in", "int32"), Param("y", "out"), Param("T", "i32"), Param("H", "i32")), DEFINES,
+    cost=taken)
 KERNELS = (SWIGLU, TAKE_ROWS)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from blackwell_infer.device.queue import Queue
 from blackwell_infer.errors import KernelError
+from blackwell_infer.kernels.cost import Call, Cost
 from blackwell_infer.kernels.kernel import Kernel, Param
 from blackwell_infer.kv.spec import PagedKV
 from blackwell_infer.ops.batch import Batch
@@ -49,6 +50,44 @@ GENERIC = {
     ("bfloat16", "bf16"): ("bf16", "bf16")}
 """(activation, cache) -> types of the generic kernel"""
 
+
+def attended(call: Call) -> Cost:
+    """Keys and values of every row once, queries, results, and the splits that are in use."""
+    (tokens, heads, dim), (rows, width) = call.shape("q"), call.shape("pages")
+    _, _, kv_heads, page, _ = call.shape("cache")
+    room = width * page
+    keys = call.keys(rows, room, call.number("window"))
+    parts = call.nbytes("parts_o", "parts_ml") if "parts_o" in call.args else 0
+    nbytes = keys * 2 * kv_heads * dim * element(call, "cache") + call.nbytes("q", "out", "pages")
+    # A row's queries are its newest tokens: on average half of them see each other.
+    pairs = keys * tokens / rows - tokens * (tokens / rows - 1) / 2
+    return Cost(nbytes + parts * keys // (rows * room), int(4 * heads * dim * pairs))
+
+
+def element(call: Call, name: str) -> int:
+    """Bytes of one element of an array."""
+    value = call.args[name]
+    assert value is not None and not isinstance(value, int | float)
+    return value.dtype.itemsize
+
+
+def few_attended(call: Call) -> Cost:
+    """The part of rows of up to `few` new tokens."""
+    return attended(call) if call.shape("q")[0] <= call.number("few") * call.shape("pages")[0] else Cost()
+
+
+def many_attended(call: Call) -> Cost:
+    """The part of rows of more than `few` new tokens."""
+    return Cost() if call.shape("q")[0] <= call.number("few") * call.shape("pages")[0] else attended(call)
+
+
+def combined(call: Call) -> Cost:
+    """Results of the splits that are in use, of tokens that are a row each, and the whole."""
+    tokens, room = call.shape("out")[0], call.number("S") * SPLIT
+    parts = call.nbytes("parts_o", "parts_ml") * call.keys(tokens, room, call.number("window"))
+    return Cost(parts // (tokens * room) + call.nbytes("out"))
+
+
 PARTS = (Param("parts_o", "out", "float32"), Param("parts_ml", "out", "float32"))
 RAGGED = (
     Param("q", "in"), Param("cache", "in"), Param("starts", "in", "int32"), Param("positions", "in", "int32"),
@@ -56,20 +95,21 @@ RAGGED = (
 DECODE = Kernel("attention/decode.cu", "attend_decode", (
     *RAGGED, *PARTS, Param("T", "i32"), Param("R", "i32"), Param("P", "i32"), Param("heads", "i32"),
     Param("kv_heads", "i32"), Param("few", "i32"), Param("scale", "f32"), Param("window", "i32")),
-    {"ACT": HALVES, "D": (64, 128, 256)})
+    {"ACT": HALVES, "D": (64, 128, 256)}, cost=few_attended)
 PREFILL = Kernel("attention/prefill.cu", "attend_prefill", (
     *RAGGED, Param("lengths", "in", "int32"), Param("P", "i32"), Param("heads", "i32"), Param("kv_heads", "i32"),
     Param("few", "i32"), Param("scale", "f32"), Param("window", "i32")),
     {"ACT": HALVES, "D": (64, 128, 256), "ROWS": (64, 128), "KEYS": (32, 64)},
-    lambda d: TILES[int(d["D"])] == Tile(int(d["ROWS"]), int(d["KEYS"])))
+    lambda d: TILES[int(d["D"])] == Tile(int(d["ROWS"]), int(d["KEYS"])), cost=many_attended)
 GENERAL = Kernel("attention/generic.cu", "attend_generic", (
     Param("q", "in"), Param("cache", "in"), Param("rows", "in", "int32"), Param("positions", "in", "int32"),
     Param("pages", "in", "int32"), Param("out", "out"), *PARTS, Param("P", "i32"), Param("kv_heads", "i32"),
-    Param("D", "i32"), Param("scale", "f32"), Param("window", "i32")), {"ACT": ANY, "KV": ANY})
+    Param("D", "i32"), Param("scale", "f32"), Param("window", "i32")), {"ACT": ANY, "KV": ANY},
+    cost=attended)
 COMBINE = Kernel("attention/combine.cu", "attend_combine", (
     Param("parts_o", "in", "float32"), Param("parts_ml", "in", "float32"), Param("rows", "in", "int32"),
     Param("positions", "in", "int32"), Param("out", "out"), Param("S", "i32"), Param("D", "i32"),
-    Param("window", "i32")), {"ACT": ANY})
+    Param("window", "i32")), {"ACT": ANY}, cost=combined)
 KERNELS = (DECODE, PREFILL, GENERAL, COMBINE)
 
 

@@ -5,6 +5,7 @@ from functools import partial
 
 from blackwell_infer.device.queue import Queue
 from blackwell_infer.device.tensor import Tensor
+from blackwell_infer.kernels.cost import multiplied
 from blackwell_infer.kernels.kernel import Kernel, Param, Variant
 from blackwell_infer.ops.cuda.nvfp4 import TILE_N, TILES_M, through_library, tile_rows
 from blackwell_infer.quant.format import Quantized, Weight
@@ -17,7 +18,7 @@ GEMM = Kernel("fp8/gemm.cu", "fp8_gemm", (
     Param("x", "in", "uint8"), Param("scales_x", "in"), Param("w", "in", "uint8"), Param("scales_w", "in"),
     Param("bias", "in", "float32"), Param("residual", "in"), Param("y", "out"), Param("M", "i32"), Param("N", "i32"),
     Param("K", "i32"), Param("stride", "i32"), Param("column", "i32")),
-    {"ACT": tuple(ACTS.values()), "FORM": FORMS, "TILE_M": TILES_M})
+    {"ACT": tuple(ACTS.values()), "FORM": FORMS, "TILE_M": TILES_M}, cost=multiplied)
 KERNELS = (GEMM,)
 
 GEMMS: dict[tuple[str, str], dict[int, Variant]] = {

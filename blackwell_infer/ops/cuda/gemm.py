@@ -8,6 +8,7 @@ import numpy as np
 
 from blackwell_infer.device.queue import Queue
 from blackwell_infer.device.tensor import Tensor
+from blackwell_infer.kernels.cost import Call, Cost, multiplied
 from blackwell_infer.kernels.kernel import Kernel, Param, Variant
 from blackwell_infer.ops.cuda.gemm_lt import matmul, supported
 from blackwell_infer.ops.cuda.rows import dequantize
@@ -23,17 +24,26 @@ TILE = 128
 STAGE_ROW_BYTES = 4 * 64
 """Shared memory of ptx/linear/gemm.cu per row of its two tiles: 4 stages of 32 elements."""
 
+
+def biased(call: Call) -> Cost:
+    """Sums and bias into N columns of y."""
+    y = call.args["y"]
+    assert isinstance(y, Tensor)
+    return Cost(call.nbytes("sums", "bias") + call.number("M") * call.number("N") * y.dtype.itemsize)
+
+
 GEMM = Kernel("linear/gemm.cu", "gemm", (
     Param("x", "in"), Param("w", "in"), Param("bias", "in", "float32"), Param("y", "out"), Param("M", "i32"),
     Param("N", "i32"), Param("K", "i32"), Param("stride", "i32"), Param("column", "i32"), Param("wide", "i32")),
-    {"ACT": ("f16", "bf16"), "TILE_M": (64, 128)})
+    {"ACT": ("f16", "bf16"), "TILE_M": (64, 128)}, cost=multiplied)
 GEMM_F32 = Kernel("linear/gemm_f32.cu", "gemm_f32", (
     Param("x", "in", "float32"), Param("w", "in", "float32"), Param("bias", "in", "float32"),
     Param("y", "out", "float32"), Param("M", "i32"), Param("N", "i32"), Param("K", "i32"), Param("stride", "i32"),
-    Param("column", "i32")))
+    Param("column", "i32")), cost=multiplied)
 ADD_BIAS = Kernel("linear/add_bias.cu", "add_bias", (
     Param("sums", "in", "float32"), Param("bias", "in", "float32"), Param("y", "out"), Param("M", "i32"),
-    Param("N", "i32"), Param("stride", "i32"), Param("column", "i32")), {"ACT": ("f32", "f16", "bf16")})
+    Param("N", "i32"), Param("stride", "i32"), Param("column", "i32")), {"ACT": ("f32", "f16", "bf16")},
+    cost=biased)
 KERNELS = (GEMM, GEMM_F32, ADD_BIAS)
 
 TILES: dict[str, dict[int, Variant]] = {

@@ -8,6 +8,7 @@ Block-scaled products (NVFP4, MXFP8) take their scales in tiles (quant/tiled.py)
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -17,6 +18,7 @@ from blackwell_infer.device.check import describe
 from blackwell_infer.device.queue import Queue
 from blackwell_infer.device.tensor import Tensor
 from blackwell_infer.errors import DeviceError
+from blackwell_infer.kernels.cost import Cost, elements, size_of
 from blackwell_infer.quant.format import Quantized, Weight
 from blackwell_infer.quant.tiled import TILED
 from blackwell_infer.types import Array
@@ -187,14 +189,23 @@ def matmul(q: Queue, x: Array, w: Array, out: Array, accumulate: bool = False, c
     if not supported(m, n, k, x.dtype) or x.ptr % ALIGN or w.ptr % ALIGN:
         raise DeviceError(f"{what}: inputs are not 16-byte aligned, empty, or of an unknown type")
     item = out.dtype.itemsize
-    address = out.ptr + column * item
+    left, right, address = x.ptr, w.ptr, out.ptr + column * item  # numbers, so that a recorded call holds no memory
     even = address % ALIGN == 0 and ld * item % ALIGN == 0
     problem = Problem(m, n, k, x.dtype.name, out.dtype.name, ld, ALIGN if even else item)
 
     def call(stream: int, workspace: int, nbytes: int) -> None:
-        q.owned(Plans).run(problem, x.ptr, w.ptr, address, accumulate, stream, workspace, nbytes)
+        q.owned(Plans).run(problem, left, right, address, accumulate, stream, workspace, nbytes)
 
     q.library(LIBRARY, call, (x, w), (out,))
+
+
+def library_cost(reads: Sequence[Array], writes: Sequence[Array]) -> Cost:
+    """What a product moves and computes, from the arrays of its call: x and w, or codes and scales of both."""
+    x, w, (out,) = reads[0], reads[len(reads) // 2], writes
+    m, n, k = x.shape[0], w.shape[0], w.shape[1]
+    if len(reads) > 2 and size_of(w) < 16 * size_of(reads[-1]):  # NVFP4: 8 bytes of codes a scale; MXFP8: 32
+        k *= 2
+    return Cost(sum(map(size_of, reads)) + m * n * size_of(out) // elements(out), 2 * m * n * k)
 
 
 def supported_scaled(q: Queue, form: str, m: int, n: int, k: int) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 from blackwell_infer.device.queue import Queue
 from blackwell_infer.device.tensor import Tensor
 from blackwell_infer.errors import KernelError
+from blackwell_infer.kernels.cost import multiplied
 from blackwell_infer.kernels.kernel import Kernel, Param
 from blackwell_infer.ops.cuda.gemm import KERNELS as GEMM_KERNELS
 from blackwell_infer.ops.cuda.gemm import large
@@ -28,8 +29,10 @@ RING = {"f32": 2 * 272, "f16": 2 * 320, "bf16": 2 * 320, "q8_0": 2 * 288, "q4_0"
 
 _COMMON = (Param("x", "in"), *WEIGHT, Param("bias", "in", "float32"), Param("y", "out"), Param("M", "i32"),
            Param("N", "i32"), Param("K", "i32"), Param("stride", "i32"), Param("column", "i32"), Param("wide", "i32"))
-SMALL_MMA = Kernel("linear/small_mma.cu", "linear_small_mma", _COMMON, {"FORMAT": FORMATS, "ACT": ("f16", "bf16")})
-SMALL_FMA = Kernel("linear/small_fma.cu", "linear_small_fma", _COMMON, {"FORMAT": FORMATS, "ACT": ("f32",)})
+SMALL_MMA = Kernel("linear/small_mma.cu", "linear_small_mma", _COMMON, {"FORMAT": FORMATS, "ACT": ("f16", "bf16")},
+                   cost=multiplied)
+SMALL_FMA = Kernel("linear/small_fma.cu", "linear_small_fma", _COMMON, {"FORMAT": FORMATS, "ACT": ("f32",)},
+                   cost=multiplied)
 KERNELS = (SMALL_MMA, SMALL_FMA, WEIGHT_ROWS, *GEMM_KERNELS)
 
 SMALL = {

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from blackwell_infer.device.queue import Dim, Queue
 from blackwell_infer.errors import KernelError
+from blackwell_infer.kernels.cost import moved
 from blackwell_infer.kernels.kernel import Kernel, Param, Variant
 from blackwell_infer.types import Array
 
@@ -12,10 +13,10 @@ DEFINES = {"ACT": ("f32", "f16", "bf16")}
 
 RMS_NORM = Kernel(SOURCE, "rms_norm", (
     Param("x", "in"), Param("weight", "in", "float32"), Param("y", "out"), Param("T", "i32"), Param("H", "i32"),
-    Param("eps", "f32")), DEFINES)
+    Param("eps", "f32")), DEFINES, cost=moved)
 ADD_RMS_NORM = Kernel(SOURCE, "add_rms_norm", (
     Param("x", "in"), Param("residual", "in"), Param("weight", "in", "float32"), Param("s", "out"), Param("y", "out"),
-    Param("T", "i32"), Param("H", "i32"), Param("eps", "f32")), DEFINES)
+    Param("T", "i32"), Param("H", "i32"), Param("eps", "f32")), DEFINES, cost=moved)
 KERNELS = (RMS_NORM, ADD_RMS_NORM)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from blackwell_infer.device.queue import Queue
 from blackwell_infer.device.tensor import Tensor
+from blackwell_infer.kernels.cost import Call, Cost, multiplied
 from blackwell_infer.kernels.kernel import Kernel, Param, Variant
 from blackwell_infer.ops.cuda.gemm_lt import matmul_scaled, supported_scaled
 from blackwell_infer.quant.format import Quantized, Weight
@@ -15,17 +16,27 @@ ACTS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 TILE_N = 128
 TILES_M = (16, 64, 128)
 
+
+def scaled(call: Call) -> Cost:
+    """Sums, factors, bias and N columns of residual into N columns of y."""
+    m, n, y = call.number("M"), call.number("N"), call.args["y"]
+    assert isinstance(y, Tensor)
+    columns = 1 if call.args["residual"] is None else 2
+    return Cost(call.nbytes("sums", "factor_x", "factors_w", "bias") + columns * m * n * y.dtype.itemsize)
+
+
 GEMM = Kernel("nvfp4/gemm.cu", "nvfp4_gemm", (
     Param("x", "in", "uint8"), Param("scales_x", "in", "uint8"), Param("factor_x", "in", "float32"),
     Param("w", "in", "uint8"), Param("scales_w", "in", "uint8"), Param("factors_w", "in", "float32"),
     Param("bias", "in", "float32"), Param("residual", "in"), Param("y", "out"), Param("M", "i32"), Param("N", "i32"),
     Param("K", "i32"), Param("stride", "i32"), Param("column", "i32")),
-    {"ACT": tuple(ACTS.values()), "TILE_M": TILES_M})
-GEMM_16 = Kernel("nvfp4/gemm_16.ptx", "nvfp4_gemm_16", (*GEMM.params, Param("kind", "i32")), archs=("sm_120f",))
+    {"ACT": tuple(ACTS.values()), "TILE_M": TILES_M}, cost=multiplied)
+GEMM_16 = Kernel("nvfp4/gemm_16.ptx", "nvfp4_gemm_16", (*GEMM.params, Param("kind", "i32")), archs=("sm_120f",),
+                 cost=multiplied)
 SCALE_SUMS = Kernel("nvfp4/scale_sums.cu", "scale_sums", (
     Param("sums", "in", "float32"), Param("factor_x", "in", "float32"), Param("factors_w", "in", "float32"),
     Param("bias", "in", "float32"), Param("residual", "in"), Param("y", "out"), Param("M", "i32"), Param("N", "i32"),
-    Param("stride", "i32"), Param("column", "i32")), {"ACT": tuple(ACTS.values())})
+    Param("stride", "i32"), Param("column", "i32")), {"ACT": tuple(ACTS.values())}, cost=scaled)
 KERNELS = (GEMM, GEMM_16, SCALE_SUMS)
 
 GEMMS: dict[str, dict[int, Variant]] = {

@@ -7,6 +7,7 @@ import numpy as np
 
 from blackwell_infer.device.queue import Queue
 from blackwell_infer.errors import KernelError
+from blackwell_infer.kernels.cost import moved
 from blackwell_infer.kernels.kernel import Kernel, Param, Variant
 from blackwell_infer.ops.cuda.norm import geometry
 from blackwell_infer.quant.format import Quantized
@@ -24,14 +25,15 @@ _X, _INPUTS, _WEIGHT = Param("x", "in"), Param("inputs", "in", "float32"), Param
 _OUT = (Param("codes", "out", "uint8"), Param("scales", "out"), Param("factor", "out", "float32"), Param("T", "i32"),
         Param("K", "i32"))
 _EPS = Param("eps", "f32")
-QUANTIZE = Kernel(GROUPS, "quantize", (_X, _INPUTS, *_OUT), DEFINES)
-SWIGLU = Kernel(GROUPS, "swiglu_quantize", (_X, _INPUTS, *_OUT), DEFINES)
-NORM = Kernel(GROUPS, "rms_norm_quantize", (_X, _WEIGHT, _INPUTS, *_OUT, _EPS), DEFINES)
+QUANTIZE = Kernel(GROUPS, "quantize", (_X, _INPUTS, *_OUT), DEFINES, cost=moved)
+SWIGLU = Kernel(GROUPS, "swiglu_quantize", (_X, _INPUTS, *_OUT), DEFINES, cost=moved)
+NORM = Kernel(GROUPS, "rms_norm_quantize", (_X, _WEIGHT, _INPUTS, *_OUT, _EPS), DEFINES, cost=moved)
 ADD_NORM = Kernel(GROUPS, "add_rms_norm_quantize", (
-    _X, Param("residual", "in"), _WEIGHT, _INPUTS, Param("s", "out"), *_OUT, _EPS), DEFINES)
+    _X, Param("residual", "in"), _WEIGHT, _INPUTS, Param("s", "out"), *_OUT, _EPS), DEFINES,
+    cost=moved)
 TOKENS = Kernel("quantize/tokens.cu", "quantize_tokens", (
     _X, _INPUTS, Param("codes", "out", "uint8"), Param("factors", "out", "float32"), Param("T", "i32"),
-    Param("K", "i32")), {"ACT": tuple(ACTS.values())})
+    Param("K", "i32")), {"ACT": tuple(ACTS.values())}, cost=moved)
 KERNELS = (QUANTIZE, SWIGLU, NORM, ADD_NORM, TOKENS)
 
 Table = Mapping[tuple[str, str], Variant]

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from blackwell_infer.device.queue import Queue
 from blackwell_infer.errors import KernelError
+from blackwell_infer.kernels.cost import Call, Cost
 from blackwell_infer.kernels.kernel import Kernel, Param
 from blackwell_infer.kv.spec import PagedKV
 from blackwell_infer.ops.batch import Batch
@@ -13,12 +14,22 @@ MAX_DIM = 512
 ACT = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 FORMATS = {"f32": "f32", "f16": "f16", "bf16": "bf16"}
 
+
+def appended(call: Call) -> Cost:
+    """qkv, its angles and norms are read; queries, keys and values written."""
+    (tokens, _, dim), cache = call.shape("q"), call.args["cache"]
+    assert cache is not None and not isinstance(cache, int | float)
+    angles = 4 * tokens * 2 * call.number("half")
+    kept = tokens * 2 * call.number("kv_heads") * dim * cache.dtype.itemsize
+    return Cost(call.nbytes("qkv", "rows", "positions", "q", "q_norm", "k_norm") + angles + kept)
+
+
 QKV_ROPE_APPEND = Kernel("rope/qkv_rope_append.cu", "qkv_rope_append", (
     Param("qkv", "in"), Param("rows", "in", "int32"), Param("positions", "in", "int32"), Param("pages", "in", "int32"),
     Param("table", "in", "float32"), Param("q_norm", "in", "float32"), Param("k_norm", "in", "float32"),
     Param("q", "out"), Param("cache", "inout"), Param("P", "i32"), Param("heads", "i32"), Param("kv_heads", "i32"),
     Param("D", "i32"), Param("half", "i32"), Param("eps", "f32")),
-    {"ACT": ("f32", "f16", "bf16"), "KV": ("f32", "f16", "bf16")})
+    {"ACT": ("f32", "f16", "bf16"), "KV": ("f32", "f16", "bf16")}, cost=appended)
 KERNELS = (QKV_ROPE_APPEND,)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from blackwell_infer.device.queue import Queue
 from blackwell_infer.device.tensor import Tensor
 from blackwell_infer.errors import KernelError
+from blackwell_infer.kernels.cost import Call, Cost
 from blackwell_infer.kernels.kernel import Kernel, Param, Variant
 from blackwell_infer.quant.format import Weight
 from blackwell_infer.types import Array
@@ -21,9 +22,17 @@ FACTORS = {"nvfp4": 2, "nvfp4_f16": 2, "fp8": 1}
 ACTS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 WEIGHT = (Param("w", "in"), Param("scales", "in"), Param("factors", "in", "float32"))
+
+
+def looked_up(call: Call) -> Cost:
+    """As many rows of the V of a weight as the result has, and the result."""
+    stored = call.nbytes("w", "scales", "factors") * call.shape("out")[0] // call.number("V")
+    return Cost(stored + call.nbytes("ids", "out"))
+
+
 WEIGHT_ROWS = Kernel("linear/rows.cu", "weight_rows", (
     *WEIGHT, Param("ids", "in", "int32"), Param("out", "out"), Param("first", "i32"), Param("V", "i32"),
-    Param("K", "i32")), {"FORMAT": FORMATS, "ACT": tuple(ACTS.values())})
+    Param("K", "i32")), {"FORMAT": FORMATS, "ACT": tuple(ACTS.values())}, cost=looked_up)
 
 ROWS = {(form, dtype): WEIGHT_ROWS.variant(FORMAT=form, ACT=act) for form in FORMATS for dtype, act in ACTS.items()}
 

@@ -5,6 +5,7 @@ import numpy as np
 
 from blackwell_infer.device.queue import Queue
 from blackwell_infer.errors import DeviceError
+from blackwell_infer.kernels.cost import Call, Cost, moved
 from blackwell_infer.kernels.kernel import Kernel, Param
 from blackwell_infer.ops.batch import PenaltyState, Sampled, SampleParams, TokenState
 from blackwell_infer.types import Array
@@ -16,13 +17,45 @@ WORDS = 256
 """32-bit words that one CTA copies"""
 SOURCE = "sample/sample.cu"
 
+
+def adjusted(call: Call) -> Cost:
+    """Logits of greedy rows without biases and penalties: nothing else is large, scratch stays untouched."""
+    return Cost(call.nbytes("logits", "best_parts", "plain_parts", "sum_parts", "temperature", "slot", "bias_starts"))
+
+
+def picked(call: Call) -> Cost:
+    """What sample_adjust left of greedy rows, their tokens, and a pass over the logits for each alternative."""
+    parts = call.nbytes("best_parts", "plain_parts", "sum_parts", "tokens", "logprobs", "top_ids", "top_logprobs")
+    return Cost(parts + call.number("top") * call.nbytes("logits"))
+
+
+def cleared(call: Call) -> Cost:
+    """One slot's counts and flags."""
+    return Cost(call.number("V") * 5)
+
+
+def counted(call: Call) -> Cost:
+    """The ids, a flag for each of the prompt, and a count for each of the answer, read and written."""
+    return Cost(call.nbytes("prompt_ids", "answer_ids") + call.number("n_prompt") + 8 * call.number("n_answer"))
+
+
+def chosen(call: Call) -> Cost:
+    """Ids in and out; the newest tokens are few."""
+    return Cost(call.nbytes("ids", "out"))
+
+
+def delivered(call: Call) -> Cost:
+    """Every result once in and once out."""
+    return Cost(2 * call.nbytes("tokens", "logprobs", "top_ids", "top_logprobs") + 2 * call.nbytes("slots"))
+
+
 ADJUST = Kernel(SOURCE, "sample_adjust", (
     Param("logits", "in", "float32"), Param("scratch", "out", "float32"), Param("temperature", "in", "float32"),
     Param("repetition", "in", "float32"), Param("presence", "in", "float32"), Param("frequency", "in", "float32"),
     Param("slot", "in", "int32"), Param("bias_starts", "in", "int32"), Param("bias_ids", "in", "int32"),
     Param("bias_values", "in", "float32"), Param("counts", "in", "int32"), Param("prompt", "in", "uint8"),
     Param("best_parts", "out", "uint64"), Param("plain_parts", "out", "uint64"), Param("sum_parts", "out", "float32"),
-    Param("V", "i32")))
+    Param("V", "i32")), cost=adjusted)
 PICK = Kernel(SOURCE, "sample_pick", (
     Param("logits", "in", "float32"), Param("scratch", "in", "float32"), Param("best_parts", "in", "uint64"),
     Param("plain_parts", "in", "uint64"), Param("sum_parts", "in", "float32"), Param("temperature", "in", "float32"),
@@ -30,22 +63,24 @@ PICK = Kernel(SOURCE, "sample_pick", (
     Param("seed", "in", "uint64"), Param("position", "in", "int32"), Param("slot", "in", "int32"),
     Param("counts", "inout", "int32"), Param("tokens", "out", "int32"), Param("logprobs", "out", "float32"),
     Param("top_ids", "out", "int32"), Param("top_logprobs", "out", "float32"), Param("V", "i32"), Param("top", "i32"),
-    Param("parts", "i32")))
+    Param("parts", "i32")), cost=picked)
 TOKEN_LOGPROBS = Kernel("sample/score.cu", "token_logprobs", (
     Param("logits", "in", "float32"), Param("targets", "in", "int32"), Param("out", "out", "float32"),
-    Param("V", "i32")))
+    Param("V", "i32")), cost=moved)
 PENALTY_CLEAR = Kernel("sample/penalty.cu", "penalty_clear", (
-    Param("counts", "out", "int32"), Param("prompt", "out", "uint8"), Param("slot", "i32"), Param("V", "i32")))
+    Param("counts", "out", "int32"), Param("prompt", "out", "uint8"), Param("slot", "i32"), Param("V", "i32")),
+    cost=cleared)
 PENALTY_COUNT = Kernel("sample/penalty.cu", "penalty_count", (
     Param("counts", "inout", "int32"), Param("prompt", "inout", "uint8"), Param("prompt_ids", "in", "int32"),
     Param("answer_ids", "in", "int32"), Param("slot", "i32"), Param("n_prompt", "i32"), Param("n_answer", "i32"),
-    Param("V", "i32")))
+    Param("V", "i32")), cost=counted)
 NEWEST = Kernel("sample/tokens.cu", "newest_tokens", (
-    Param("newest", "in", "int32"), Param("ids", "in", "int32"), Param("out", "out", "int32"), Param("T", "i32")))
+    Param("newest", "in", "int32"), Param("ids", "in", "int32"), Param("out", "out", "int32"), Param("T", "i32")),
+    cost=chosen)
 DELIVER = Kernel("sample/tokens.cu", "deliver_tokens", (
     Param("tokens", "in", "int32"), Param("logprobs", "in", "float32"), Param("top_ids", "in", "int32"),
     Param("top_logprobs", "in", "float32"), Param("slots", "in", "int32"), Param("newest", "inout", "int32"),
-    Param("block", "out", "int32"), Param("N", "i32"), Param("top", "i32")))
+    Param("block", "out", "int32"), Param("N", "i32"), Param("top", "i32")), cost=delivered)
 KERNELS = (ADJUST, PICK, TOKEN_LOGPROBS, PENALTY_CLEAR, PENALTY_COUNT, NEWEST, DELIVER)
 
 

@@ -1,25 +1,35 @@
-"""Write a GGUF file of random weights at the shapes of a real model: a fair subject for speed, never for quality.
+"""Write checkpoints of random weights at the shapes of real models: fair subjects for speed, never for quality.
 
     python tools/synthetic.py qwen3-8b q4_k_m qwen3-8b.gguf
+    python tools/synthetic.py qwen3-30b-a3b hf-nvfp4 qwen3-30b-a3b-nvfp4/
 
-Weights have a standard deviation near 0.02, so that activations stay finite. `q4_k_m` is the usual mix: Q6_K for the
-head, and for the value and down projections of half the layers. The vocabulary is a dummy without text.
+Formats of a GGUF file: q4_k_m, q8_0, q4_0, q5_k, q6_k, bf16; of a Hugging Face folder, with the tensor names of
+published releases: hf-bf16, hf-nvfp4 (ModelOpt), hf-fp8 (ModelOpt, a scale per tensor), hf-fp8-block (a scale per
+128 x 128). `q4_k_m` is the usual mix: Q6_K for the head, and for the value and down projections of half the layers.
+Embeddings, head, routers and norms of folders are BF16; routers and norms of GGUF files are F32.
+
+Weights have a standard deviation near 0.02, so that activations stay finite. The vocabulary is a dummy without text. A
+few megabytes are drawn and repeated, each tensor from another place on.
 """
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
+import ml_dtypes
 import msgspec
 import numpy as np
 
 
 class Shape(msgspec.Struct, frozen=True):
-    """Sizes of a dense model."""
+    """Sizes of a model. `experts` of `mlp` wide MLPs, `top` of which see a token; 0 experts: it is dense."""
 
-    arch: str
+    family: str
     layers: int
     hidden: int
     mlp: int
@@ -27,128 +37,384 @@ class Shape(msgspec.Struct, frozen=True):
     kv_heads: int
     head_dim: int
     vocab: int
-    rope_theta: float
+    theta: float
+    context: int
+    tied: bool = False
+    experts: int = 0
+    top: int = 0
+    dense_mlp: int = 0
+    """what configurations of sparse models call the width of a dense MLP, which no layer has"""
+
+
+class Kind(msgspec.Struct, frozen=True):
+    """What a family is called, and how it names its experts: the module, and gate, up and down in it."""
+
+    gguf: str
+    architecture: str
+    model_type: str
     head_norms: bool
+    eps: float
+    module: str = "mlp"
+    expert: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
+    scaling: dict[str, Any] | None = None
 
 
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 8192}
+KINDS = {
+    "qwen3": Kind("qwen3", "Qwen3ForCausalLM", "qwen3", True, 1e-6),
+    "qwen3moe": Kind("qwen3moe", "Qwen3MoeForCausalLM", "qwen3_moe", True, 1e-6),
+    "llama3": Kind("llama", "LlamaForCausalLM", "llama", False, 1e-5, scaling=LLAMA3),
+    "mixtral": Kind("llama", "MixtralForCausalLM", "mixtral", False, 1e-5, "block_sparse_moe", ("w1", "w3", "w2")),
+}
 SHAPES = {
-    "qwen3-8b": Shape("qwen3", 36, 4096, 12288, 32, 8, 128, 151936, 1e6, True),
-    "qwen3-0.6b": Shape("qwen3", 28, 1024, 3072, 16, 8, 128, 151936, 1e6, True),
-    "llama-3.1-8b": Shape("llama", 32, 4096, 14336, 32, 8, 128, 128256, 5e5, False),
+    "qwen3-8b": Shape("qwen3", 36, 4096, 12288, 32, 8, 128, 151936, 1e6, 40960),
+    "qwen3-0.6b": Shape("qwen3", 28, 1024, 3072, 16, 8, 128, 151936, 1e6, 40960, tied=True),
+    "llama-3.1-8b": Shape("llama3", 32, 4096, 14336, 32, 8, 128, 128256, 5e5, 131072),
+    "qwen3-30b-a3b": Shape("qwen3moe", 48, 2048, 768, 32, 4, 128, 151936, 1e6, 40960, experts=128, top=8,
+                           dense_mlp=6144),
+    "mixtral-8x7b": Shape("mixtral", 32, 4096, 14336, 32, 8, 128, 32000, 1e6, 32768, experts=8, top=2),
 }
 MIXES = {"q4_k_m": ("Q4_K", "Q6_K", "Q6_K", 15), "q8_0": ("Q8_0", "Q8_0", "Q8_0", 7), "q4_0": ("Q4_0",) * 3 + (2,),
          "q5_k": ("Q5_K",) * 3 + (17,), "q6_k": ("Q6_K",) * 3 + (18,), "bf16": ("BF16",) * 3 + (32,)}
 """base type, type of the sensitive projections, type of the head, and the file type number"""
+LAYOUTS = ("hf-bf16", "hf-nvfp4", "hf-fp8", "hf-fp8-block")
 SCALES = {"Q4_K": ((0, 1e-4), (2, 7.5e-4)), "Q5_K": ((0, 5e-5), (2, 7.5e-4)), "Q6_K": ((208, 1.5e-5),),
           "Q8_0": ((0, 2.7e-4),), "Q4_0": ((0, 4.3e-3),)}
 """byte offset in a block and value of each half-precision scale"""
-POOL = 1 << 19
-"""distinct random blocks; larger tensors repeat them"""
+POOL = 1 << 17
+"""distinct random blocks or numbers; larger tensors repeat them"""
+STEP = 7919
+"""from so many blocks later each tensor begins"""
+SHARD = 5_000_000_000
+"""Most bytes of one safetensors file"""
+BYTES = {"add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+ITEM = {"BF16": 2, "F32": 4, "U8": 1, "F8_E4M3": 1}
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 
-class Blocks:
-    """Random blocks of each type, drawn once."""
+class Entry(msgspec.Struct, frozen=True):
+    """A tensor to write: its type as the file calls it, its shape (of GGUF blocks: in weights), and which pool fills
+    it: "=X" is a float32 number."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    fill: str
+
+    def nbytes(self) -> int:
+        if self.dtype in ITEM:
+            return math.prod(self.shape) * ITEM[self.dtype]
+        size, nbytes = block_of(self.dtype)
+        return math.prod(self.shape) // size * nbytes
+
+
+def block_of(kind: str) -> tuple[int, int]:
+    """Weights and bytes of one GGUF block."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    size, nbytes = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
+    return size, nbytes
+
+
+class Pools:
+    """Random bytes of each kind, drawn once; `write` repeats them."""
 
     def __init__(self, seed: int) -> None:
         self.random = np.random.default_rng(seed)
-        self.pools: dict[str, Bytes] = {}
+        self.pools: dict[str, tuple[Bytes, int]] = {}
+        self.turn = 0
 
-    def pool(self, kind: str, nbytes: int) -> Bytes:
-        if kind not in self.pools:
-            if kind == "BF16":
-                values = (self.random.standard_normal(POOL) * 0.02).astype(np.float32).view(np.uint32)
-                blocks = (values >> 16).astype(np.uint16).view(np.uint8).reshape(POOL, 2)
-            else:
-                blocks = self.random.integers(0, 256, (POOL, nbytes), np.uint8)
-                for at, value in SCALES[kind]:
-                    blocks[:, at : at + 2] = np.frombuffer(np.float16(value).tobytes(), np.uint8)
-            self.pools[kind] = blocks
-        return self.pools[kind]
+    def write(self, out: BinaryIO, fill: str, nbytes: int) -> None:
+        """So many bytes of one kind, beginning at another block each time."""
+        if fill not in self.pools:
+            blocks = np.ascontiguousarray(self.make(fill))
+            self.pools[fill] = blocks.view(np.uint8).reshape(-1), blocks.nbytes // len(blocks)
+        pool, block = self.pools[fill]
+        self.turn += 1
+        at = self.turn * STEP * block % len(pool)
+        while nbytes:
+            part = pool[at : at + nbytes]
+            out.write(part.data)
+            nbytes -= len(part)
+            at = 0
 
-    def matrix(self, kind: str, rows: int, cols: int, block: int, nbytes: int) -> Bytes:
-        """Blocks of [rows, cols] weights as bytes [rows, bytes of a row]."""
-        pool, count = self.pool(kind, nbytes), rows * cols // block
-        filled = pool[:count] if count <= POOL else np.concatenate([pool] * -(-count // POOL))[:count]
-        return filled.reshape(rows, cols // block * nbytes)
+    def make(self, fill: str) -> np.ndarray[Any, Any]:
+        """A pool, blocks along its first axis."""
+        if fill.startswith("="):
+            return np.full(1, float(fill[1:]), np.float32)
+        if fill in SCALES:
+            blocks = self.random.integers(0, 256, (POOL, block_of(fill)[1]), np.uint8)
+            for at, value in SCALES[fill]:
+                blocks[:, at : at + 2] = np.frombuffer(np.float16(value).tobytes(), np.uint8)
+            return blocks
+        normal = self.random.standard_normal(POOL, np.float32)
+        uniform = self.random.random(POOL, np.float32)
+        return {
+            "F32": lambda: 0.02 * normal,
+            "BF16": lambda: (0.02 * normal).astype(ml_dtypes.bfloat16),
+            "one BF16": lambda: np.ones(POOL, ml_dtypes.bfloat16),
+            "E2M1": lambda: self.random.integers(0, 256, 32 * POOL, np.uint8),
+            "E4M3": lambda: np.clip(100 * normal, -448, 448).astype(ml_dtypes.float8_e4m3fn),
+            "NVFP4 scale": lambda: (100 + 200 * uniform).astype(ml_dtypes.float8_e4m3fn),
+            "block scale": lambda: (1e-4 + 2e-4 * uniform).astype(ml_dtypes.bfloat16),
+        }[fill]()
 
 
-def matrices(shape: Shape, mix: tuple[str, str, str, int]) -> Iterator[tuple[str, str, int, int]]:
-    """(name, type, rows, cols) of every quantised tensor."""
-    base, sensitive, head, _ = mix
-    s = shape
-    yield "token_embd.weight", base, s.vocab, s.hidden
-    yield "output.weight", head, s.vocab, s.hidden
+def sensitive(layer: int, layers: int) -> bool:
+    """Whether the usual mix keeps more bits in a layer: the first and last eighth, and every third between."""
+    return layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
+
+
+def gguf_entries(s: Shape, mix: tuple[str, str, str, int]) -> Iterator[Entry]:
+    """Every tensor of a GGUF file; shapes as NumPy has them."""
+    base, high, head, _ = mix
+    kind = KINDS[s.family]
+
+    def matrix(name: str, form: str, *shape: int) -> Entry:
+        return Entry(f"{name}.weight", form, shape, form)
+
+    def ones(name: str, size: int) -> Entry:
+        return Entry(f"{name}.weight", "F32", (size,), "=1")
+
+    yield matrix("token_embd", head if s.tied else base, s.vocab, s.hidden)
+    yield ones("output_norm", s.hidden)
+    if not s.tied:
+        yield matrix("output", head, s.vocab, s.hidden)
+    if kind.scaling is not None:
+        yield Entry("rope_freqs.weight", "F32", (s.head_dim // 2,), "rope")
     for i in range(s.layers):
-        edge = i < s.layers // 8 or i >= 7 * s.layers // 8 or (i - s.layers // 8) % 3 == 2
-        high = sensitive if edge else base
-        b = f"blk.{i}."
-        yield b + "attn_q.weight", base, s.heads * s.head_dim, s.hidden
-        yield b + "attn_k.weight", base, s.kv_heads * s.head_dim, s.hidden
-        yield b + "attn_v.weight", high, s.kv_heads * s.head_dim, s.hidden
-        yield b + "attn_output.weight", base, s.hidden, s.heads * s.head_dim
-        yield b + "ffn_gate.weight", base, s.mlp, s.hidden
-        yield b + "ffn_up.weight", base, s.mlp, s.hidden
-        yield b + "ffn_down.weight", high, s.hidden, s.mlp
+        b, more = f"blk.{i}.", high if sensitive(i, s.layers) else base
+        yield ones(b + "attn_norm", s.hidden)
+        yield ones(b + "ffn_norm", s.hidden)
+        if kind.head_norms:
+            yield ones(b + "attn_q_norm", s.head_dim)
+            yield ones(b + "attn_k_norm", s.head_dim)
+        yield matrix(b + "attn_q", base, s.heads * s.head_dim, s.hidden)
+        yield matrix(b + "attn_k", base, s.kv_heads * s.head_dim, s.hidden)
+        yield matrix(b + "attn_v", more, s.kv_heads * s.head_dim, s.hidden)
+        yield matrix(b + "attn_output", base, s.hidden, s.heads * s.head_dim)
+        stack, last = ((s.experts,), "_exps") if s.experts else ((), "")
+        if s.experts:
+            yield matrix(b + "ffn_gate_inp", "F32", s.experts, s.hidden)
+        yield matrix(b + "ffn_gate" + last, base, *stack, s.mlp, s.hidden)
+        yield matrix(b + "ffn_up" + last, base, *stack, s.mlp, s.hidden)
+        yield matrix(b + "ffn_down" + last, more, *stack, s.hidden, s.mlp)
 
 
-def norms(shape: Shape) -> Iterator[tuple[str, int]]:
-    yield "output_norm.weight", shape.hidden
-    for i in range(shape.layers):
-        yield f"blk.{i}.attn_norm.weight", shape.hidden
-        yield f"blk.{i}.ffn_norm.weight", shape.hidden
-        if shape.head_norms:
-            yield f"blk.{i}.attn_q_norm.weight", shape.head_dim
-            yield f"blk.{i}.attn_k_norm.weight", shape.head_dim
-
-
-def write(shape: Shape, mix: tuple[str, str, str, int], path: str, seed: int) -> int:
+def write_gguf(s: Shape, mix: tuple[str, str, str, int], path: Path, seed: int) -> int:
     """Write the file; returns the bytes of its tensors."""
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
+    from gguf import GGMLQuantizationType, GGUFWriter
 
-    writer = GGUFWriter(path, shape.arch)
+    kind = KINDS[s.family]
+    writer = GGUFWriter(path, kind.gguf)
     writer.add_file_type(mix[3])
-    writer.add_block_count(shape.layers)
-    writer.add_context_length(131072)
-    writer.add_embedding_length(shape.hidden)
-    writer.add_feed_forward_length(shape.mlp)
-    writer.add_head_count(shape.heads)
-    writer.add_head_count_kv(shape.kv_heads)
-    writer.add_key_length(shape.head_dim)
-    writer.add_value_length(shape.head_dim)
-    writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_rope_freq_base(shape.rope_theta)
-    writer.add_vocab_size(shape.vocab)
+    writer.add_block_count(s.layers)
+    writer.add_context_length(s.context)
+    writer.add_embedding_length(s.hidden)
+    writer.add_feed_forward_length(s.dense_mlp or s.mlp)
+    writer.add_head_count(s.heads)
+    writer.add_head_count_kv(s.kv_heads)
+    writer.add_key_length(s.head_dim)
+    writer.add_value_length(s.head_dim)
+    writer.add_layer_norm_rms_eps(kind.eps)
+    writer.add_rope_freq_base(s.theta)
+    writer.add_rope_dimension_count(s.head_dim)
+    writer.add_vocab_size(s.vocab)
+    if s.experts:
+        writer.add_expert_count(s.experts)
+        writer.add_expert_used_count(s.top)
+        writer.add_expert_feed_forward_length(s.mlp)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("qwen2")
-    writer.add_token_list([f"t{i}" for i in range(shape.vocab)])
-    writer.add_token_types([1] * shape.vocab)
-    writer.add_token_merges([])
-    writer.add_eos_token_id(shape.vocab - 1)
-    blocks, total = Blocks(seed), 0
-    for name, size in norms(shape):
-        writer.add_tensor(name, np.ones(size, np.float32))
-    for name, kind, rows, cols in matrices(shape, mix):
-        number = GGMLQuantizationType[kind]
-        data = blocks.matrix(kind, rows, cols, *GGML_QUANT_SIZES[number])
-        writer.add_tensor(name, data, raw_dtype=number)
-        total += data.nbytes
+    writer.add_token_list(vocabulary(s.vocab))
+    writer.add_token_types([1] * s.vocab)
+    writer.add_token_merges(["t0 t1"])
+    writer.add_eos_token_id(s.vocab - 1)
+    entries = list(gguf_entries(s, mix))
+    for entry in entries:
+        # The size of the dtype is not looked at beside a raw type, only that it is none of bytes.
+        writer.add_tensor_info(entry.name, entry.shape, np.dtype(np.float32), entry.nbytes(),
+                               GGMLQuantizationType[entry.dtype])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
-    writer.write_tensors_to_file(progress=sys.stderr.isatty())
+    writer.write_ti_data_to_file()
+    assert writer.fout is not None
+    out, pools = writer.fout[0], Pools(seed)
+    writer.write_padding(out, out.tell())
+    for entry in entries:
+        if entry.fill == "rope":
+            out.write(rope_factors(s, kind).tobytes())
+        else:
+            pools.write(out, entry.fill, entry.nbytes())
+        writer.write_padding(out, entry.nbytes())
     writer.close()
+    return sum(entry.nbytes() for entry in entries)
+
+
+def vocabulary(size: int) -> list[str]:
+    """Tokens without meaning, and the one that the only merge makes."""
+    return [f"t{i}" for i in range(size - 2)] + ["t0t1", "<end>"]
+
+
+def rope_factors(s: Shape, kind: Kind) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """What GGUF files divide the frequencies by [head_dim / 2]: the bands of Llama 3.1."""
+    assert kind.scaling is not None
+    c = kind.scaling
+    turns = c["original_max_position_embeddings"] / (2 * np.pi * s.theta ** (np.arange(0, s.head_dim, 2) / s.head_dim))
+    smooth = np.clip((turns - c["low_freq_factor"]) / (c["high_freq_factor"] - c["low_freq_factor"]), 0, 1)
+    return (1 / (smooth + (1 - smooth) / c["factor"])).astype(np.float32)
+
+
+def linear(layout: str, module: str, rows: int, cols: int) -> Iterator[Entry]:
+    """The stored tensors of one projection [rows, cols]."""
+    if layout == "hf-bf16":
+        yield Entry(f"{module}.weight", "BF16", (rows, cols), "BF16")
+    elif layout == "hf-nvfp4":
+        yield Entry(f"{module}.weight", "U8", (rows, cols // 2), "E2M1")
+        yield Entry(f"{module}.weight_scale", "F8_E4M3", (rows, cols // 16), "NVFP4 scale")
+        yield Entry(f"{module}.weight_scale_2", "F32", (), "=3.4e-5")
+        yield Entry(f"{module}.input_scale", "F32", (), "=4e-3")
+    elif layout == "hf-fp8":
+        yield Entry(f"{module}.weight", "F8_E4M3", (rows, cols), "E4M3")
+        yield Entry(f"{module}.weight_scale", "F32", (), "=2e-4")
+        yield Entry(f"{module}.input_scale", "F32", (), "=2e-2")
+    else:
+        yield Entry(f"{module}.weight", "F8_E4M3", (rows, cols), "E4M3")
+        yield Entry(f"{module}.weight_scale_inv", "BF16", (-(-rows // 128), -(-cols // 128)), "block scale")
+
+
+def hf_entries(s: Shape, layout: str) -> Iterator[Entry]:
+    """Every tensor of a folder."""
+    kind = KINDS[s.family]
+
+    def ones(name: str, size: int) -> Entry:
+        return Entry(f"{name}.weight", "BF16", (size,), "one BF16")
+
+    yield Entry("model.embed_tokens.weight", "BF16", (s.vocab, s.hidden), "BF16")
+    for i in range(s.layers):
+        b = f"model.layers.{i}."
+        yield ones(b + "input_layernorm", s.hidden)
+        yield ones(b + "post_attention_layernorm", s.hidden)
+        if kind.head_norms:
+            yield ones(b + "self_attn.q_norm", s.head_dim)
+            yield ones(b + "self_attn.k_norm", s.head_dim)
+        yield from linear(layout, b + "self_attn.q_proj", s.heads * s.head_dim, s.hidden)
+        yield from linear(layout, b + "self_attn.k_proj", s.kv_heads * s.head_dim, s.hidden)
+        yield from linear(layout, b + "self_attn.v_proj", s.kv_heads * s.head_dim, s.hidden)
+        yield from linear(layout, b + "self_attn.o_proj", s.hidden, s.heads * s.head_dim)
+        mlp = b + kind.module + "."
+        if s.experts:
+            yield Entry(mlp + "gate.weight", "BF16", (s.experts, s.hidden), "BF16")
+        for module in ([f"{mlp}experts.{e}." for e in range(s.experts)] or [mlp]):
+            gate, up, down = kind.expert
+            yield from linear(layout, module + gate, s.mlp, s.hidden)
+            yield from linear(layout, module + up, s.mlp, s.hidden)
+            yield from linear(layout, module + down, s.hidden, s.mlp)
+    yield ones("model.norm", s.hidden)
+    if not s.tied:
+        yield Entry("lm_head.weight", "BF16", (s.vocab, s.hidden), "BF16")
+
+
+def config_of(s: Shape, layout: str) -> dict[str, Any]:
+    """config.json."""
+    kind = KINDS[s.family]
+    config: dict[str, Any] = {
+        "architectures": [kind.architecture], "model_type": kind.model_type, "torch_dtype": "bfloat16",
+        "hidden_size": s.hidden, "intermediate_size": s.dense_mlp or s.mlp, "num_hidden_layers": s.layers,
+        "num_attention_heads": s.heads, "num_key_value_heads": s.kv_heads, "head_dim": s.head_dim,
+        "vocab_size": s.vocab, "rms_norm_eps": kind.eps, "rope_theta": s.theta, "rope_scaling": kind.scaling,
+        "max_position_embeddings": s.context, "hidden_act": "silu", "attention_bias": False,
+        "tie_word_embeddings": s.tied, "eos_token_id": s.vocab - 1}
+    if s.family == "qwen3moe":
+        config |= {"num_experts": s.experts, "num_experts_per_tok": s.top, "moe_intermediate_size": s.mlp,
+                   "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []}
+    elif s.experts:
+        config |= {"num_local_experts": s.experts, "num_experts_per_tok": s.top}
+    kept = ["lm_head"] + [f"model.layers.{i}.{kind.module}.gate" for i in range(s.layers) if s.experts]
+    settings: dict[str, dict[str, Any]] = {
+        "hf-nvfp4": {"quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 16, "ignore": kept},
+        "hf-fp8": {"quant_method": "modelopt", "quant_algo": "FP8", "ignore": kept},
+        "hf-fp8-block": {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3",
+                         "weight_block_size": [128, 128], "modules_to_not_convert": kept}}
+    return config | ({"quantization_config": settings[layout]} if layout in settings else {})
+
+
+def shards(entries: Sequence[Entry], most: int) -> list[list[Entry]]:
+    """Tensors in files of up to `most` bytes."""
+    files: list[list[Entry]] = [[]]
+    size = 0
+    for entry in entries:
+        if files[-1] and size + entry.nbytes() > most:
+            files.append([])
+            size = 0
+        files[-1].append(entry)
+        size += entry.nbytes()
+    return files
+
+
+def write_folder(s: Shape, layout: str, folder: Path, seed: int, most: int = SHARD) -> int:
+    """Write the folder; returns the bytes of its tensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = list(hf_entries(s, layout))
+    files, pools, where = shards(entries, most), Pools(seed), {}
+    for i, shard in enumerate(files):
+        name = "model.safetensors" if len(files) == 1 else f"model-{i + 1:05}-of-{len(files):05}.safetensors"
+        where |= {entry.name: name for entry in shard}
+        write_safetensors(folder / name, shard, pools)
+    total = sum(entry.nbytes() for entry in entries)
+    if len(files) > 1:
+        write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
+    config = config_of(s, layout)
+    write_json(folder / "config.json", config)
+    write_json(folder / "generation_config.json", {"eos_token_id": s.vocab - 1})
+    settings = config.get("quantization_config", {})
+    if settings.get("quant_method") == "modelopt":
+        inner = {"quant_algo": settings["quant_algo"], "kv_cache_quant_algo": None,
+                 "exclude_modules": settings["ignore"]} | {k: settings[k] for k in ("group_size",) if k in settings}
+        write_json(folder / "hf_quant_config.json", {"producer": {"name": "modelopt"}, "quantization": inner})
+    tokens = {token: i for i, token in enumerate(vocabulary(s.vocab))}
+    write_json(folder / "tokenizer.json", {
+        "version": "1.0", "pre_tokenizer": {"type": "ByteLevel", **BYTES}, "decoder": {"type": "ByteLevel", **BYTES},
+        "added_tokens": [{"id": s.vocab - 1, "content": "<end>", "single_word": False, "lstrip": False, "rstrip": False,
+                          "normalized": False, "special": True}],
+        "model": {"type": "BPE", "vocab": tokens, "merges": ["t0 t1"]}})
+    write_json(folder / "tokenizer_config.json", {"eos_token": "<end>"})
     return total
 
 
+def write_safetensors(path: Path, entries: Sequence[Entry], pools: Pools) -> None:
+    """One file: the length of the header, the header, the tensors in order."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for entry in entries:
+        header[entry.name] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": [at, at + entry.nbytes()]}
+        at += entry.nbytes()
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        for entry in entries:
+            pools.write(out, entry.fill, entry.nbytes())
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value) + "\n", encoding="utf-8")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="write a GGUF of random weights at the shapes of a real model")
+    parser = argparse.ArgumentParser(description="write random weights at the shapes of a real model")
     parser.add_argument("shape", choices=sorted(SHAPES))
-    parser.add_argument("mix", choices=sorted(MIXES))
-    parser.add_argument("out")
+    parser.add_argument("format", choices=(*sorted(MIXES), *LAYOUTS))
+    parser.add_argument("out", type=Path, help="a GGUF file, or a folder for hf-*")
     parser.add_argument("--seed", type=int, default=0)
     found = parser.parse_args(argv)
-    total = write(SHAPES[found.shape], MIXES[found.mix], found.out, found.seed)
+    shape = SHAPES[found.shape]
+    if found.format in MIXES:
+        total = write_gguf(shape, MIXES[found.format], found.out, found.seed)
+    else:
+        total = write_folder(shape, found.format, found.out, found.seed)
     print(f"{found.out}: {total / 1e9:.3f} GB of weights")
     return 0
 

@@ -103,7 +103,7 @@ def main(found: argparse.Namespace, settings: config.Settings) -> int:
 def fitted(engine: EngineConfig, matrix: Matrix) -> EngineConfig:
     """Settings with room for the matrix, where they leave it open."""
     cells = list(matrix.cells())
-    context = engine.max_context or max(context_for(cells, engine.max_step_tokens), 2)
+    context = engine.max_context or context_for(cells, engine.max_step_tokens)
     return msgspec.structs.replace(engine, max_context=context, max_batch=max(matrix.batch))
 
 

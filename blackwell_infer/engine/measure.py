@@ -19,6 +19,7 @@ from blackwell_infer.engine.load import Loaded
 from blackwell_infer.engine.request import make_request
 from blackwell_infer.engine.scheduler import Limits, pages_for
 from blackwell_infer.errors import BlackwellInferError
+from blackwell_infer.kv.spec import PAGE
 from blackwell_infer.types import Event, Sampling
 
 SETTLE = 4
@@ -174,7 +175,7 @@ class Streams:
 def obstacle(cell: Cell, limits: Limits) -> str:
     """Why a cell cannot be measured with what was loaded; "" if it can."""
     context = cell.context(limits.step_tokens)
-    pages = cell.batch * pages_for(context)
+    pages = cell.batch * (pages_for(context) + 1)  # the scheduler spares a page for each stream when it admits another
     if cell.batch > limits.batch:
         return f"{cell.batch} streams, max_batch is {limits.batch}"
     if context > limits.context:
@@ -185,5 +186,5 @@ def obstacle(cell: Cell, limits: Limits) -> str:
 
 
 def context_for(cells: Sequence[Cell], step_tokens: int) -> int:
-    """The context that all cells need."""
-    return max((cell.context(step_tokens) for cell in cells), default=1)
+    """A context to load with: room for all cells, and for the page that each stream has to spare."""
+    return max((cell.context(step_tokens) for cell in cells), default=1) + PAGE

@@ -12,7 +12,7 @@ extern "C" __global__ void __launch_bounds__(256) read_words(const uint4* words,
     const uint4* p = words + (u64)blockIdx.x * 256 * LOADS + threadIdx.x;
     uint4 v[LOADS];
 #pragma unroll
-    for (int i = 0; i < LOADS; ++i) v[i] = __ldcs(p + i * 256);
+    for (int i = 0; i < LOADS; ++i) v[i] = p[i * 256];
     u32 sum = 0;
 #pragma unroll
     for (int i = 0; i < LOADS; ++i) sum ^= v[i].x ^ v[i].y ^ v[i].z ^ v[i].w;

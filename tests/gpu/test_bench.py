@@ -1,4 +1,4 @@
-"""`bwinfer bench` on the GPU at hand: the read kernel, phases that add up, and tokens that profiling does not change."""
+"""`bwinfer bench` on the GPU at hand: the read kernel, phases that add up to the step, and shares that can be."""
 from __future__ import annotations
 
 import json

@@ -48,5 +48,6 @@ def save(report: Report, path: Path, lines: Series, x: str, label: str) -> Path:
     axes.grid(alpha=0.3)
     if lines:
         axes.legend()
-    FigureCanvasAgg(figure).print_png(path)
+    FigureCanvasAgg(figure)
+    figure.savefig(path)
     return path

@@ -60,7 +60,11 @@ def bare(arg: A) -> A:
 
 
 class Recorder:
-    """`device.queue.Queue` around another; `launches` in order."""
+    """`device.queue.Queue` around another; `launches` in order.
+
+    Arrays stay alive as long as the recorder, so that no launch writes where another's input was: launches that run again
+    alone then find what they found.
+    """
 
     def __init__(self, queue: Queue) -> None:
         self.queue = queue
@@ -68,14 +72,17 @@ class Recorder:
         self.sm_count = queue.sm_count
         self.libraries = queue.libraries
         self.launches: list[Recorded] = []
+        self._held: list[object] = []
 
     def launch(self, v: Variant, grid: Dim, block: Dim, *args: Argument, smem: int = 0, pdl: bool = False) -> None:
         self.queue.launch(v, grid, block, *args, smem=smem, pdl=pdl)
+        self._held.append(args)
         self.launches.append(Launched(v, grid, block, tuple(map(bare, args)), smem, pdl))
 
     def library(self, name: str, call: Callable[[int, int, int], None], reads: Sequence[Array],
                 writes: Sequence[Array]) -> None:
         self.queue.library(name, call, reads, writes)
+        self._held.append((*reads, *writes))
         self.launches.append(Called(name, call, tuple(map(bare, reads)), tuple(map(bare, writes))))
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Tensor:

@@ -12,7 +12,7 @@ from blackwell_infer.engine.capacity import Capacity, Room, fit, wanted_context
 from blackwell_infer.engine.runner import ModelRunner, Runner
 from blackwell_infer.engine.scheduler import Limits
 from blackwell_infer.engine.state import DTYPES, FORMAT_OF, Build
-from blackwell_infer.engine.weights import Counting, DeviceLoading, HostLoading, Measure, Meter
+from blackwell_infer.engine.weights import Counting, DeviceLoading, HostLoading, Measure, Meter, arranger
 from blackwell_infer.kv.spec import PAGE
 from blackwell_infer.log import Progress, logger
 from blackwell_infer.models.registry import find_family
@@ -216,10 +216,12 @@ def on_cuda(device: str, found: Survey, checkpoint: Checkpoint, config: EngineCo
         dry = DryQueue(queue.arch, queue.sm_count, queue.libraries, total=1 << 50)
         rehearsal = rehearse(build, checkpoint.tensors, limits, dry)
         capacity = fit(config, limits.context, found.room(*queue.memory(), rehearsal.workspace))
-        loading = DeviceLoading(queue, checkpoint.tensors, checkpoint.weight, Meter(measure.nbytes, progress))
+        ops = CudaOps(queue)
+        loading = DeviceLoading(queue, checkpoint.tensors, checkpoint.weight, Meter(measure.nbytes, progress),
+                                arranger(ops, build.dtype))
         model = build.model(queue, loading, capacity.context, limits.batch, capacity.pages)
         queue.prepare(rehearsal.variants, progress)
-        runner = GraphRunner(queue, CudaOps(queue), model, capacity.context, config.graphs)
+        runner = GraphRunner(queue, ops, model, capacity.context, config.graphs)
         queue.sync()
     except BaseException:
         queue.close()

@@ -16,6 +16,7 @@ from blackwell_infer.device.queue import Memory, Queue
 from blackwell_infer.errors import UnsupportedModelError
 from blackwell_infer.log import Progress
 from blackwell_infer.models.take import Expect
+from blackwell_infer.ops.api import Ops
 from blackwell_infer.quant import FORMATS
 from blackwell_infer.quant.format import Linear, Weight
 from blackwell_infer.types import Array
@@ -97,11 +98,16 @@ class HostLoading(Loading):
 
 
 class DeviceLoading(Loading):
-    """Matrices on a device in their own format; neighbours of one format become one matrix without a host copy."""
+    """Matrices on a device in their own format; neighbours of one format become one matrix without a host copy.
 
-    def __init__(self, queue: Queue, tensors: Mapping[str, TensorInfo], source: Source, meter: Meter) -> None:
+    `arrange` puts a matrix into the order in which the device multiplies.
+    """
+
+    def __init__(self, queue: Queue, tensors: Mapping[str, TensorInfo], source: Source, meter: Meter,
+                 arrange: Callable[[Weight], Weight]) -> None:
         super().__init__(queue, tensors, source, meter)
         self.queue = queue
+        self.arrange = arrange
         self.loaded: dict[tuple[str, ...], Weight] = {}
 
     def table(self, name: str, shape: tuple[int, int]) -> Weight:
@@ -139,8 +145,14 @@ class DeviceLoading(Loading):
                     self.meter.add(host.nbytes)
                     first += len(host)
                 parts.append(whole)
-            self.loaded[names] = Weight(weights[0].format, (rows, weights[0].shape[1]), tuple(parts))
+            self.loaded[names] = self.arrange(Weight(weights[0].format, (rows, weights[0].shape[1]), tuple(parts)))
         return self.loaded[names]
+
+
+def arranger(ops: Ops, dtype: str) -> Callable[[Weight], Weight]:
+    """What a device does to matrices at load: arranges them, but for float32 activations, whose matmuls read them as
+    they are stored."""
+    return (lambda w: w) if dtype == "float32" else ops.arrange
 
 
 def hollow(tensors: Mapping[str, TensorInfo]) -> Source:

@@ -18,6 +18,11 @@ from blackwell_infer.types import Array
 class Ops(Protocol):
     """One implementation of every op. Activation dtype follows the inputs; `embed` takes it explicitly."""
 
+    def arrange(self, w: Weight) -> Weight:
+        """w in the order in which the small matmuls of a GPU read it (quant/fragments.py); a format that has none stays
+        as it is. Every op takes either, for 16-bit activations."""
+        ...
+
     def embed(self, table: Weight, ids: Array, dtype: str) -> Array:
         """Rows of `table` [V, H] at ids [T] int32 -> [T, H] of dtype ("float32", "float16", "bfloat16").
 

@@ -18,6 +18,7 @@ from blackwell_infer.ops import inputs
 from blackwell_infer.ops.api import Ops
 from blackwell_infer.ops.inputs import Bad, Kwargs, Random, Rows, Values
 from blackwell_infer.quant.format import Weight
+from blackwell_infer.quant.fragments import FRAGMENTS, SUFFIX
 from blackwell_infer.types import Array
 
 F32, F16, BF16 = "float32", "float16", "bfloat16"
@@ -52,9 +53,11 @@ EIGHT_BIT = 2e-3
 """Absolute floor of products of E4M3 operands of size 1: tensor cores may align the terms of a sum to about 14 bits."""
 
 
-def product_floor(dtype: str, forms: tuple[str, ...]) -> float:
-    """Absolute floor of a product with weights of these formats."""
-    return FLOOR[dtype] if set(forms) == {inputs.STORAGE[dtype]} else ROUNDED[dtype]
+def product_floor(dtype: str, forms: tuple[str, ...], tokens: int) -> float:
+    """Absolute floor of a product with weights of these formats. Weights in fragment order are multiplied exactly, by
+    up to 64 tokens; more dequantise them first."""
+    exact = all(form == inputs.STORAGE[dtype] or (form.endswith(SUFFIX) and tokens <= 64) for form in forms)
+    return FLOOR[dtype] if exact else ROUNDED[dtype]
 
 
 NAN, INF = float("nan"), float("inf")
@@ -78,6 +81,7 @@ EMBEDS: tuple[tuple[str, str, int, int, tuple[int, ...]], ...] = (
     (BF16, "q5_k", 33, 256, (32, -5, 8)), (BF16, "q6_k", 320, 256, tuple(range(130))),
     (BF16, "q8_0", 320, 64, (7, 300)), (BF16, "q4_0", 320, 64, (7, 300)), (F32, "q4_k", 9, 256, (8,)),
     (F32, "q5_k", 9, 256, (8,)), (F32, "q8_0", 9, 32, (8, 0)), (F32, "q4_0", 9, 32, (8, 0)),
+    *((dtype, form + SUFFIX, 41, 512, (40, 0, -1, 41, 17)) for dtype in DTYPES for form in FRAGMENTS),
     *((dtype, form, 300, 288, (299, 0, -1, 130)) for dtype in DTYPES for form in SCALED),
     (BF16, "fp8", 9, 171, (8, 0)), (F16, "fp8_block", 129, 131, (128, 0)), (BF16, "nvfp4", 9, 16, (8, 0)))
 
@@ -109,6 +113,18 @@ LINEARS: tuple[tuple[str, tuple[str, ...], int, int, tuple[int, ...], bool, Bad]
     (F32, ("fp8",), 7, 171, (40,), False, ()), (BF16, ("fp8",), 100, 172, (40,), False, ()),
     (BF16, ("nvfp4", "bf16", "fp8"), 5, 64, (33, 7, 24), True, ()),
     (F16, ("q8_0", "f16"), 9, 64, (40, 24), False, ()), (F32, ("f32", "bf16", "q8_0"), 4, 64, (7, 9, 11), True, ()))
+
+FRAGMENTED = tuple(form + SUFFIX for form in FRAGMENTS)
+ARRANGES = tuple((form, rows, cols) for form in FRAGMENTS for rows, cols in ((1, 256), (40, 512), (97, 1280)))
+FEW: tuple[tuple[str, tuple[str, ...], int, int, tuple[int, ...], bool, Bad], ...] = (
+    # the same over weights in fragment order
+    *((BF16, (form,), tokens, 512, (77,), False, ()) for form in FRAGMENTED for tokens in (1, 2, 5, 9, 20, 70)),
+    *((F16, (form,), tokens, 256, (33,), True, ()) for form in FRAGMENTED for tokens in (1, 3, 8, 16)),
+    *((BF16, (form,), 16, 1280, (50,), True, BAD) for form in FRAGMENTED),
+    (BF16, ("q4_k_fragments", "q6_k_fragments"), 3, 4096, (130, 40), True, BAD[:1]),
+    (BF16, ("q4_k_fragments",), 1, 8448, (16,), False, ()), (BF16, ("q6_k_fragments",), 11, 4352, (20,), False, ()),
+    (BF16, ("q6_k_fragments", "bf16"), 7, 2048, (1030, 8), False, ()),
+    (BF16, ("q4_k_fragments",), 1, 2304, (4700,), False, ()))
 
 LOGITS: tuple[tuple[str, str, int, int, int], ...] = (
     # dtype, format, N, H, V
@@ -255,14 +271,17 @@ def listed() -> Iterable[Case]:
     for dtype, form, v, h, ids in EMBEDS:
         yield Case(text("embed", dtype, form, f"{v}x{h}"), "embed", partial(
             inputs.make_embed, dtype=dtype, form=form, vocab=v, hidden=h, ids=ids), 0, 0)
-    for dtype, forms, t, k, rows, bias, bad in LINEARS:
+    for form, n, k in ARRANGES:
+        yield Case(text("arrange", form, f"N{n}", f"K{k}"), "arrange", partial(
+            inputs.make_arrange, form=form, rows=n, cols=k), 0, 0)
+    for dtype, forms, t, k, rows, bias, bad in (*LINEARS, *FEW):
         name = text("linear", dtype, forms, f"T{t}", f"K{k}", rows, *("bias",) * bias, *("bad" for _ in bad[:1]))
         yield Case(name, "linear", partial(inputs.make_linear, dtype=dtype, forms=forms, tokens=t, cols=k, rows=rows,
-                                           bias=bias, bad=bad), ULP[dtype], product_floor(dtype, forms))
+                                           bias=bias, bad=bad), ULP[dtype], product_floor(dtype, forms, t))
     for dtype, form, t, k, v in LOGITS:
         yield Case(text("logits", dtype, form, f"N{t}", f"H{k}", f"V{v}"), "logits", partial(
             inputs.make_logits, dtype=dtype, form=form, tokens=t, cols=k, vocab=v),
-                   ULP[F32], product_floor(dtype, (form,)))
+                   ULP[F32], product_floor(dtype, (form,), t))
     for dtype, t, inner, bad in SWIGLUS:
         yield Case(text("swiglu", dtype, f"T{t}", f"I{inner}", *("bad" for _ in bad[:1])), "swiglu", partial(
             inputs.make_swiglu, dtype=dtype, tokens=t, inner=inner, bad=bad), ULP[dtype], FLOOR[dtype])
@@ -322,11 +341,13 @@ def make(case: Case) -> Kwargs:
 
 
 def walk(value: Any, leaf: Callable[[Any], Any], place: Callable[[Weight], Any] | None = None) -> Any:
-    """The same structure with `leaf` applied to every array (and `place`, if given, to every Weight)."""
+    """The same structure with `leaf` applied to every array (and `place`, if given, to every Weight).
+
+    Of activations that a backend holds in several forms, the plain rows are taken."""
     if place is not None and isinstance(value, Weight):
         return place(value)
     if isinstance(value, Array):
-        return leaf(value)
+        return leaf(value[:] if value.shape else value)
     if isinstance(value, msgspec.Struct):
         fields = {name: walk(getattr(value, name), leaf, place) for name in value.__struct_fields__}
         return type(value)(**fields)

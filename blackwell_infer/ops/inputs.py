@@ -12,6 +12,7 @@ from blackwell_infer.ops.batch import Batch, PenaltyState, Sampled, SampleParams
 from blackwell_infer.ops.ref.quantize import quantize
 from blackwell_infer.quant import FORMATS
 from blackwell_infer.quant.format import Weight
+from blackwell_infer.quant.fragments import SUFFIX, fragmented
 from blackwell_infer.quant.tiled import tiled
 
 Values = np.ndarray[Any, Any]
@@ -69,6 +70,8 @@ def scaled_weight(rng: Random, form: str, rows: int, cols: int) -> Weight:
 def weight(rng: Random, form: str, rows: int, cols: int) -> Weight:
     """A matrix of size about 1/sqrt(cols). Blocks hold random bits, so that every code and sub-scale occurs."""
     size = cols**-0.5
+    if form.endswith(SUFFIX):
+        return fragmented(weight(rng, form.removesuffix(SUFFIX), rows, cols))
     if form in SCALED:
         return scaled_weight(rng, form, rows, cols)
     if form not in HALVES:
@@ -113,6 +116,10 @@ def cache(rng: Random, batch: Batch, pages: int, kv_heads: int, dim: int, dtype:
 
 def make_embed(rng: Random, dtype: str, form: str, vocab: int, hidden: int, ids: tuple[int, ...]) -> Kwargs:
     return {"table": weight(rng, form, vocab, hidden), "ids": np.asarray(ids, np.int32), "dtype": dtype}
+
+
+def make_arrange(rng: Random, form: str, rows: int, cols: int) -> Kwargs:
+    return {"w": weight(rng, form, rows, cols)}
 
 
 def make_norm(rng: Random, dtype: str, tokens: int, hidden: int, bad: Bad) -> Kwargs:

@@ -1,7 +1,7 @@
 // The RMS norm of a row, alone and after the residual sum; `sink` says where the row goes (dense_sink: memory as ACT).
 // norm/rms_norm.cu describes the mapping of elements to threads.
 #pragma once
-#include "vector.cuh"
+#include "stage.cuh"
 
 __device__ __forceinline__ float warp_sum(float v) {
 #pragma unroll
@@ -27,6 +27,23 @@ struct dense_sink {
     __device__ __forceinline__ bool wide() const { return aligned(y, 8 * sizeof(act_t) < 16 ? 8 * sizeof(act_t) : 16); }
     __device__ __forceinline__ void store(int row, int i, float (&v)[8], bool wide) const {
         store_group(y + (i64)row * H + i, v, H - i, wide);
+    }
+    __device__ __forceinline__ void pad(int) const {}
+};
+
+// The same, and, unless `blocks` is null, as operands of the small matmuls (stage.cuh).
+struct staged_sink {
+    static const bool COLLECTIVE = true;
+    act_t* y;
+    u8* blocks;
+    int T, H;
+    __device__ __forceinline__ bool wide() const { return dense_sink{y, H}.wide(); }
+    __device__ __forceinline__ void store(int row, int i, float (&v)[8], bool wide) const {
+        dense_sink{y, H}.store(row, i, v, wide);
+        if (blocks == nullptr) return;
+#pragma unroll
+        for (int e = 0; e < 8; ++e) v[e] = i + e < H ? to_float(from_float<act_t>(v[e])) : 0.0f;
+        stage_row(blocks + (i64)(i >> 8) * block_bytes(T), T, row, v, threadIdx.x & 31);
     }
     __device__ __forceinline__ void pad(int) const {}
 };

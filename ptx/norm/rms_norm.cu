@@ -1,7 +1,8 @@
 // RMS norm of rows, and the residual sum followed by it: y = x / sqrt(mean(x^2) + eps) * weight, in float32, rounded
 // once.
 //
-// x, residual, s, y [T, H] of ACT; weight [H] float32; s = round(x + residual) is stored and normalised as stored.
+// x, residual, s, y [T, H] of ACT; weight [H] float32; s = round(x + residual) is stored and normalised as stored;
+// blocks: y once more as operands of the small matmuls (stage.cuh), or null.
 // Grid: H > 256: one row per CTA of min(1024, H / 8) threads; else one warp per row, blockDim.y rows per CTA.
 // A thread holds elements 8 i .. 8 i + 7 for i = threadIdx.x, + blockDim.x, ...: the first group stays in registers,
 // the others (H > 8192) are read again from L1. Sums: within the thread in order, across the warp by shuffles, across
@@ -11,11 +12,12 @@
 #include "norm.cuh"
 
 extern "C" __global__ void __launch_bounds__(1024)
-rms_norm(const act_t* x, const float* weight, act_t* y, int T, int H, float eps) {
-    norm_row<false>(x, nullptr, weight, nullptr, T, H, eps, dense_sink{y, H});
+rms_norm(const act_t* x, const float* weight, act_t* y, u8* blocks, int T, int H, float eps) {
+    norm_row<false>(x, nullptr, weight, nullptr, T, H, eps, staged_sink{y, blocks, T, H});
 }
 
 extern "C" __global__ void __launch_bounds__(1024)
-add_rms_norm(const act_t* x, const act_t* residual, const float* weight, act_t* s, act_t* y, int T, int H, float eps) {
-    norm_row<true>(x, residual, weight, s, T, H, eps, dense_sink{y, H});
+add_rms_norm(const act_t* x, const act_t* residual, const float* weight, act_t* s, act_t* y, u8* blocks, int T,
+             int H, float eps) {
+    norm_row<true>(x, residual, weight, s, T, H, eps, staged_sink{y, blocks, T, H});
 }

@@ -34,7 +34,8 @@ def runner(total: int = 1 << 40, capture: bool = True) -> tuple[DryQueue, GraphR
     family = find_family(checkpoint.config)
     build = Build(family, family.config(checkpoint.config), "bfloat16")
     queue = DryQueue("sm_90a", total=total)
-    loading = DeviceLoading(queue, checkpoint.tensors, hollow(checkpoint.tensors), Meter(0, silent))
+    loading = DeviceLoading(queue, checkpoint.tensors, hollow(checkpoint.tensors), Meter(0, silent),
+                            CudaOps(queue).arrange)
     return queue, GraphRunner(queue, CudaOps(queue), build.model(queue, loading, CONTEXT, BATCH, 1), CONTEXT, capture)
 
 

@@ -31,7 +31,8 @@ def steps(model: str, arch: str, limits: Limits, counts: dict[str, list[int]]) -
     family = find_family(checkpoint.config)
     build = Build(family, family.config(checkpoint.config), "bfloat16")
     queue = DryQueue(arch, libraries=LIBRARIES[arch])
-    loading = DeviceLoading(queue, checkpoint.tensors, hollow(checkpoint.tensors), Meter(0, silent))
+    loading = DeviceLoading(queue, checkpoint.tensors, hollow(checkpoint.tensors), Meter(0, silent),
+                            CudaOps(queue).arrange)
     runner = ModelRunner(queue, CudaOps(queue), build.model(queue, loading, limits.context, limits.batch, 1))
     traces = {}
     for name, rows in counts.items():

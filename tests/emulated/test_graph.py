@@ -32,7 +32,7 @@ def answers(queue: EmulatedQueue, graphs: bool) -> tuple[list[Output], Runner]:
     checkpoint = open_checkpoint(DATA / "qwen3")
     family = find_family(checkpoint.config)
     build = Build(family, family.config(checkpoint.config), "bfloat16")
-    loading = DeviceLoading(queue, checkpoint.tensors, checkpoint.weight, Meter(0, silent))
+    loading = DeviceLoading(queue, checkpoint.tensors, checkpoint.weight, Meter(0, silent), CudaOps(queue).arrange)
     model, ops = build.model(queue, loading, LIMITS.context, LIMITS.batch, LIMITS.pages), CudaOps(queue)
     runner = GraphRunner(queue, ops, model, LIMITS.context) if graphs else ModelRunner(queue, ops, model)
     text, vocab = open_text(checkpoint), build.geometry.vocab

@@ -23,6 +23,7 @@ from blackwell_infer.engine.weights import Counting, DeviceLoading, HostLoading,
 from blackwell_infer.errors import CheckpointError, ConfigError, OutOfMemoryError
 from blackwell_infer.log import silent
 from blackwell_infer.models.registry import find_family
+from blackwell_infer.ops.cuda import CudaOps
 from blackwell_infer.quant.format import Weight
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,7 +64,8 @@ def test_host_weights_are_float32_and_device_weights_are_as_stored(checkpoint: C
     assert [done for done, _ in seen] == sorted(done for done, _ in seen) and seen[-1][0] <= seen[-1][1]
 
     queue = DryQueue()
-    model = build.model(queue, DeviceLoading(queue, checkpoint.tensors, checkpoint.weight, meter), 64, 2, 3)
+    model = build.model(queue, DeviceLoading(queue, checkpoint.tensors, checkpoint.weight, meter,
+                                             CudaOps(queue).arrange), 64, 2, 3)
     (qkv,) = model.params.layers[0].qkv
     assert qkv.format == "bf16" and qkv.parts[0].dtype == ml_dtypes.bfloat16
     assert qkv.parts[0].shape == qkv.shape == (sum(
@@ -76,7 +78,8 @@ def test_tied_embeddings_are_loaded_once() -> None:
     checkpoint = open_checkpoint(DATA / "qwen3")
     tied = "lm_head.weight" not in checkpoint.tensors
     queue, build = DryQueue(), built(checkpoint)
-    model = build.model(queue, DeviceLoading(queue, checkpoint.tensors, checkpoint.weight, Meter(1, silent)), 64, 1, 1)
+    model = build.model(queue, DeviceLoading(queue, checkpoint.tensors, checkpoint.weight, Meter(1, silent),
+                                             CudaOps(queue).arrange), 64, 1, 1)
     assert (model.params.embed.parts[0].ptr == model.params.head[0].parts[0].ptr) == tied
 
 
@@ -85,7 +88,7 @@ def test_neighbours_of_one_format_are_joined_on_the_device() -> None:
         [("a", "f32", np.float32), ("b", "f32", np.float32), ("c", "f16", np.float16)])}
     infos: dict[str, Any] = {name: type("Info", (), {"shape": w.shape, "format": w.format, "nbytes": w.nbytes})
                              for name, w in stored.items()}
-    take = DeviceLoading(DryQueue(), infos, stored.__getitem__, Meter(1, silent))
+    take = DeviceLoading(DryQueue(), infos, stored.__getitem__, Meter(1, silent), lambda w: w)
     found = take.linear(["a", "b", "c"], [(2, 32)] * 3)
     assert [(w.format, w.shape) for w in found] == [("f32", (4, 32)), ("f16", (2, 32))]
     with pytest.raises(CheckpointError, match=r"tensor d \[2, 32\] is missing"):

@@ -143,4 +143,6 @@ FORMS: dict[str, Form] = {
     **{f"fma.rn.{t}": op(("b16", "b16", "b16"), single16(wide_fused, t == "bf16")) for t in ("f16", "bf16")},
     **{f"{n}.{t}x2": op(("b32", "b32"), packed16(f, t == "bf16")) for n, f in (("min", np.fmin), ("max", np.fmax))
        for t in ("f16", "bf16")},
+    **{f"{n}.NaN.{t}x2": op(("b32", "b32"), packed16(f, t == "bf16"))
+       for n, f in (("min", np.minimum), ("max", maximum_nan)) for t in ("f16", "bf16")},
 }

@@ -197,14 +197,21 @@ def move(kind: str) -> Form:
         put = m.writer(dst)
         if src.kind == "vec":
             width = NUMPY[kind].itemsize * 8 // len(src.items)
-            reads = [m.reader(o, f"b{width}") for o in src.items]
+            reads = [m.reader(o, f"b{width}", unwritten=True) for o in src.items]
+            written = [m.known(o) for o in src.items]
 
-            def pack(lanes: Lanes) -> None:
+            def values(lanes: Lanes) -> Any:
                 out = np.asarray(reads[0](lanes)).astype(NUMPY[kind])
                 for i, r in enumerate(reads[1:], 1):
                     out = out | np.asarray(r(lanes)).astype(NUMPY[kind]) << NUMPY[kind].type(i * width)
-                put(lanes, out)
-            return pack
+                return out
+
+            def known(lanes: Lanes) -> Any:  # compilers pack a value with a part that nobody reads
+                found = written[0](lanes)
+                for w in written[1:]:
+                    found = found | w(lanes)
+                return found
+            return m.moving(dst, known, put, values)
         return m.moving(dst, m.known(src), put, m.reader(src, kind, unwritten=True))
     return build
 

@@ -5,6 +5,7 @@ from blackwell_infer.device.queue import Queue
 from blackwell_infer.errors import KernelError
 from blackwell_infer.kernels.cost import Call, Cost, moved
 from blackwell_infer.kernels.kernel import Kernel, Param, Variant
+from blackwell_infer.ops.cuda.staged import plain, room, together
 from blackwell_infer.types import Array
 
 THREADS = 128
@@ -18,7 +19,8 @@ def taken(call: Call) -> Cost:
 
 
 SWIGLU = Kernel("activation/swiglu.cu", "swiglu", (
-    Param("gate_up", "in"), Param("y", "out"), Param("I", "i32")), DEFINES, cost=moved)
+    Param("gate_up", "in"), Param("y", "out"), Param("blocks", "out", "uint8"), Param("T", "i32"),
+    Param("I", "i32")), DEFINES, cost=moved)
 TAKE_ROWS = Kernel("activation/take_rows.cu", "take_rows", (
     Param("x", "in"), Param("index", "in", "int32"), Param("y", "out"), Param("T", "i32"), Param("H", "i32")), DEFINES,
     cost=taken)
@@ -28,10 +30,11 @@ KERNELS = (SWIGLU, TAKE_ROWS)
 def swiglu(q: Queue, gate_up: Array) -> Array:
     tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
     y = q.empty((tokens, width), gate_up.dtype)
+    blocks = room(q, y)
     if tokens:
         grid = (tokens, -(-width // (8 * THREADS)), 1)
-        q.launch(variant(q, SWIGLU, gate_up), grid, (THREADS, 1, 1), gate_up, y, width, pdl=True)
-    return y
+        q.launch(variant(q, SWIGLU, gate_up), grid, (THREADS, 1, 1), gate_up, y, blocks, tokens, width, pdl=True)
+    return together(y, blocks)
 
 
 def take_rows(q: Queue, x: Array, index: Array) -> Array:
@@ -40,7 +43,7 @@ def take_rows(q: Queue, x: Array, index: Array) -> Array:
     y = q.empty((rows, width), x.dtype)
     if rows:
         grid = (rows, -(-width * x.dtype.itemsize // (16 * THREADS)), 1)
-        q.launch(variant(q, TAKE_ROWS, x), grid, (THREADS, 1, 1), x, index, y, x.shape[0], width, pdl=True)
+        q.launch(variant(q, TAKE_ROWS, x), grid, (THREADS, 1, 1), plain(x), index, y, x.shape[0], width, pdl=True)
     return y
 
 

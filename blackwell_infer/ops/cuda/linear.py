@@ -11,10 +11,14 @@ from blackwell_infer.device.tensor import Tensor
 from blackwell_infer.errors import KernelError
 from blackwell_infer.kernels.cost import multiplied
 from blackwell_infer.kernels.kernel import Kernel, Param
+from blackwell_infer.ops.cuda import arrange, small
+from blackwell_infer.ops.cuda import staged as stage
 from blackwell_infer.ops.cuda.gemm import KERNELS as GEMM_KERNELS
 from blackwell_infer.ops.cuda.gemm import large
 from blackwell_infer.ops.cuda.rows import FORMATS, WEIGHT, WEIGHT_ROWS, choose, embed, pointers
+from blackwell_infer.ops.cuda.staged import MOST_ROWS, plain, staged
 from blackwell_infer.quant.format import Linear, Weight
+from blackwell_infer.quant.fragments import FRAGMENTS, SUFFIX
 from blackwell_infer.types import Array
 
 __all__ = ["KERNELS", "embed", "linear", "logits"]
@@ -33,7 +37,8 @@ SMALL_MMA = Kernel("linear/small_mma.cu", "linear_small_mma", _COMMON, {"FORMAT"
                    cost=multiplied)
 SMALL_FMA = Kernel("linear/small_fma.cu", "linear_small_fma", _COMMON, {"FORMAT": FORMATS, "ACT": ("f32",)},
                    cost=multiplied)
-KERNELS = (SMALL_MMA, SMALL_FMA, WEIGHT_ROWS, *GEMM_KERNELS)
+KERNELS = (SMALL_MMA, SMALL_FMA, WEIGHT_ROWS, *GEMM_KERNELS, *arrange.KERNELS, *stage.KERNELS, *small.KERNELS)
+FRAGMENTED = frozenset(form + SUFFIX for form in FRAGMENTS)
 
 SMALL = {
     **{(form, "float32"): SMALL_FMA.variant(FORMAT=form, ACT="f32") for form in FORMATS},
@@ -55,6 +60,8 @@ def outputs(q: Queue, op: str, x: Array, w: Linear, bias: Array | None, dtype: n
     """All row blocks of w into one array of `dtype`. KernelError: no kernel for a format or type, or K differs."""
     (m, k), total = x.shape, sum(block.shape[0] for block in w)
     out = q.empty((m, total), dtype)
+    if m <= MOST_ROWS and any(block.format in FRAGMENTED for block in w):
+        x = staged(q, x)
     column = 0
     for block in w:
         n = block.shape[0]
@@ -70,10 +77,18 @@ def outputs(q: Queue, op: str, x: Array, w: Linear, bias: Array | None, dtype: n
 def multiply(q: Queue, op: str, x: Array, w: Weight, bias: Array | None, out: Tensor, column: int) -> None:
     """One row block into its columns of `out`. The GEMM of 16-bit operands needs rows of a multiple of 16 bytes."""
     (m, k), n = x.shape, w.shape[0]
+    if w.format in FRAGMENTED:
+        if m > SMALL_ROWS:
+            large(q, plain(x), w, bias, out, column)
+            return
+        for first in range(0, m, MOST_ROWS):
+            some = x if m <= MOST_ROWS else x[first:first + MOST_ROWS]
+            small.multiply(q, staged(q, some), w, bias, out[first:first + MOST_ROWS], column)
+        return
     v = choose(q, op, SMALL, w.format, x.dtype)
     if m > SMALL_ROWS and (x.dtype == np.float32 or k % 8 == 0):
-        large(q, x, w, bias, out, column)
+        large(q, plain(x), w, bias, out, column)
         return
     blocks = -(-m // TILE) * -(-n // TILE)
-    q.launch(v, (blocks, 1, 1), (256, 1, 1), x, *pointers(w), bias, out, m, n, k, out.shape[1], column,
+    q.launch(v, (blocks, 1, 1), (256, 1, 1), plain(x), *pointers(w), bias, out, m, n, k, out.shape[1], column,
              int(out.dtype == np.float32), smem=8 * TILE * RING[w.format], pdl=True)

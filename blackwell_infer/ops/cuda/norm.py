@@ -5,6 +5,7 @@ from blackwell_infer.device.queue import Dim, Queue
 from blackwell_infer.errors import KernelError
 from blackwell_infer.kernels.cost import moved
 from blackwell_infer.kernels.kernel import Kernel, Param, Variant
+from blackwell_infer.ops.cuda.staged import room, together
 from blackwell_infer.types import Array
 
 SOURCE = "norm/rms_norm.cu"
@@ -12,30 +13,34 @@ ACT = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 DEFINES = {"ACT": ("f32", "f16", "bf16")}
 
 RMS_NORM = Kernel(SOURCE, "rms_norm", (
-    Param("x", "in"), Param("weight", "in", "float32"), Param("y", "out"), Param("T", "i32"), Param("H", "i32"),
+    Param("x", "in"), Param("weight", "in", "float32"), Param("y", "out"), Param("blocks", "out", "uint8"),
+    Param("T", "i32"), Param("H", "i32"),
     Param("eps", "f32")), DEFINES, cost=moved)
 ADD_RMS_NORM = Kernel(SOURCE, "add_rms_norm", (
     Param("x", "in"), Param("residual", "in"), Param("weight", "in", "float32"), Param("s", "out"), Param("y", "out"),
-    Param("T", "i32"), Param("H", "i32"), Param("eps", "f32")), DEFINES, cost=moved)
+    Param("blocks", "out", "uint8"), Param("T", "i32"), Param("H", "i32"), Param("eps", "f32")), DEFINES, cost=moved)
 KERNELS = (RMS_NORM, ADD_RMS_NORM)
 
 
 def rms_norm(q: Queue, x: Array, weight: Array, eps: float) -> Array:
     tokens, width = x.shape
     y = q.empty((tokens, width), x.dtype)
+    blocks = room(q, y)
     if tokens:
         grid, block = geometry(tokens, width)
-        q.launch(variant(q, RMS_NORM, x), grid, block, x, weight, y, tokens, width, eps, pdl=True)
-    return y
+        q.launch(variant(q, RMS_NORM, x), grid, block, x, weight, y, blocks, tokens, width, eps, pdl=True)
+    return together(y, blocks)
 
 
 def add_rms_norm(q: Queue, x: Array, residual: Array, weight: Array, eps: float) -> tuple[Array, Array]:
     tokens, width = x.shape
     s, y = q.empty((tokens, width), x.dtype), q.empty((tokens, width), x.dtype)
+    blocks = room(q, y)
     if tokens:
         grid, block = geometry(tokens, width)
-        q.launch(variant(q, ADD_RMS_NORM, x), grid, block, x, residual, weight, s, y, tokens, width, eps, pdl=True)
-    return s, y
+        q.launch(variant(q, ADD_RMS_NORM, x), grid, block, x, residual, weight, s, y, blocks, tokens, width, eps,
+                 pdl=True)
+    return s, together(y, blocks)
 
 
 def geometry(tokens: int, width: int) -> tuple[Dim, Dim]:

@@ -10,6 +10,7 @@ from blackwell_infer.errors import KernelError
 from blackwell_infer.kernels.cost import moved
 from blackwell_infer.kernels.kernel import Kernel, Param, Variant
 from blackwell_infer.ops.cuda.norm import geometry
+from blackwell_infer.ops.cuda.staged import plain
 from blackwell_infer.quant.format import Quantized
 from blackwell_infer.quant.tiled import tiled_size
 from blackwell_infer.types import Array
@@ -54,12 +55,12 @@ def quantize(q: Queue, x: Array, form: str, inputs: Array | None = None) -> Quan
     if form == "fp8":
         codes, factors = q.empty((tokens, cols), np.uint8), q.empty((tokens,), np.float32)
         if tokens:
-            q.launch(v, (tokens, 1, 1), (256, 1, 1), x, inputs, codes, factors, tokens, cols, pdl=True)
+            q.launch(v, (tokens, 1, 1), (256, 1, 1), plain(x), inputs, codes, factors, tokens, cols, pdl=True)
         return Quantized(form, (tokens, cols), (codes, factors))
     out = empty(q, form, tokens, cols)
     if tokens:
         grid = (rows_of(form, tokens), -(-cols // 1024), 1)
-        q.launch(v, grid, (128, 1, 1), x, inputs, *arguments(out), pdl=True)
+        q.launch(v, grid, (128, 1, 1), plain(x), inputs, *arguments(out), pdl=True)
     return out
 
 

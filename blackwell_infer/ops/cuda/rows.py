@@ -11,7 +11,9 @@ from blackwell_infer.device.tensor import Tensor
 from blackwell_infer.errors import KernelError
 from blackwell_infer.kernels.cost import Call, Cost
 from blackwell_infer.kernels.kernel import Kernel, Param, Variant
+from blackwell_infer.ops.cuda.arrange import fragment_rows
 from blackwell_infer.quant.format import Weight
+from blackwell_infer.quant.fragments import SUFFIX
 from blackwell_infer.types import Array
 
 FORMATS = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_k", "q5_k", "q6_k", "nvfp4", "nvfp4_f16", "mxfp4", "mxfp8", "fp8",
@@ -51,6 +53,9 @@ def dequantize(q: Queue, w: Weight, first: int, out: Tensor) -> None:
 
 
 def launch(q: Queue, op: str, w: Weight, ids: Array | None, first: int, out: Tensor) -> None:
+    if w.format.endswith(SUFFIX):
+        fragment_rows(q, op, w, ids, first, out)
+        return
     (count, k), rows = out.shape, w.shape[0]
     v = choose(q, op, ROWS, w.format, out.dtype)
     work = k // 8 if k % 8 == 0 else k

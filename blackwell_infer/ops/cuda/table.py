@@ -7,7 +7,7 @@ from blackwell_infer.device.queue import Queue
 from blackwell_infer.kv.spec import PagedKV
 from blackwell_infer.ops.api import Ops
 from blackwell_infer.ops.batch import Batch, PenaltyState, Sampled, SampleParams, TokenState
-from blackwell_infer.ops.cuda import activation, attention, linear, norm, quantize, quantized, rope, sample
+from blackwell_infer.ops.cuda import activation, arrange, attention, linear, norm, quantize, quantized, rope, sample
 from blackwell_infer.quant.format import Linear, Quantized, Weight
 from blackwell_infer.types import Array
 
@@ -17,6 +17,9 @@ class CudaOps:
 
     def __init__(self, queue: Queue) -> None:
         self.queue = queue
+
+    def arrange(self, w: Weight) -> Weight:
+        return arrange.arrange(self.queue, w)
 
     def embed(self, table: Weight, ids: Array, dtype: str) -> Array:
         return linear.embed(self.queue, table, ids, dtype)

@@ -11,6 +11,7 @@ import numpy as np
 
 from blackwell_infer.quant import FORMATS
 from blackwell_infer.quant.format import Linear, Weight
+from blackwell_infer.quant.fragments import fragmented, plain
 from blackwell_infer.types import Array
 
 DTYPES = {
@@ -22,8 +23,18 @@ SMALL = 16
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 
 
+def arrange(w: Weight) -> Weight:
+    return fragmented(w)
+
+
+def dense(w: Weight) -> Floats:
+    """A matrix of any format and order, float32 [N, K]."""
+    stored = plain(w)
+    return np.asarray(FORMATS[stored.format].dequantize(stored))
+
+
 def embed(table: Weight, ids: Array, dtype: str) -> Array:
-    wanted = np.asarray(ids)
+    wanted, table = np.asarray(ids), plain(table)
     inside = (wanted >= 0) & (wanted < table.shape[0])
     found, form = np.where(inside, wanted, 0), FORMATS[table.format]
     alone = form.joins(((1, table.shape[1]), (1, table.shape[1])))  # rows do not share scales
@@ -47,7 +58,7 @@ def product(x: Floats, w: Floats) -> Floats:
 def blocks(x: Array, w: Linear) -> Floats:
     """Float32 products with every row block, side by side."""
     x32 = np.ascontiguousarray(x, dtype=np.float32)
-    outs = [product(x32, FORMATS[b.format].dequantize(b)) for b in w]
+    outs = [product(x32, dense(b)) for b in w]
     return outs[0] if len(outs) == 1 else np.concatenate(outs, axis=1)
 
 

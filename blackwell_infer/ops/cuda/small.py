@@ -1,0 +1,122 @@
+"""Launcher of ptx/linear/small.cu: matmuls of up to 16 activation rows over weights in fragment order."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from blackwell_infer.device.check import SHARED_LIMIT
+from blackwell_infer.device.queue import Queue
+from blackwell_infer.device.tensor import Tensor
+from blackwell_infer.kernels.cost import multiplied
+from blackwell_infer.kernels.kernel import Kernel, Param, Value
+from blackwell_infer.ops.cuda.staged import Staged, block_bytes, staged
+from blackwell_infer.quant.format import Weight
+from blackwell_infer.quant.fragments import COLS, FRAGMENTS, ROWS, SUFFIX
+from blackwell_infer.types import Array
+
+SUMS = 640
+"""Bytes of a warp's sums of 16 weight rows and 8 activation rows"""
+BLOCKS_BUDGET, MOST_BLOCKS = 12288, 16
+"""Bytes, and number, of staged blocks that a warp keeps in shared memory"""
+STATIC = 3 << 10
+"""Bytes of shared memory that the kernel takes besides, and that a multiprocessor keeps for each CTA"""
+TYPES = {"float32": 0, "float16": 1, "bfloat16": 2}
+NARROW, LONG = 4608, 8192
+"""Most rows of a matrix whose columns 16 warps share, so that each has little to do once activations are there, and
+most columns: beyond, 8 warps read enough to hide that"""
+
+
+class Geometry(msgspec.Struct, frozen=True):
+    """Warps of a CTA, and how many of them share a row's columns. Follows from the matrix alone: it fixes the order of
+    additions, which no batch size may change."""
+
+    warps: int
+    split: int
+
+
+class Tiling(msgspec.Struct, frozen=True):
+    """Tiles of 16 rows that a warp reads at once, how many times over it reads ahead, and CTAs to a multiprocessor."""
+
+    tiles: int
+    ahead: int
+    ctas: int
+
+
+GEOMETRIES = (Geometry(16, 16), Geometry(8, 8), Geometry(8, 4), Geometry(8, 2))
+XROWS: Mapping[int, tuple[int, ...]] = {16: (1, 4, 8), 8: (1, 4, 8, 16)}
+"""Activation rows of a launch, by warps of a CTA"""
+TILINGS: Mapping[tuple[int, int], tuple[Tiling, ...]] = {
+    (16, 1): (Tiling(2, 1, 1), Tiling(1, 1, 1)), (16, 4): (Tiling(1, 1, 1),), (16, 8): (Tiling(1, 1, 1),),
+    (8, 1): (Tiling(2, 2, 2), Tiling(2, 2, 1), Tiling(1, 2, 2), Tiling(1, 1, 2)), (8, 4): (Tiling(2, 2, 1), Tiling(1, 1, 1)),
+    (8, 8): (Tiling(2, 2, 1), Tiling(1, 1, 1)), (8, 16): (Tiling(2, 2, 1), Tiling(1, 1, 1))}
+"""What there is for (warps, activation rows), the best first: later ones keep more multiprocessors busy, or fit where
+shared memory is small. H200, 2026-11-24."""
+
+
+def legal(defines: Mapping[str, Value]) -> bool:
+    warps, xrows = int(defines["WARPS"]), int(defines["XROWS"])
+    return Tiling(*(int(defines[name]) for name in ("TILES", "AHEAD", "CTAS"))) in TILINGS.get((warps, xrows), ())
+
+
+SMALL = Kernel("linear/small.cu", "linear_small", (
+    Param("x", "in"), Param("staged", "in", "uint8"), Param("w", "in", "uint8"), Param("bias", "in", "float32"),
+    Param("y", "out"), Param("M", "i32"), Param("N", "i32"), Param("K", "i32"), Param("tiles", "i32"),
+    Param("turns", "i32"), Param("depth", "i32"), Param("split_log", "i32"), Param("stride", "i32"),
+    Param("column", "i32"),
+    Param("x_type", "i32"), Param("y_type", "i32")),
+    {"FORMAT": tuple(FRAGMENTS), "WARPS": (8, 16), "XROWS": (1, 4, 8, 16), "TILES": (1, 2),
+     "AHEAD": (1, 2), "CTAS": (1, 2)}, legal, cost=multiplied)
+KERNELS = (SMALL,)
+
+
+def geometry(n: int, k: int) -> Geometry:
+    """For a matrix [n, k]."""
+    blocks = -(-k // COLS)
+    if blocks >= 16 and n <= NARROW and k <= LONG:
+        return GEOMETRIES[0]
+    return next((g for g in GEOMETRIES[1:] if g.split <= blocks), GEOMETRIES[-1])
+
+
+def multiply(q: Queue, x: Staged, w: Weight, bias: Array | None, out: Tensor, column: int) -> None:
+    """x [M, K] times w [N, K] in fragment order, transposed, plus bias [N], into columns of `out`; M up to 16."""
+    (m, k), n, wide = x.shape, w.shape[0], -(-w.shape[1] // COLS)
+    form, shape = w.format.removesuffix(SUFFIX), geometry(n, k)
+    found = choose(form, shape, m, n, q.sm_count, SHARED_LIMIT[q.arch] - STATIC)
+    if found is None:  # too many rows at once for registers or shared memory
+        half = -(-m // 2)
+        multiply(q, staged(q, x.rows[:half]), w, bias, out[:half], column)
+        multiply(q, staged(q, x.rows[half:]), w, bias, out[half:], column)
+        return
+    xrows, tiling, left = found
+    groups = -(-n // (ROWS * shape.warps // shape.split * tiling.tiles))
+    turns = -(-groups // (tiling.ctas * q.sm_count))
+    depth = min(-(-wide // shape.split), left // (shape.warps * block_bytes(m)), MOST_BLOCKS)
+    v = SMALL.variant(FORMAT=form, WARPS=shape.warps, XROWS=xrows, TILES=tiling.tiles,
+                      AHEAD=tiling.ahead, CTAS=tiling.ctas)
+    q.launch(v, (-(-groups // turns), 1, 1), (32 * shape.warps, 1, 1), x.rows, x.blocks, w.parts[0], bias, out, m, n, k,
+             wide, turns, depth, shape.split.bit_length() - 1, out.shape[1], column, TYPES[x.dtype.name],
+             TYPES[out.dtype.name], smem=fixed_bytes(form, shape, xrows, tiling) + shape.warps * depth * block_bytes(m),
+             pdl=True)
+
+
+def fixed_bytes(form: str, shape: Geometry, xrows: int, tiling: Tiling) -> int:
+    """Shared memory of a CTA besides its blocks of activations."""
+    return shape.warps * tiling.tiles * (tiling.ahead * FRAGMENTS[form].tile_bytes + 2 * -(-xrows // 8) * SUMS)
+
+
+def choose(form: str, shape: Geometry, m: int, n: int, sm_count: int, shared: int) -> tuple[int, Tiling, int] | None:
+    """Activation rows of the kernel, tiling, and bytes of shared memory for blocks; None if m rows fit no kernel.
+
+    None of it changes a result.
+    """
+    xrows = next((r for r in XROWS[shape.warps] if r >= m), None)
+    if xrows is None:
+        return None
+    fitting = [(t, min(shared // t.ctas - fixed_bytes(form, shape, xrows, t), shape.warps * BLOCKS_BUDGET))
+               for t in TILINGS[shape.warps, xrows]]
+    fitting = [(t, left) for t, left in fitting if left >= shape.warps * block_bytes(m)]
+    rows = ROWS * shape.warps // shape.split
+    busy = [(t, left) for t, left in fitting if -(-n // (rows * t.tiles)) * 2 >= sm_count]
+    best = (busy or fitting[-1:])[:1]
+    return (xrows, *best[0]) if best else None

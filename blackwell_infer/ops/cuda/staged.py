@@ -1,0 +1,80 @@
+"""Activations of up to 16 rows that also lie ready as operands of the small matmuls (ptx/include/stage.cuh)."""
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from blackwell_infer.device.queue import Queue
+from blackwell_infer.device.tensor import Tensor
+from blackwell_infer.kernels.cost import moved
+from blackwell_infer.kernels.kernel import Kernel, Param
+from blackwell_infer.quant.fragments import COLS
+from blackwell_infer.types import Array
+
+MOST_ROWS = 16
+ACT = {"float16": "f16", "bfloat16": "bf16"}
+
+STAGE = Kernel("linear/stage.cu", "stage", (
+    Param("x", "in"), Param("out", "out", "uint8"), Param("M", "i32"), Param("K", "i32")), {"ACT": tuple(ACT.values())},
+    cost=moved)
+KERNELS = (STAGE,)
+
+
+class Staged(msgspec.Struct, frozen=True, gc=False):
+    """`rows` [M, K], and the same as `blocks` of 256 columns. An Array like `rows`: what is taken of it are rows."""
+
+    rows: Tensor
+    blocks: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.rows.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.rows.dtype
+
+    def reshape(self, *shape: int) -> Tensor:
+        return self.rows.reshape(*shape)
+
+    def view(self, dtype: Any) -> Tensor:
+        return self.rows.view(dtype)
+
+    def __getitem__(self, index: int | slice) -> Tensor:
+        return self.rows[index]
+
+
+def block_bytes(m: int) -> int:
+    """Bytes of a block of m rows (ptx/include/stage.cuh)."""
+    return 544 * m + -(-4 * m // 16) * 16
+
+
+def room(q: Queue, x: Tensor) -> Tensor | None:
+    """Memory for the blocks of x, or None where no small matmul would read them: too many rows, or float32."""
+    m, k = x.shape
+    if not 0 < m <= MOST_ROWS or x.dtype.name not in ACT:
+        return None
+    return q.empty((-(-k // COLS) * block_bytes(m),), np.uint8)
+
+
+def together(rows: Tensor, blocks: Tensor | None) -> Array:
+    """Rows with their blocks where they have some."""
+    return rows if blocks is None else Staged(rows, blocks)
+
+
+def staged(q: Queue, x: Array) -> Staged:
+    """x [M, K] with its blocks, made here if it comes without."""
+    if isinstance(x, Staged):
+        return x
+    assert isinstance(x, Tensor)
+    (m, k), blocks = x.shape, room(q, x)
+    assert blocks is not None
+    q.launch(STAGE.variant(ACT=ACT[x.dtype.name]), (-(-k // COLS), m, 1), (32, 1, 1), x, blocks, m, k, pdl=True)
+    return Staged(x, blocks)
+
+
+def plain(x: Array) -> Array:
+    """The rows alone: what a launch takes."""
+    return x.rows if isinstance(x, Staged) else x

@@ -20,6 +20,13 @@ __device__ __forceinline__ float exp2_fast(float x) {
 // What scores are measured from: -inf - -inf would be NaN.
 __device__ __forceinline__ float anchor(float m) { return m == NOTHING ? 0.0f : m; }
 
+// Soft cap of a score: cap tanh(x), or x itself without one (cap 0). With one, cap includes log2(e) and x is the score
+// over the cap. tanh x = 1 - 2 / (1 + e^2x) is exact to about 2^-23 of the cap.
+__device__ __forceinline__ float capped(float x, float cap) {
+    if (cap > 0.0f) return cap * fmaf(-2.0f, __frcp_rn(1.0f + exp2_fast(x * 2.8853900818f)), 1.0f);
+    return x;
+}
+
 struct Merge {
     float m, old_weight, new_weight;
     __device__ __forceinline__ Merge(float running, float added) {

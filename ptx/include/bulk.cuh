@@ -1,0 +1,26 @@
+// Bulk copies from global to shared memory (sm_90 and up) and the mbarriers that count their bytes: cp.async.bulk.
+// One thread expects bytes and issues copies; whoever reads waits for the phase. A barrier's first phase has parity 0.
+#pragma once
+#include "scalar.cuh"
+
+// One arrival per phase. The threads of the CTA must meet at a barrier before anybody else uses it.
+__device__ __forceinline__ void barrier_init(u32 barrier) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier) : "memory");
+}
+// Make initialised barriers, and what threads did to shared memory, visible to copies that are issued from now on.
+__device__ __forceinline__ void copies_see_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// Copy bytes (a multiple of 16; both addresses too) and complete the barrier's phase with them.
+__device__ __forceinline__ void copy_bulk(u32 target, const void* source, u32 bytes, u32 barrier) {
+    asm volatile("{ .reg .b64 s; mbarrier.arrive.expect_tx.shared::cta.b64 s, [%0], %1; }" ::"r"(barrier), "r"(bytes)
+                 : "memory");
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+                 ::"r"(target), "l"(source), "r"(bytes), "r"(barrier) : "memory");
+}
+__device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
+    u32 done;
+    do {
+        asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                     : "=r"(done) : "r"(barrier), "r"(parity) : "memory");
+    } while (!done);
+}

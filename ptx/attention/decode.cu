@@ -1,5 +1,5 @@
-// Split-KV attention of rows with few new tokens (decode, speculative verification) on tensor cores; if asked, with what
-// comes before it: head norms, rotary embedding and the append to the cache.
+// Split-KV attention of rows with few new tokens (decode, speculative verification) on tensor cores; if asked, with
+// what comes before it: head norms, rotary embedding and the append to the cache.
 //
 // q [T, heads, D], or null and qkv [T, (heads + 2 kv_heads) D]; cache [pages, 2, kv_heads, 32, D], out [T, heads D],
 // all of ACT (f16 or bf16); starts [R+1], positions [T], pages [R, P] int32; angles [C, 2, half] float32 (cos, sin),
@@ -59,6 +59,8 @@ __device__ u32 arrived[COUNTERS];
 __device__ __forceinline__ int place(int query, int f) {
     return query * (D / 4) + (f ^ ((f >> 3) & 3) ^ ((query & 1) << (D > 64 ? 2 : 1)));
 }
+
+__device__ __forceinline__ void prefetch(const float* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
 __device__ __forceinline__ float4 load_past_l1(const float4* p) {
     float4 v;
@@ -130,8 +132,8 @@ attend_decode(const act_t* q, const act_t* qkv, act_t* cache, const int* starts,
         return;
     }
     const int count = queries - tile * 16 < 16 ? queries - tile * 16 : 16, final = tile * 16 + count - 1;
-    const int opening = positions[start], lowest = positions[start + tile * 16 / group];
-    const int high = positions[start + final / group], low = first_key(lowest, window);
+    const int opening = positions[start], lowest = opening + tile * 16 / group, high = opening + final / group;
+    const int low = first_key(lowest, window);
     const int first = parts_o ? blockIdx.x : low / SPLIT, last = parts_o ? blockIdx.x : high / SPLIT;
     if (first < low / SPLIT || last > high / SPLIT) {
         pdl_wait();
@@ -175,6 +177,12 @@ attend_decode(const act_t* q, const act_t* qkv, act_t* cache, const int* starts,
         }
     };
     open(true);
+    if (!q) {  // constants that the queries will need
+        const float* row_of = angles + (i64)opening * 2 * half;
+        for (int i = tid * 32; i < (final / group + 1) * 2 * half; i += THREADS * 32) prefetch(row_of + i);
+        for (int i = tid * 32; q_norm && i < D; i += THREADS * 32) prefetch(q_norm + i);
+        for (int i = tid * 32; k_norm && i < D; i += THREADS * 32) prefetch(k_norm + i);
+    }
     pdl_wait();
     open(false);
 
@@ -253,13 +261,14 @@ attend_decode(const act_t* q, const act_t* qkv, act_t* cache, const int* starts,
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
         const int query = tile * 16 + g + 8 * i;
-        seen[i] = query < queries ? positions[start + query / group] : -1;
+        seen[i] = query < queries ? opening + query / group : -1;
         unseen[i] = window > 0 ? seen[i] - window : -1;
     }
     // After the merge of sets a thread owns dims 4 part + 32 i .. + 3 of query `mine`.
     const int mine = tid / 8, part = tid % 8, query = tile * 16 + mine;
     const i64 unit = (i64)(start + query / group) * heads + kv_head * group + query % group;
     const bool direct = !parts_o || (joins && low / SPLIT == high / SPLIT);
+    const float factor = cap > 0.0f ? 1.0f : scale;
     float total = 0.0f, running = NOTHING;
     __syncthreads();
 
@@ -308,12 +317,18 @@ attend_decode(const act_t* q, const act_t* qkv, act_t* cache, const int* starts,
             set_done();
             fetch(base + stages * STRIDE, n + stages, 0);
             float top[2] = {m[0], m[1]}, shrink[2];
+            if (cap > 0.0f) {
+#pragma unroll
+                for (int k = 0; k < STEP / 8; ++k)
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) p[k][i] = capped(p[k][i] * scale, cap);
+            }
 #pragma unroll
             for (int k = 0; k < STEP / 8; ++k)
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
                     const int j = base + k * 8 + t * 2 + (i & 1);
-                    p[k][i] = j <= seen[i >> 1] && j > unseen[i >> 1] ? capped(p[k][i] * scale, cap) : NOTHING;
+                    p[k][i] = j <= seen[i >> 1] && j > unseen[i >> 1] ? p[k][i] * factor : NOTHING;
                     top[i >> 1] = fmaxf(top[i >> 1], p[k][i]);
                 }
 #pragma unroll

@@ -51,6 +51,7 @@
 #define THREADS 128
 #define GROUPS (D > 128 ? D / 128 : 1)  // of 4 dims that a lane holds of a head
 #define COUNTERS 16384
+#define BATCH 8  // splits whose results are under way at once
 
 __device__ u32 arrived[COUNTERS];
 
@@ -58,20 +59,6 @@ __device__ u32 arrived[COUNTERS];
 // conflicts.
 __device__ __forceinline__ int place(int query, int f) {
     return query * (D / 4) + (f ^ ((f >> 3) & 3) ^ ((query & 1) << (D > 64 ? 2 : 1)));
-}
-
-__device__ __forceinline__ void prefetch(const float* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
-
-__device__ __forceinline__ float4 load_past_l1(const float4* p) {
-    float4 v;
-    asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
-                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "l"(p) : "memory");
-    return v;
-}
-__device__ __forceinline__ float2 load_past_l1(const float2* p) {
-    float2 v;
-    asm volatile("ld.global.cg.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "l"(p) : "memory");
-    return v;
 }
 
 // Rows of keys or values by position, as chunks of dynamic shared memory: those of a step in the ring, or new ones that
@@ -478,14 +465,24 @@ attend_decode(const act_t* q, const act_t* qkv, act_t* cache, const int* starts,
         const float2* ml = (const float2*)parts_ml + at;
         float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         total = 0.0f, running = NOTHING;
-#pragma unroll 8
-        for (int s = first_key(position, window) / SPLIT; s <= position / SPLIT; ++s) {
-            const float2 y = load_past_l1(ml + s);
-            const float4 x = load_past_l1(o + s * (D / 4));
-            const Merge merge(running, y.x);
-            running = merge.m;
-            total = merge(total, y.y);
-            sum = make_float4(merge(sum.x, x.x), merge(sum.y, x.y), merge(sum.z, x.z), merge(sum.w, x.w));
+        const int final_split = position / SPLIT;
+#pragma unroll 1
+        for (int s = first_key(position, window) / SPLIT; s <= final_split; s += BATCH) {
+            float2 y[BATCH];
+            float4 x[BATCH];
+#pragma unroll
+            for (int k = 0; k < BATCH; ++k) {  // past the last split nothing, which changes nothing
+                y[k] = make_float2(NOTHING, 0.0f), x[k] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+                if (s + k <= final_split) y[k] = load_past_l1(ml + s + k), x[k] = load_past_l1(o + (s + k) * (D / 4));
+            }
+#pragma unroll
+            for (int k = 0; k < BATCH; ++k) {
+                const Merge merge(running, y[k].x);
+                running = merge.m;
+                total = merge(total, y[k].y);
+                sum = make_float4(merge(sum.x, x[k].x), merge(sum.y, x[k].y), merge(sum.z, x[k].z),
+                                  merge(sum.w, x[k].w));
+            }
         }
         const float y[4] = {normalize(sum.x, total), normalize(sum.y, total), normalize(sum.z, total),
                             normalize(sum.w, total)};

@@ -63,3 +63,16 @@ template <typename T> __device__ __forceinline__ u32 only_finite(u32 w) {
 template <typename T> __device__ __forceinline__ uint4 only_finite(uint4 v) {
     return make_uint4(only_finite<T>(v.x), only_finite<T>(v.y), only_finite<T>(v.z), only_finite<T>(v.w));
 }
+
+// Partial results that other CTAs of the same launch wrote: L1 may hold what was there before.
+__device__ __forceinline__ float4 load_past_l1(const float4* p) {
+    float4 v;
+    asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "l"(p) : "memory");
+    return v;
+}
+__device__ __forceinline__ float2 load_past_l1(const float2* p) {
+    float2 v;
+    asm volatile("ld.global.cg.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "l"(p) : "memory");
+    return v;
+}

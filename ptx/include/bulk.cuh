@@ -24,3 +24,6 @@ __device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
                      : "=r"(done) : "r"(barrier), "r"(parity) : "memory");
     } while (!done);
 }
+
+// Bring the cache line of p to L2.
+__device__ __forceinline__ void prefetch(const float* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }

@@ -18,6 +18,7 @@ NAN = float("nan")
 FUSED = [c for c in cases.CASES if c.op == "attention_"]
 SPREAD = [c for c in FUSED if "/8x2/D128/" in c.name or "/7x1/D64/" in c.name or "/2x2/D256/" in c.name
           or "/4x2/D512/" in c.name]
+Shape = tuple[str, tuple[int, int], int]
 Bits = dict[str, np.ndarray[Any, Any]]
 
 
@@ -98,7 +99,7 @@ def parts(kwargs: inputs.Kwargs, step: int) -> Iterator[tuple[slice, Batch]]:
 @pytest.mark.parametrize("window", [0, 300])
 @pytest.mark.parametrize("shape", [("bfloat16", (6, 2), 128), ("float16", (20, 1), 64), ("bfloat16", (3, 1), 512)])
 def test_a_row_alone_and_in_pieces_gives_the_bits_of_the_batch(
-        emulated: Callable[..., EmulatedQueue], shape: tuple[str, tuple[int, int], int], window: int, step: int) -> None:
+        emulated: Callable[..., EmulatedQueue], shape: Shape, window: int, step: int) -> None:
     dtype, heads, dim = shape
     kwargs = inputs.make_attention(np.random.default_rng(dim), dtype, heads, dim, dim, ((0, 5), (700, 4), (250, 7)), 3,
                                    window, 0.0, True, NAN, ())

@@ -2,8 +2,8 @@
 //
 // q [T, heads, D], cache [pages, 2, kv_heads, 32, D], out [T, heads D], all of ACT (f16 or bf16); starts [R+1],
 // positions [T], lengths [R], pages [R, P] int32. Rows of at most `few` new tokens are left to decode.cu.
-// scale is positive and includes log2(e), or, with a soft cap, cap does and scale is over it (softmax.cuh). A token at
-// position p sees keys j <= p, with p - j < window if window > 0.
+// scale is positive and includes log2(e), or, with a soft cap (CAPPED), cap does and scale is over it (softmax.cuh).
+// A token at position p sees keys j <= p, with p - j < window if window > 0.
 //
 // A query is a pair (token of the row, head of the KV head's group), in that order: the heads of a group share K and V.
 // Grid: (ceil(max_new group / ROWS), kv_heads, R), ROWS / 16 warps; a warp owns 16 queries, the last tiles start first.
@@ -94,7 +94,7 @@ attend_prefill(const act_t* q, const act_t* cache, const int* starts, const int*
 #pragma unroll
         for (int i = 0; i < 4; ++i) o[n][i] = 0.0f;
     u32 held[HELD ? D / 16 : 1][4];
-    const float factor = cap > 0.0f ? 1.0f : scale;
+    const float factor = CAPPED ? cap : scale;  // of what stands in p
 
     for (bool opening = true; base <= highest; base += KEYS, stage ^= 1, opening = false) {
         copy_wait<0>();
@@ -124,11 +124,11 @@ attend_prefill(const act_t* q, const act_t* cache, const int* starts, const int*
                 mma_16816<act_t>(p[2 * n + 1], a, b[2], b[3]);
             }
         }
-        if (cap > 0.0f) {
+        if (CAPPED) {
 #pragma unroll
             for (int n = 0; n < KEYS / 8; ++n)
 #pragma unroll
-                for (int i = 0; i < 4; ++i) p[n][i] = capped(p[n][i] * scale, cap);
+                for (int i = 0; i < 4; ++i) p[n][i] = capped(p[n][i] * scale, 1.0f);
         }
         const bool partly = base + KEYS - 1 > lowest || (window > 0 && base <= highest - window);
         if (partly) {

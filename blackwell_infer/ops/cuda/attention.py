@@ -77,7 +77,7 @@ PREFILL = Kernel("attention/prefill.cu", "attend_prefill", (
     Param("q", "in"), Param("cache", "in"), Param("starts", "in", "int32"), Param("positions", "in", "int32"),
     Param("pages", "in", "int32"), Param("out", "out"), Param("lengths", "in", "int32"), Param("P", "i32"),
     Param("heads", "i32"), Param("kv_heads", "i32"), Param("few", "i32"), *SCORES, Param("window", "i32")),
-    {"ACT": HALVES, "D": (64, 128, 256), "ROWS": (64, 128), "KEYS": (32, 64)},
+    {"ACT": HALVES, "D": (64, 128, 256), "ROWS": (64, 128), "KEYS": (32, 64), "CAPPED": (0, 1)},
     lambda d: TILES[int(d["D"])] == Tile(int(d["ROWS"]), int(d["KEYS"])))
 GENERAL = Kernel("attention/generic.cu", "attend_generic", (
     Param("q", "in"), Param("cache", "in"), Param("rows", "in", "int32"), Param("starts", "in", "int32"),
@@ -189,9 +189,10 @@ def _prefill(q: Queue, act: str, x: Array, kv: PagedKV, batch: Batch, how: Score
     heads, dim = x.shape[1:]
     tile, kv_heads, rows = TILES[dim], kv.data.shape[2], batch.pages.shape[0]
     grid = (-(-batch.max_new * (heads // kv_heads) // tile.rows), kv_heads, rows)
-    q.launch(PREFILL.variant(ACT=act, D=dim, ROWS=tile.rows, KEYS=tile.keys), grid, (2 * tile.rows, 1, 1), x, kv.data,
-             batch.starts, batch.positions, batch.pages, out, batch.lengths, batch.pages.shape[1], heads, kv_heads, FEW,
-             how.scale, how.cap, how.window, smem=(tile.rows + 4 * tile.keys) * dim * 2, pdl=True)
+    variant = PREFILL.variant(ACT=act, D=dim, ROWS=tile.rows, KEYS=tile.keys, CAPPED=int(how.cap > 0))
+    q.launch(variant, grid, (2 * tile.rows, 1, 1), x, kv.data, batch.starts, batch.positions, batch.pages, out,
+             batch.lengths, batch.pages.shape[1], heads, kv_heads, FEW, how.scale, how.cap, how.window,
+             smem=(tile.rows + 4 * tile.keys) * dim * 2, pdl=True)
 
 
 def _generic(q: Queue, types: tuple[str, str], x: Array, kv: PagedKV, batch: Batch, how: Scores, out: Array,

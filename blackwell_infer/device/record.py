@@ -62,8 +62,8 @@ def bare(arg: A) -> A:
 class Recorder:
     """`device.queue.Queue` around another; `launches` in order.
 
-    Arrays stay alive as long as the recorder, so that no launch writes where another's input was: launches that run again
-    alone then find what they found.
+    Arrays stay alive as long as the recorder, so that no launch writes where another's input was: launches that run
+    again alone then find what they found.
     """
 
     def __init__(self, queue: Queue) -> None:

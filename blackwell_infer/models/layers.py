@@ -201,8 +201,9 @@ def forward(ops: Ops, cfg: DenseConfig, params: DenseParams, state: KVState, bat
     after = (*(p.attention_norm for p in params.layers[1:]), params.norm)  # the norm that follows each layer
     for p, kv, window, norm in zip(params.layers, state.layers, cfg.windows, after, strict=True):
         qkv = ops.linear(h, p.qkv, p.qkv_bias)
-        q = ops.qkv_rope_append_(kv, qkv, batch, params.rope, cfg.heads, p.q_norm, p.k_norm, cfg.eps)
-        x = ops.linear(ops.attend(q, kv, batch, scale, window), p.out, p.out_bias)
+        x = ops.attention_(kv, qkv, batch, params.rope, cfg.heads, scale, window, q_norm=p.q_norm, k_norm=p.k_norm,
+                           eps=cfg.eps)
+        x = ops.linear(x, p.out, p.out_bias)
         residual, h = ops.add_rms_norm(x, residual, p.mlp_norm, cfg.eps)
         x = ops.linear(ops.swiglu(ops.linear(h, p.gate_up, p.gate_up_bias)), p.down, p.down_bias)
         residual, h = ops.add_rms_norm(x, residual, norm, cfg.eps)

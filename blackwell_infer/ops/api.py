@@ -106,12 +106,20 @@ class Ops(Protocol):
         """
         ...
 
-    def attend(self, q: Array, kv: PagedKV, batch: Batch, scale: float, window: int) -> Array:
+    def attend(self, q: Array, kv: PagedKV, batch: Batch, scale: float, window: int, softcap: float = 0.0) -> Array:
         """Causal attention of q [T, heads, D] over the pages of each token's row -> [T, heads * D].
 
         A token at position p sees keys j with 0 <= p - j, and p - j < window if window > 0. Query head h reads KV head
-        h // (heads / kv_heads). Softmax in float32. Padding tokens give zeros.
+        h // (heads / kv_heads). A score is scale * (q . k), or softcap * tanh(that / softcap) if softcap is not 0.
+        Softmax in float32. Padding tokens give zeros. Keys before a row's first new token were written before the step
+        began. KernelError: scale <= 0 or softcap < 0.
         """
+        ...
+
+    def attention_(self, kv: PagedKV, qkv: Array, batch: Batch, rope_table: Array, heads: int, scale: float,
+                   window: int, softcap: float = 0.0, q_norm: Array | None = None, k_norm: Array | None = None,
+                   eps: float = 0.0) -> Array:
+        """`attend` of what `qkv_rope_append_` returns: q, k, v of the layer's new tokens to [T, heads * D]."""
         ...
 
     def sample_(self, state: PenaltyState, logits: Array, params: SampleParams) -> Sampled:

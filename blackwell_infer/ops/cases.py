@@ -9,6 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from itertools import repeat
 from typing import Any
 
 import msgspec
@@ -209,7 +210,28 @@ ATTENDS: tuple[tuple[str, tuple[int, int], int, Rows, int, int, float, Keys], ..
     (BF16, (8, 2), 128, ((1400, 120),), 8, 0, NAN, ()), (BF16, (7, 1), 64, RAGGED, 0, 0, 1e4, ()),
     (BF16, (3, 3), 32, ((0, 33), (64, 1)), 0, 0, 1e4, ()), (BF16, (4, 2), 64, RAGGED, 0, 0, 1e4, STALE),
     (F16, (8, 2), 128, ((10, 1), (50, 1), (60, 1)), 0, 0, 1e4, STALE),
-    (BF16, (8, 2), 128, ((10, 1), (50, 1), (60, 1)), 0, 8, 1e4, STALE))
+    (BF16, (8, 2), 128, ((10, 1), (50, 1), (60, 1)), 0, 8, 1e4, STALE),
+    (BF16, (4, 2), 512, ((700, 2), (0, 19), (31, 1)), 2, 0, NAN, STALE[:1]), (F16, (3, 1), 512, DECODE, 3, 40, NAN, ()),
+    (BF16, (2, 1), 64, ((33500, 1), (20, 1)), 0, 0, NAN, ()))
+CAPPED = ATTENDS[0:1] + ATTENDS[7:9] + ATTENDS[15:16] + ATTENDS[18:19] + ATTENDS[25:26] + ATTENDS[-6:-5]
+"""those that also run with a soft cap"""
+
+ATTENTIONS: tuple[tuple[str, tuple[int, int], int, int, Rows, int, int, float, bool, float, Keys], ...] = (
+    # dtype, (heads, kv_heads), D, d, rows, padding, window, soft cap, head norms, content of other slots, bad old keys
+    (F32, (4, 2), 16, 16, RAGGED, 2, 0, 0.0, True, 1e4, ()), (BF16, (8, 4), 8, 8, DECODE, 8, 0, 0.0, False, NAN, ()),
+    (F16, (6, 2), 64, 32, DECODE, 8, 32, 0.0, True, NAN, ()),
+    (BF16, (4, 2), 128, 128, DECODE, 0, 0, 0.0, True, NAN, ()),
+    (BF16, (8, 2), 128, 128, ((1499, 1), (2000, 1), (200, 1)), 5, 0, 0.0, True, NAN, ()),
+    (BF16, (8, 1), 128, 128, ((1499, 2), (600, 16), (255, 3)), 1, 700, 0.0, True, NAN, ((1, 500, INF),)),
+    (BF16, (20, 1), 64, 64, ((0, 1), (500, 13), (1023, 2)), 0, 0, 30.0, False, NAN, ()),
+    (F16, (8, 2), 128, 64, ((40, 4), (300, 5), (31, 2)), 3, 8, 0.0, True, NAN, STALE[:1]),
+    (F16, (2, 2), 256, 256, ((0, 3), (290, 2), (800, 1)), 0, 0, 50.0, True, NAN, ()),
+    (BF16, (12, 4), 256, 64, ((900, 1), (33, 4)), 2, 300, 0.0, True, NAN, ()),
+    (BF16, (4, 2), 512, 512, ((700, 2), (0, 1), (31, 3)), 2, 0, 0.0, True, NAN, ((0, 100, NAN),)),
+    (BF16, (4, 2), 512, 512, ((30, 8),), 0, 0, 0.0, True, NAN, ()),
+    (BF16, (7, 1), 64, 64, ((4200, 1), (4095, 1), (4096, 1)), 1, 0, 0.0, False, NAN, ()),
+    (BF16, (32, 8), 128, 128, ((1500, 1), (1499, 4)), 0, 0, 0.0, True, NAN, ()),
+    (BF16, (4, 2), 128, 128, RAGGED, 3, 0, 0.0, True, NAN, STALE))
 
 Row = Mapping[str, Any]
 GREEDY: tuple[Row, ...] = (
@@ -308,11 +330,19 @@ def listed() -> Iterable[Case]:
         yield Case(name, "qkv_rope_append_", partial(
             inputs.make_rope, dtype=dtype, heads=heads, dim=d, rotated=rotated, rows=batch, padding=padding,
             norms=norms, bad=bad), ULP[dtype], FLOOR[dtype])
-    for i, (dtype, heads, d, batch, padding, window, junk, keys) in enumerate(ATTENDS):
-        name = text("attend", dtype, heads, f"D{d}", f"R{len(batch)}", f"W{window}", *("bad" for _ in keys[:1]), i)
+    capped = [(row, 20.0) for row in CAPPED]
+    for i, ((dtype, heads, d, batch, padding, window, junk, keys), cap) in enumerate(
+            [*zip(ATTENDS, repeat(0.0), strict=False), *capped]):
+        name = text("attend", dtype, heads, f"D{d}", f"R{len(batch)}", f"W{window}", *("capped",) * bool(cap),
+                    *("bad" for _ in keys[:1]), i)
         yield Case(name, "attend", partial(
             inputs.make_attend, dtype=dtype, heads=heads, dim=d, rows=batch, padding=padding, window=window, junk=junk,
-            bad=keys), ULP[dtype], ROUNDED[dtype])
+            bad=keys, softcap=cap), ULP[dtype], ROUNDED[dtype])
+    for i, (dtype, heads, d, rotated, batch, padding, window, cap, norms, junk, keys) in enumerate(ATTENTIONS):
+        name = text("attention_", dtype, heads, f"D{d}", f"R{len(batch)}", f"W{window}", *("capped",) * bool(cap), i)
+        yield Case(name, "attention_", partial(
+            inputs.make_attention, dtype=dtype, heads=heads, dim=d, rotated=rotated, rows=batch, padding=padding,
+            window=window, softcap=cap, norms=norms, junk=junk, bad=keys), ULP[dtype], ROUNDED[dtype])
     for what, v, settings, top in SAMPLES:
         yield Case(text("sample_", what, f"V{v}", f"top{top}"), "sample_", partial(
             inputs.make_sample, vocab=v, rows=settings, top=top), ULP[F32], FLOOR[F32])

@@ -194,14 +194,29 @@ def make_rope(rng: Random, dtype: str, heads: tuple[int, int], dim: int, rotated
 
 
 def make_attend(rng: Random, dtype: str, heads: tuple[int, int], dim: int, rows: Rows,
-                padding: int, window: int, junk: float, bad: tuple[tuple[int, int, float], ...]) -> Kwargs:
+                padding: int, window: int, junk: float, bad: tuple[tuple[int, int, float], ...],
+                softcap: float = 0.0) -> Kwargs:
     """`bad` holds (row, position, value): one component of that token's keys and values."""
     batch, pages = ragged(rng, rows, padding)
     kv = cache(rng, batch, pages, heads[1], dim, dtype, junk)
     for row, position, value in bad:
         np.asarray(kv.data)[batch.pages[row, position // PAGE], :, :, position % PAGE, dim // 2] = value
     return {"q": activations(rng, (batch.ids.shape[0], heads[0], dim), dtype), "kv": kv, "batch": batch,
-            "scale": dim**-0.5, "window": window}
+            "scale": dim**-0.5, "window": window, "softcap": softcap}
+
+
+def make_attention(rng: Random, dtype: str, heads: tuple[int, int], dim: int, rotated: int, rows: Rows, padding: int,
+                   window: int, softcap: float, norms: bool, junk: float,
+                   bad: tuple[tuple[int, int, float], ...]) -> Kwargs:
+    """`bad` as in `make_attend`, of tokens that are in the cache already; slots of new tokens hold `junk`."""
+    made = make_rope(rng, dtype, heads, dim, rotated, rows, padding, norms, ())
+    batch, data = made["batch"], np.asarray(made["kv"].data)
+    for row, (past, new) in enumerate(rows):
+        at = np.arange(past, past + new)
+        data[batch.pages[row, at // PAGE], :, :, at % PAGE] = junk
+    for row, position, value in bad:
+        data[batch.pages[row, position // PAGE], :, :, position % PAGE, dim // 2] = value
+    return {**made, "scale": dim**-0.5, "window": window, "softcap": softcap}
 
 
 SETTINGS: Mapping[str, tuple[float, type[np.generic]]] = {

@@ -1,8 +1,9 @@
 // Causal attention for any types and any head_dim up to 512, one query head at a time, in float32 arithmetic.
 //
-// q [T, heads, D] of ACT; cache [pages, 2, kv_heads, 32, D] of KV; rows, positions [T], pages [R, P] int32; out [T,
-// heads D].
-// A token at position p sees keys j <= p, with p - j < window if window > 0. scale includes log2(e).
+// q [T, heads, D] of ACT; cache [pages, 2, kv_heads, 32, D] of KV; rows, positions [T], starts [R+1], pages [R, P]
+// int32; out [T, heads D].
+// A token at position p sees keys j <= p, with p - j < window if window > 0. scale includes log2(e), or, with a soft
+// cap, cap does and scale is over it (softmax.cuh). Rows of at most `few` new tokens are left to decode.cu.
 // Grid: (T, heads, S): CTA s handles split s of 256 keys and writes parts_o [T, heads, S, D], parts_ml [T, heads, S, 2]
 // for combine.cu; with null parts (T, heads, 1): the CTA walks its splits in order and writes out. Both give the same
 // bits.
@@ -16,8 +17,9 @@
 typedef PASTE(KV, _t) kv_t;
 
 extern "C" __global__ void __launch_bounds__(128)
-attend_generic(const act_t* q, const kv_t* cache, const int* rows, const int* positions, const int* pages, act_t* out,
-               float* parts_o, float* parts_ml, int P, int kv_heads, int D, float scale, int window) {
+attend_generic(const act_t* q, const kv_t* cache, const int* rows, const int* starts, const int* positions,
+               const int* pages, act_t* out, float* parts_o, float* parts_ml, int P, int kv_heads, int D, int few,
+               float scale, float cap, int window) {
     extern __shared__ float4 shared[];
     __shared__ float weights[SPLIT], partial[128], tops[4], sums[4];
     float* query = (float*)shared;
@@ -31,6 +33,7 @@ attend_generic(const act_t* q, const kv_t* cache, const int* rows, const int* po
             for (int d = tid; d < D; d += 128) out[unit * D + d] = from_float<act_t>(0.0f);
         return;
     }
+    if (starts[row + 1] - starts[row] <= few) return;
     const int position = positions[t], low = first_key(position, window);
     const int first = parts_o ? blockIdx.z : low / SPLIT, last = parts_o ? blockIdx.z : position / SPLIT;
     if (first < low / SPLIT || last > position / SPLIT) return;
@@ -69,7 +72,7 @@ attend_generic(const act_t* q, const kv_t* cache, const int* rows, const int* po
             } else {
                 for (int d = 0; d < D; ++d) dot[0] = fmaf(query[d], to_float(key[d]), dot[0]);
             }
-            score[i] = ((dot[0] + dot[1]) + (dot[2] + dot[3])) * scale;
+            score[i] = capped(((dot[0] + dot[1]) + (dot[2] + dot[3])) * scale, cap);
             top = fmaxf(top, score[i]);
         }
 #pragma unroll

@@ -2,7 +2,8 @@
 //
 // q [T, heads, D], cache [pages, 2, kv_heads, 32, D], out [T, heads D], all of ACT (f16 or bf16); starts [R+1],
 // positions [T], lengths [R], pages [R, P] int32. Rows of at most `few` new tokens are left to decode.cu.
-// scale includes log2(e) and is positive. A token at position p sees keys j <= p, with p - j < window if window > 0.
+// scale is positive and includes log2(e), or, with a soft cap (CAPPED), cap does and scale is over it (softmax.cuh).
+// A token at position p sees keys j <= p, with p - j < window if window > 0.
 //
 // A query is a pair (token of the row, head of the KV head's group), in that order: the heads of a group share K and V.
 // Grid: (ceil(max_new group / ROWS), kv_heads, R), ROWS / 16 warps; a warp owns 16 queries, the last tiles start first.
@@ -42,7 +43,8 @@ __device__ __forceinline__ bool found_odd(const uint4* values) {
 
 extern "C" __global__ void __launch_bounds__(THREADS)
 attend_prefill(const act_t* q, const act_t* cache, const int* starts, const int* positions, const int* pages,
-               act_t* out, const int* lengths, int P, int heads, int kv_heads, int few, float scale, int window) {
+               act_t* out, const int* lengths, int P, int heads, int kv_heads, int few, float scale, float cap,
+               int window) {
     extern __shared__ uint4 shared[];
     const u32 q_tile = shared_address(shared), k_tiles = q_tile + ROWS * D * 2, v_tiles = k_tiles + 2 * KEYS * D * 2;
     const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, g = lane >> 2, t = lane & 3;
@@ -92,6 +94,7 @@ attend_prefill(const act_t* q, const act_t* cache, const int* starts, const int*
 #pragma unroll
         for (int i = 0; i < 4; ++i) o[n][i] = 0.0f;
     u32 held[HELD ? D / 16 : 1][4];
+    const float factor = CAPPED ? cap : scale;  // of what stands in p
 
     for (bool opening = true; base <= highest; base += KEYS, stage ^= 1, opening = false) {
         copy_wait<0>();
@@ -121,6 +124,12 @@ attend_prefill(const act_t* q, const act_t* cache, const int* starts, const int*
                 mma_16816<act_t>(p[2 * n + 1], a, b[2], b[3]);
             }
         }
+        if (CAPPED) {
+#pragma unroll
+            for (int n = 0; n < KEYS / 8; ++n)
+#pragma unroll
+                for (int i = 0; i < 4; ++i) p[n][i] = capped(p[n][i] * scale, 1.0f);
+        }
         const bool partly = base + KEYS - 1 > lowest || (window > 0 && base <= highest - window);
         if (partly) {
 #pragma unroll
@@ -140,8 +149,8 @@ attend_prefill(const act_t* q, const act_t* cache, const int* starts, const int*
         for (int i = 0; i < 2; ++i) {
             top[i] = fmaxf(top[i], __shfl_xor_sync(0xFFFFFFFFu, top[i], 1));
             top[i] = fmaxf(top[i], __shfl_xor_sync(0xFFFFFFFFu, top[i], 2));
-            zero[i] = anchor(top[i]) * scale;
-            shrink[i] = exp2_fast(fmaf(m[i], scale, -zero[i]));
+            zero[i] = anchor(top[i]) * factor;
+            shrink[i] = exp2_fast(fmaf(m[i], factor, -zero[i]));
             m[i] = top[i];
             l[i] *= shrink[i];
         }
@@ -149,7 +158,7 @@ attend_prefill(const act_t* q, const act_t* cache, const int* starts, const int*
         for (int n = 0; n < KEYS / 8; ++n)
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                p[n][i] = exp2_fast(fmaf(p[n][i], scale, -zero[i >> 1]));
+                p[n][i] = exp2_fast(fmaf(p[n][i], factor, -zero[i >> 1]));
                 l[i >> 1] += p[n][i];
             }
 #pragma unroll

@@ -20,6 +20,13 @@ __device__ __forceinline__ float exp2_fast(float x) {
 // What scores are measured from: -inf - -inf would be NaN.
 __device__ __forceinline__ float anchor(float m) { return m == NOTHING ? 0.0f : m; }
 
+// Soft cap of a score: cap tanh(x), or x itself without one (cap 0). With one, cap includes log2(e) and x is the score
+// over the cap. tanh x = 1 - 2 / (1 + e^2x) is exact to about 2^-23 of the cap.
+__device__ __forceinline__ float capped(float x, float cap) {
+    if (cap > 0.0f) return cap * fmaf(-2.0f, __frcp_rn(1.0f + exp2_fast(x * 2.8853900818f)), 1.0f);
+    return x;
+}
+
 struct Merge {
     float m, old_weight, new_weight;
     __device__ __forceinline__ Merge(float running, float added) {
@@ -55,4 +62,17 @@ template <typename T> __device__ __forceinline__ u32 only_finite(u32 w) {
 }
 template <typename T> __device__ __forceinline__ uint4 only_finite(uint4 v) {
     return make_uint4(only_finite<T>(v.x), only_finite<T>(v.y), only_finite<T>(v.z), only_finite<T>(v.w));
+}
+
+// Partial results that other CTAs of the same launch wrote: L1 may hold what was there before.
+__device__ __forceinline__ float4 load_past_l1(const float4* p) {
+    float4 v;
+    asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "l"(p) : "memory");
+    return v;
+}
+__device__ __forceinline__ float2 load_past_l1(const float2* p) {
+    float2 v;
+    asm volatile("ld.global.cg.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "l"(p) : "memory");
+    return v;
 }

@@ -70,9 +70,9 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, CTAS)
     };
     if (threadIdx.x < 16) odd[threadIdx.x] = 0;
     if (lane == 0) {
-        for (int s = 0; s < AHEAD; s++) barrier_init(barrier + 8 * s, 1);
-        for (int s = 0; s < depth; s++) barrier_init(arrived + 8 * s, 1);
-        barrier_publish();
+        for (int s = 0; s < AHEAD; s++) barrier_init(barrier + 8 * s);
+        for (int s = 0; s < depth; s++) barrier_init(arrived + 8 * s);
+        copies_see_shared();
         for (int s = 0; s < AHEAD && s < total; s++) fetch(s);
     }
     pdl_launch();

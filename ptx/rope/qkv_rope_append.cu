@@ -9,7 +9,7 @@
 // 32, ...
 // Shared memory: 4 rows of D floats, where a lane finds the other half of its pairs. Archs: all.
 // Bytes: 2 T (heads + 2 kv_heads) D elements. Compiled, not yet measured.
-#include "vector.cuh"
+#include "head.cuh"
 
 typedef PASTE(KV, _t) kv_t;
 #define PAGE 32
@@ -46,15 +46,7 @@ qkv_rope_append(const act_t* qkv, const int* rows, const int* positions, const i
         }
     }
     const float* weight = is_q ? q_norm : is_v ? nullptr : k_norm;
-    if (weight) {
-#pragma unroll
-        for (int o = 16; o > 0; o >>= 1) sum += __shfl_xor_sync(0xFFFFFFFFu, sum, o);
-        const float inverse = rsqrtf(sum / (float)D + eps);
-        for (int i = lane * 4; i < D; i += 128)
-#pragma unroll
-            for (int e = 0; e < 4; ++e)
-                if (i + e < D) x[i + e] = x[i + e] * inverse * weight[i + e];
-    }
+    if (weight) norm_head(x, sum, weight, D, eps);
     __syncwarp();
 
     const int position = positions[t], turned = is_v ? 0 : 2 * half;
@@ -67,25 +59,7 @@ qkv_rope_append(const act_t* qkv, const int* rows, const int* positions, const i
     }
     const bool fours = half % 4 == 0 && aligned(table, 16);
     for (int i = lane * 4; i < D; i += 128) {
-        if (fours && i < turned) {  // all four dims lie in one half, and so do their partners in the other
-            const bool lower = i < half;
-            const int j = lower ? i : i - half;
-            const float sign = lower ? -1.0f : 1.0f;
-            float a[4], b[4], c[4], s[4];
-            load_wide(a, x + i), load_wide(b, x + (lower ? i + half : j));
-            load_wide(c, cosine + j), load_wide(s, sine + j);
-#pragma unroll
-            for (int e = 0; e < 4; ++e) v[e] = fmaf(a[e], c[e], sign * b[e] * s[e]);
-        } else {
-#pragma unroll
-            for (int e = 0; e < 4; ++e) {
-                const int d = i + e;
-                if (d >= D) v[e] = 0.0f;
-                else if (d >= turned) v[e] = x[d];
-                else if (d < half) v[e] = fmaf(x[d], cosine[d], -x[d + half] * sine[d]);
-                else v[e] = fmaf(x[d], cosine[d - half], x[d - half] * sine[d - half]);
-            }
-        }
+        rotate_group(v, x, i, D, turned, half, cosine, sine, fours);
         if (is_q) {
             store_group(to_q + i, v, D - i, wide);
         } else {

@@ -17,6 +17,7 @@ BARRIER = "        __syncthreads();  // this tile is there, and every warp has l
 BINS = "    for (int b = threadIdx.x; b < BINS; b += THREADS) {\n        u64 n = narrow[b];\n"
 LINEAR, LARGE, PREFILL = ("linear/bfloat16/q8_0/T7/K512/172", "linear/bfloat16/bf16/T600/K256/320",
                           "attend/bfloat16/4x4/D64/R8/W0/")
+DECODE = "attention_/bfloat16/8x1/D128/R3/W700/"
 FAULTS = {
     # name: (source, text, its replacement, case, how it shows)
     "swapped A registers": ("include/mma.cuh", 'f32.bf16.bf16.f32 "\n        "{%0, %1, %2, %3}, {%4, %5, %6, %7}',
@@ -29,6 +30,10 @@ FAULTS = {
                                 "asynchronous copy is under way"),
     "no wait for the keys": ("attention/prefill.cu", "        copy_wait<0>();\n" + BARRIER, BARRIER, PREFILL,
                              "asynchronous copy is under way"),
+    "no wait for a step's values": ("attention/decode.cu", "            arrived_at(n, 1);\n", "", DECODE,
+                                    "nothing wrote|under way"),
+    "no refill of keys": ("attention/decode.cu", "            set_done();\n            fetch(base + stages * STRIDE, "
+                                "n + stages, 0);\n", "", DECODE, "never|wait"),
     "a store past the last row": ("include/ring.cuh", "if (m0 + m >= M || n0 + n >= N) return;",
                                   "if (n0 + n >= N) return;", LINEAR, "of an allocation of"),
     "a store past the last column": ("include/ring.cuh", "if (m0 + m >= M || n0 + n >= N) return;",
@@ -38,6 +43,8 @@ RACES = {
     "sums of the warps": ("linear/small_mma.cu", "acc[h][i];\n    __syncthreads();", "acc[h][i];", LINEAR),
     "tiles of a product": ("linear/gemm.cu", "        copy_wait<STAGES - 2>();\n        __syncthreads();\n",
                            "        copy_wait<STAGES - 2>();\n", LARGE),
+    "queries of a decode step": ("attention/decode.cu", "running = NOTHING;\n    __syncthreads();\n",
+                                 "running = NOTHING;\n", DECODE),
     "keys of a prefill": ("attention/prefill.cu", BARRIER, "", PREFILL),
     "sum of a row": ("include/norm.cuh", "parts[threadIdx.x >> 5] = v;\n    __syncthreads();",
                      "parts[threadIdx.x >> 5] = v;", "add_rms_norm/bfloat16/T33/H2048"),

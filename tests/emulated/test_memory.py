@@ -31,6 +31,12 @@ def test_local_memory_belongs_to_each_lane() -> None:
     assert np.array_equal(got, WORDS["a"])
 
 
+def test_loads_past_the_first_cache() -> None:
+    got = run(""".reg .b64 %at; mad.wide.u32 %at, %tid, 8, %memory; st.global.v2.b32 [%at], {%a, %b};
+        ld.global.cg.v2.b32 {%x, %y}, [%at];""", {"a": WORDS["a"], "b": WORDS["b"]}, {"x": "b32", "y": "b32"}, grid=1)
+    assert np.array_equal(got["x"], WORDS["a"]) and np.array_equal(got["y"], WORDS["b"])
+
+
 def test_constants() -> None:
     got = run("""ld.const.b32 %d, [table+8];""", {}, {"d": "b32"},
               variables=".const .align 4 .b32 table[4] = {1, 2, 0xFFFFFFFF, 4};")["d"]

@@ -146,9 +146,20 @@ def test_attention_is_dense_softmax(case: cases.Case) -> None:
         for h in range(q.shape[1]):
             with np.errstate(invalid="ignore"):
                 s = keys[h // group] @ q[t, h] * k["scale"]
+                s = k["softcap"] * np.tanh(s / k["softcap"]) if k["softcap"] else s
                 e = np.exp(s - s.max())
                 want[t, h] = e / e.sum() @ values[h // group]
     close(got, want.reshape(got.shape), dtype_of(k["q"]), 5e-6)
+
+
+@pytest.mark.parametrize("case", of("attention_"), ids=names)
+def test_attention_is_the_append_and_then_attention(case: cases.Case) -> None:
+    got, k = outputs(case), cases.make(case)
+    q = ref.qkv_rope_append_(*(k[name] for name in ("kv", "qkv", "batch", "rope_table", "heads")), k["q_norm"],
+                             k["k_norm"], k["eps"])
+    want = np.asarray(ref.attend(q, k["kv"], k["batch"], k["scale"], k["window"], k["softcap"]))
+    assert np.array_equal(got["out"], want, equal_nan=True)
+    assert np.array_equal(got["handle.data"], np.asarray(k["kv"].data), equal_nan=True)
 
 
 def test_bad_rows_are_alone() -> None:

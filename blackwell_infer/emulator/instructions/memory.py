@@ -164,6 +164,7 @@ FORMS: dict[str, Form] = {
     **{f"ld.volatile{s}{v}.{k}": load(space, k) for s, space in SPACES.items() for v in VECTORS for k in TYPES},
     **{f"ld.global{nc}{h}{v}.{k}": load("global", k) for nc in ("", ".nc") for h in HINTS for v in VECTORS
        for k in TYPES},
+    **{f"ld.global.cg{v}.{k}": load("global", k) for v in VECTORS for k in TYPES},
     **{f"ld.param{v}.{k}": load_parameter(k) for v in VECTORS for k in TYPES},
     **{f"st{s}{v}.{k}": store(space, k) for s, space in SPACES.items() if s != ".const" for v in VECTORS
        for k in TYPES},

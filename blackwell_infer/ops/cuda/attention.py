@@ -1,8 +1,8 @@
-"""Launchers of ptx/attention: causal attention over a paged cache.
+"""Launchers of ptx/attention: causal attention over a paged cache, and the fusion with what stands before it.
 
-Tensor cores serve f16 and bf16 with head_dim 64, 128 and 256; a row of up to `FEW` new tokens goes through the decode
-kernel and a longer one through the prefill kernel, chosen on the device row by row, so that a row's bits depend on no
-other row. Everything else goes through the generic kernel, one query at a time.
+Tensor cores serve f16 and bf16 with head_dim 64, 128, 256 and 512; a row of up to `FEW` new tokens goes through the
+decode kernel and a longer one through the prefill kernel (head_dim 512: the generic one), chosen on the device row by
+row, so that a row's bits depend on no other row. Everything else goes through the generic kernel, one query at a time.
 """
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ import math
 import msgspec
 import numpy as np
 
+from blackwell_infer.device.check import SHARED_LIMIT
 from blackwell_infer.device.queue import Queue
 from blackwell_infer.errors import KernelError
 from blackwell_infer.kernels.cost import Call, Cost
 from blackwell_infer.kernels.kernel import Kernel, Param
 from blackwell_infer.kv.spec import PagedKV
 from blackwell_infer.ops.batch import Batch
+from blackwell_infer.ops.cuda.rope import qkv_rope_append_
 from blackwell_infer.types import Array
 
 SPLIT = 256
@@ -25,6 +27,16 @@ FEW = 16
 """New tokens of a row up to which the decode kernel serves it"""
 PARTS_BYTES = 64 << 20
 """Most scratch memory for splits that run side by side; beyond it each query tile walks its splits in order"""
+JOINED = 16
+"""Splits of a bucket up to which the decode kernel merges them itself, by the CTA that arrives last; more are merged by
+a launch of their own, in which every head has a CTA"""
+COUNTERS = 16384
+"""Groups of CTAs that the decode kernel can count (ptx/attention/decode.cu)"""
+FUSED_SHARED = min(SHARED_LIMIT.values())
+"""Shared memory up to which norms, rotation and append are fused into the decode kernel: the same on every
+architecture"""
+RESERVED = 1024
+"""Bytes of shared memory left to the decode kernel's own barriers and sums"""
 THREADS = 128
 MAX_DIM = 512
 ACT = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
@@ -40,7 +52,9 @@ class Tile(msgspec.Struct, frozen=True):
 
 
 TILES = {64: Tile(128, 64), 128: Tile(128, 64), 256: Tile(64, 32)}
-"""head_dim -> tile of the tensor-core kernels"""
+"""head_dim -> tile of the prefill kernel"""
+DECODED = (64, 128, 256, 512)
+"""head_dims of the decode kernel"""
 TENSOR = {("float16", "f16"): "f16", ("bfloat16", "bf16"): "bf16"}
 """(activation, cache) -> type of the tensor-core kernels"""
 GENERIC = {
@@ -53,12 +67,14 @@ GENERIC = {
 
 def attended(call: Call) -> Cost:
     """Keys and values of every row once, queries, results, and the splits that are in use."""
-    (tokens, heads, dim), (rows, width) = call.shape("q"), call.shape("pages")
-    _, _, kv_heads, page, _ = call.shape("cache")
+    (tokens, wide), (rows, width) = call.shape("out"), call.shape("pages")
+    _, _, kv_heads, page, dim = call.shape("cache")
+    heads = wide // dim
     room = width * page
     keys = call.keys(rows, room, call.number("window"))
     parts = call.nbytes("parts_o", "parts_ml") if "parts_o" in call.args else 0
-    nbytes = keys * 2 * kv_heads * dim * element(call, "cache") + call.nbytes("q", "out", "pages")
+    made = tuple(name for name in ("qkv", "q_norm", "k_norm") if name in call.args)
+    nbytes = keys * 2 * kv_heads * dim * element(call, "cache") + call.nbytes("q", "out", "pages", *made)
     # A row's queries are its newest tokens: on average half of them see each other.
     pairs = keys * tokens / rows - tokens * (tokens / rows - 1) / 2
     return Cost(nbytes + parts * keys // (rows * room), int(4 * heads * dim * pairs))
@@ -73,12 +89,12 @@ def element(call: Call, name: str) -> int:
 
 def few_attended(call: Call) -> Cost:
     """The part of rows of up to `few` new tokens."""
-    return attended(call) if call.shape("q")[0] <= call.number("few") * call.shape("pages")[0] else Cost()
+    return attended(call) if call.shape("out")[0] <= call.number("few") * call.shape("pages")[0] else Cost()
 
 
 def many_attended(call: Call) -> Cost:
     """The part of rows of more than `few` new tokens."""
-    return Cost() if call.shape("q")[0] <= call.number("few") * call.shape("pages")[0] else attended(call)
+    return Cost() if call.shape("out")[0] <= call.number("few") * call.shape("pages")[0] else attended(call)
 
 
 def combined(call: Call) -> Cost:
@@ -89,23 +105,26 @@ def combined(call: Call) -> Cost:
 
 
 PARTS = (Param("parts_o", "out", "float32"), Param("parts_ml", "out", "float32"))
-RAGGED = (
-    Param("q", "in"), Param("cache", "in"), Param("starts", "in", "int32"), Param("positions", "in", "int32"),
-    Param("pages", "in", "int32"), Param("out", "out"))
+SCORES = (Param("scale", "f32"), Param("cap", "f32"))
 DECODE = Kernel("attention/decode.cu", "attend_decode", (
-    *RAGGED, *PARTS, Param("T", "i32"), Param("R", "i32"), Param("P", "i32"), Param("heads", "i32"),
-    Param("kv_heads", "i32"), Param("few", "i32"), Param("scale", "f32"), Param("window", "i32")),
-    {"ACT": HALVES, "D": (64, 128, 256)}, cost=few_attended)
+    Param("q", "in"), Param("qkv", "in"), Param("cache", "inout"), Param("starts", "in", "int32"),
+    Param("positions", "in", "int32"), Param("pages", "in", "int32"), Param("angles", "in", "float32"),
+    Param("q_norm", "in", "float32"), Param("k_norm", "in", "float32"), Param("out", "out"), *PARTS, Param("T", "i32"),
+    Param("R", "i32"), Param("P", "i32"), Param("heads", "i32"), Param("kv_heads", "i32"), Param("few", "i32"),
+    Param("half", "i32"), Param("room", "i32"), Param("stages", "i32"), Param("joins", "i32"), *SCORES,
+    Param("eps", "f32"), Param("window", "i32")),
+    {"ACT": HALVES, "D": DECODED}, cost=few_attended)
 PREFILL = Kernel("attention/prefill.cu", "attend_prefill", (
-    *RAGGED, Param("lengths", "in", "int32"), Param("P", "i32"), Param("heads", "i32"), Param("kv_heads", "i32"),
-    Param("few", "i32"), Param("scale", "f32"), Param("window", "i32")),
-    {"ACT": HALVES, "D": (64, 128, 256), "ROWS": (64, 128), "KEYS": (32, 64)},
+    Param("q", "in"), Param("cache", "in"), Param("starts", "in", "int32"), Param("positions", "in", "int32"),
+    Param("pages", "in", "int32"), Param("out", "out"), Param("lengths", "in", "int32"), Param("P", "i32"),
+    Param("heads", "i32"), Param("kv_heads", "i32"), Param("few", "i32"), *SCORES, Param("window", "i32")),
+    {"ACT": HALVES, "D": (64, 128, 256), "ROWS": (64, 128), "KEYS": (32, 64), "CAPPED": (0, 1)},
     lambda d: TILES[int(d["D"])] == Tile(int(d["ROWS"]), int(d["KEYS"])), cost=many_attended)
 GENERAL = Kernel("attention/generic.cu", "attend_generic", (
-    Param("q", "in"), Param("cache", "in"), Param("rows", "in", "int32"), Param("positions", "in", "int32"),
-    Param("pages", "in", "int32"), Param("out", "out"), *PARTS, Param("P", "i32"), Param("kv_heads", "i32"),
-    Param("D", "i32"), Param("scale", "f32"), Param("window", "i32")), {"ACT": ANY, "KV": ANY},
-    cost=attended)
+    Param("q", "in"), Param("cache", "in"), Param("rows", "in", "int32"), Param("starts", "in", "int32"),
+    Param("positions", "in", "int32"), Param("pages", "in", "int32"), Param("out", "out"), *PARTS, Param("P", "i32"),
+    Param("kv_heads", "i32"), Param("D", "i32"), Param("few", "i32"), *SCORES, Param("window", "i32")),
+    {"ACT": ANY, "KV": ANY}, cost=attended)
 COMBINE = Kernel("attention/combine.cu", "attend_combine", (
     Param("parts_o", "in", "float32"), Param("parts_ml", "in", "float32"), Param("rows", "in", "int32"),
     Param("positions", "in", "int32"), Param("out", "out"), Param("S", "i32"), Param("D", "i32"),
@@ -113,11 +132,53 @@ COMBINE = Kernel("attention/combine.cu", "attend_combine", (
 KERNELS = (DECODE, PREFILL, GENERAL, COMBINE)
 
 
-def attend(q: Queue, x: Array, kv: PagedKV, batch: Batch, scale: float, window: int) -> Array:
-    """See `ops.api.Ops.attend`; x is the query array. KernelError: no kernel for these types, or scale <= 0."""
+class Fusion(msgspec.Struct, frozen=True):
+    """What the decode kernel needs to make queries, keys and values itself, see `ops.api.Ops.attention_`."""
+
+    qkv: Array
+    angles: Array
+    q_norm: Array | None
+    k_norm: Array | None
+    eps: float
+
+
+class Scores(msgspec.Struct, frozen=True):
+    """How products become scores, in base 2: a factor, then cap * tanh if `cap` is not 0; `window` as in the op."""
+
+    scale: float
+    cap: float
+    window: int
+
+
+def scores(scale: float, softcap: float, window: int) -> Scores:
+    """KernelError: a scale that is not positive, or a soft cap below 0."""
+    if not scale > 0 or not softcap >= 0:
+        raise KernelError(f"attend: the scale of the scores is {scale} and their soft cap {softcap}; the scale must be "
+                          "positive, the cap positive or 0 for none")
+    base = math.log2(math.e)
+    return Scores(scale / softcap, softcap * base, window) if softcap else Scores(scale * base, 0.0, window)
+
+
+def attention_(q: Queue, kv: PagedKV, qkv: Array, batch: Batch, rope_table: Array, heads: int, scale: float,
+               window: int, softcap: float, q_norm: Array | None, k_norm: Array | None, eps: float) -> Array:
+    """See `ops.api.Ops.attention_`: one launch or two if no row brings more than `FEW` tokens, with the bits of the two
+    ops."""
+    tokens, dim = qkv.shape[0], kv.data.shape[4]
+    act = TENSOR.get((qkv.dtype.name, kv.format))
+    walks = _splits(tokens, heads, dim, batch.max_length) == 1 and batch.max_length > SPLIT
+    if (act is None or dim not in DECODED or batch.max_new > FEW or not tokens
+            or _shared(dim, 1, batch.max_new, walks) > FUSED_SHARED):
+        x = qkv_rope_append_(q, kv, qkv, batch, rope_table, heads, q_norm, k_norm, eps)
+        return attend(q, x, kv, batch, scale, window, softcap)
+    out = q.empty((tokens, heads * dim), qkv.dtype)
+    _decode(q, act, Fusion(qkv, rope_table, q_norm, k_norm, eps), None, kv, batch, scores(scale, softcap, window), out)
+    return out
+
+
+def attend(q: Queue, x: Array, kv: PagedKV, batch: Batch, scale: float, window: int, softcap: float = 0.0) -> Array:
+    """See `ops.api.Ops.attend`; x is the query array. KernelError: no kernel for these types, or a bad scale."""
     tokens, heads, dim = x.shape
-    if not scale > 0:
-        raise KernelError(f"attend: the scale of the scores is {scale}; it must be positive")
+    how = scores(scale, softcap, window)
     key = (x.dtype.name, kv.format)
     if key not in GENERIC or dim % 2 or not 8 <= dim <= MAX_DIM:
         raise KernelError(f"attend: no kernel for {x.dtype.name}, cache {kv.format}, head_dim {dim} on {q.arch}; it "
@@ -125,43 +186,66 @@ def attend(q: Queue, x: Array, kv: PagedKV, batch: Batch, scale: float, window: 
     out = q.empty((tokens, heads * dim), x.dtype)
     if not tokens:
         return out
-    tile = TILES.get(dim)
-    if key in TENSOR and tile is not None:
-        _tensor(q, TENSOR[key], tile, x, kv, batch, scale * math.log2(math.e), window, out)
-    else:
-        _generic(q, GENERIC[key], x, kv, batch, scale * math.log2(math.e), window, out)
+    if key not in TENSOR or dim not in DECODED:
+        _generic(q, GENERIC[key], x, kv, batch, how, out, 0)
+        return out
+    if batch.max_new > FEW and dim in TILES:
+        _prefill(q, TENSOR[key], x, kv, batch, how, out)
+    elif batch.max_new > FEW:
+        _generic(q, GENERIC[key], x, kv, batch, how, out, FEW)
+    _decode(q, TENSOR[key], None, x, kv, batch, how, out)
     return out
 
 
-def _tensor(q: Queue, act: str, tile: Tile, x: Array, kv: PagedKV, batch: Batch, scale: float, window: int,
+def _shared(dim: int, stages: int, room: int, walks: bool) -> int:
+    """Bytes of dynamic shared memory of the decode kernel; `room` is 0 if queries are given."""
+    sets, step = max(4 * 128 // max(dim, 128), 1), 16 if dim > 256 else 32
+    return stages * sets * 2 * step * dim * 2 + 32 * dim + 4 * dim * room + dim * (64 if walks else 16 if room else 0)
+
+
+def _decode(q: Queue, act: str, made: Fusion | None, x: Array | None, kv: PagedKV, batch: Batch, how: Scores,
             out: Array) -> None:
-    tokens, heads, dim = x.shape
-    kv_heads, rows, width = kv.data.shape[2], batch.pages.shape[0], batch.pages.shape[1]
-    group = heads // kv_heads
+    """Rows of few new tokens: with `made` from qkv, else from the queries x."""
+    tokens, kv_heads, dim = out.shape[0], kv.data.shape[2], kv.data.shape[4]
+    heads, rows, width = out.shape[1] // dim, batch.pages.shape[0], batch.pages.shape[1]
     splits = _splits(tokens, heads, dim, batch.max_length) if batch.max_new <= FEW else 1
     parts_o, parts_ml = _parts(q, tokens, heads, splits, dim)
-    tiles = -(-min(batch.max_new, FEW) * group // 16)
-    ragged = (x, kv.data, batch.starts, batch.positions, batch.pages, out)
-    if batch.max_new > FEW:
-        grid = (-(-batch.max_new * group // tile.rows), kv_heads, rows)
-        variant = PREFILL.variant(ACT=act, D=dim, ROWS=tile.rows, KEYS=tile.keys)
-        q.launch(variant, grid, (2 * tile.rows, 1, 1), *ragged, batch.lengths, width, heads, kv_heads, FEW, scale,
-                 window, smem=(tile.rows + 4 * tile.keys) * dim * 2, pdl=True)
-    grid = (splits, kv_heads * tiles, rows if splits > 1 else rows + 1)
-    q.launch(DECODE.variant(ACT=act, D=dim), grid, (THREADS * -(-dim // 128), 1, 1), *ragged, parts_o, parts_ml, tokens,
-             rows, width, heads, kv_heads, FEW, scale, window, smem=352 * dim + 512, pdl=True)
-    _combine(q, act, parts_o, parts_ml, batch, out, splits, heads, dim, window)
+    groups = kv_heads * -(-min(batch.max_new, FEW) * (heads // kv_heads) // 16)
+    joins = splits <= JOINED and rows * groups <= COUNTERS
+    walks, room = splits == 1 and batch.max_length > SPLIT, batch.max_new if made else 0
+    # A CTA that has an SM to itself may as well hold all its keys at once.
+    deep = splits * groups * rows <= q.sm_count and _shared(dim, 2, room, walks) <= SHARED_LIMIT[q.arch] - RESERVED
+    stages = 2 if deep else 1
+    q.launch(DECODE.variant(ACT=act, D=dim), (splits, groups, rows + (splits == 1 or joins)), (THREADS, 1, 1), x,
+             made.qkv if made else None, kv.data, batch.starts, batch.positions, batch.pages,
+             made.angles if made else None, made.q_norm if made else None, made.k_norm if made else None, out, parts_o,
+             parts_ml, tokens, rows, width, heads, kv_heads, FEW, made.angles.shape[2] if made else 0, room, stages,
+             int(joins), how.scale, how.cap, made.eps if made else 0.0, how.window,
+             smem=_shared(dim, stages, room, walks), pdl=True)
+    if not joins:
+        _combine(q, act, parts_o, parts_ml, batch, out, splits, heads, dim, how.window)
 
 
-def _generic(q: Queue, types: tuple[str, str], x: Array, kv: PagedKV, batch: Batch, scale: float, window: int,
-             out: Array) -> None:
+def _prefill(q: Queue, act: str, x: Array, kv: PagedKV, batch: Batch, how: Scores, out: Array) -> None:
+    heads, dim = x.shape[1:]
+    tile, kv_heads, rows = TILES[dim], kv.data.shape[2], batch.pages.shape[0]
+    grid = (-(-batch.max_new * (heads // kv_heads) // tile.rows), kv_heads, rows)
+    variant = PREFILL.variant(ACT=act, D=dim, ROWS=tile.rows, KEYS=tile.keys, CAPPED=int(how.cap > 0))
+    q.launch(variant, grid, (2 * tile.rows, 1, 1), x, kv.data, batch.starts, batch.positions, batch.pages, out,
+             batch.lengths, batch.pages.shape[1], heads, kv_heads, FEW, how.scale, how.cap, how.window,
+             smem=(tile.rows + 4 * tile.keys) * dim * 2, pdl=True)
+
+
+def _generic(q: Queue, types: tuple[str, str], x: Array, kv: PagedKV, batch: Batch, how: Scores, out: Array,
+             few: int) -> None:
+    """Rows of more than `few` new tokens."""
     tokens, heads, dim = x.shape
-    splits = _splits(tokens, heads, dim, batch.max_length)
+    splits = 1 if few else _splits(tokens, heads, dim, batch.max_length)
     parts_o, parts_ml = _parts(q, tokens, heads, splits, dim)
     q.launch(GENERAL.variant(ACT=types[0], KV=types[1]), (tokens, heads, splits), (THREADS, 1, 1), x, kv.data,
-             batch.rows, batch.positions, batch.pages, out, parts_o, parts_ml, batch.pages.shape[1],
-             kv.data.shape[2], dim, scale, window, smem=-(-dim // 4) * 16, pdl=True)
-    _combine(q, types[0], parts_o, parts_ml, batch, out, splits, heads, dim, window)
+             batch.rows, batch.starts, batch.positions, batch.pages, out, parts_o, parts_ml, batch.pages.shape[1],
+             kv.data.shape[2], dim, few, how.scale, how.cap, how.window, smem=-(-dim // 4) * 16, pdl=True)
+    _combine(q, types[0], parts_o, parts_ml, batch, out, splits, heads, dim, how.window)
 
 
 def _splits(tokens: int, heads: int, dim: int, keys: int) -> int:

@@ -48,7 +48,8 @@ XROWS: Mapping[int, tuple[int, ...]] = {16: (1, 4, 8), 8: (1, 4, 8, 16)}
 """Activation rows of a launch, by warps of a CTA"""
 TILINGS: Mapping[tuple[int, int], tuple[Tiling, ...]] = {
     (16, 1): (Tiling(2, 1, 1), Tiling(1, 1, 1)), (16, 4): (Tiling(1, 1, 1),), (16, 8): (Tiling(1, 1, 1),),
-    (8, 1): (Tiling(2, 2, 2), Tiling(2, 2, 1), Tiling(1, 2, 2), Tiling(1, 1, 2)), (8, 4): (Tiling(2, 2, 1), Tiling(1, 1, 1)),
+    (8, 1): (Tiling(2, 2, 2), Tiling(2, 2, 1), Tiling(1, 2, 2), Tiling(1, 1, 2)),
+    (8, 4): (Tiling(2, 2, 1), Tiling(1, 1, 1)),
     (8, 8): (Tiling(2, 2, 1), Tiling(1, 1, 1)), (8, 16): (Tiling(2, 2, 1), Tiling(1, 1, 1))}
 """What there is for (warps, activation rows), the best first: later ones keep more multiprocessors busy, or fit where
 shared memory is small. H200, 2026-11-24."""

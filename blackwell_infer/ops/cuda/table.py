@@ -64,8 +64,14 @@ class CudaOps:
                          q_norm: Array | None = None, k_norm: Array | None = None, eps: float = 0.0) -> Array:
         return rope.qkv_rope_append_(self.queue, kv, qkv, batch, rope_table, heads, q_norm, k_norm, eps)
 
-    def attend(self, q: Array, kv: PagedKV, batch: Batch, scale: float, window: int) -> Array:
-        return attention.attend(self.queue, q, kv, batch, scale, window)
+    def attend(self, q: Array, kv: PagedKV, batch: Batch, scale: float, window: int, softcap: float = 0.0) -> Array:
+        return attention.attend(self.queue, q, kv, batch, scale, window, softcap)
+
+    def attention_(self, kv: PagedKV, qkv: Array, batch: Batch, rope_table: Array, heads: int, scale: float,
+                   window: int, softcap: float = 0.0, q_norm: Array | None = None, k_norm: Array | None = None,
+                   eps: float = 0.0) -> Array:
+        return attention.attention_(self.queue, kv, qkv, batch, rope_table, heads, scale, window, softcap, q_norm,
+                                    k_norm, eps)
 
     def sample_(self, state: PenaltyState, logits: Array, params: SampleParams) -> Sampled:
         return sample.sample_(self.queue, state, logits, params)

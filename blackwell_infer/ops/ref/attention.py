@@ -12,6 +12,7 @@ import numpy as np
 
 from blackwell_infer.kv.spec import PAGE, PagedKV
 from blackwell_infer.ops.batch import Batch
+from blackwell_infer.ops.ref.rope import qkv_rope_append_
 from blackwell_infer.types import Array
 
 SPAN = 4 * PAGE
@@ -26,7 +27,7 @@ Ints = np.ndarray[Any, np.dtype[np.int32]]
 
 
 @np.errstate(over="ignore", invalid="ignore", under="ignore")
-def attend(q: Array, kv: PagedKV, batch: Batch, scale: float, window: int) -> Array:
+def attend(q: Array, kv: PagedKV, batch: Batch, scale: float, window: int, softcap: float = 0.0) -> Array:
     queries, cache = np.asarray(q), np.asarray(kv.data)
     starts, positions, pages = np.asarray(batch.starts), np.asarray(batch.positions), np.asarray(batch.pages)
     tokens, heads, dim = queries.shape
@@ -40,8 +41,15 @@ def attend(q: Array, kv: PagedKV, batch: Batch, scale: float, window: int) -> Ar
             step = max(SCORES // (heads * (keys + SPAN)) // tile, 1) * tile
         for low in range(first, last, step):
             part = slice(low, min(low + step, last))
-            out[part] = block(queries[part], cache, pages[row], positions[part], scale, window, tile)
+            out[part] = block(queries[part], cache, pages[row], positions[part], scale, window, softcap, tile)
     return out.reshape(tokens, heads * dim)
+
+
+def attention_(kv: PagedKV, qkv: Array, batch: Batch, rope_table: Array, heads: int, scale: float, window: int,
+               softcap: float = 0.0, q_norm: Array | None = None, k_norm: Array | None = None,
+               eps: float = 0.0) -> Array:
+    q = qkv_rope_append_(kv, qkv, batch, rope_table, heads, q_norm, k_norm, eps)
+    return attend(q, kv, batch, scale, window, softcap)
 
 
 def gather(cache: np.ndarray[Any, Any], pages: Ints, spans: tuple[int, int]) -> tuple[Floats, Floats]:
@@ -56,7 +64,7 @@ def gather(cache: np.ndarray[Any, Any], pages: Ints, spans: tuple[int, int]) -> 
 
 
 def block(q: np.ndarray[Any, Any], cache: np.ndarray[Any, Any], pages: Ints, positions: Ints, scale: float,
-          window: int, tile: int) -> Floats:
+          window: int, softcap: float, tile: int) -> Floats:
     """Tokens q [n, heads, D] of one row, at consecutive positions [n], against all keys they see -> [n, heads, D]."""
     low = max(int(positions[0]) - window + 1, 0) if window > 0 else 0
     high = int(positions[-1]) + 1
@@ -66,13 +74,13 @@ def block(q: np.ndarray[Any, Any], cache: np.ndarray[Any, Any], pages: Ints, pos
     v[:, : low - base], v[:, high - base :] = 0, 0
     if len(q) > 1 and not np.isfinite(v).all():
         # A weight of zero times NaN is NaN: every token must meet only the values that it sees.
-        return np.concatenate([block(q[i : i + 1], cache, pages, positions[i : i + 1], scale, window, 1)
+        return np.concatenate([block(q[i : i + 1], cache, pages, positions[i : i + 1], scale, window, softcap, 1)
                                for i in range(len(q))])
-    return softmax_product(q.astype(np.float32), k, v, positions, base, scale, window, tile)
+    return softmax_product(q.astype(np.float32), k, v, positions, base, scale, window, softcap, tile)
 
 
 def softmax_product(q: Floats, k: Floats, v: Floats, positions: Ints, base: int, scale: float, window: int,
-                    tile: int) -> Floats:
+                    softcap: float, tile: int) -> Floats:
     """Masked softmax(q k) v with keys [kv_heads, S * SPAN, D] that start at position `base`."""
     n, heads, dim = q.shape
     kv_heads, spans, tiles = k.shape[0], k.shape[1] // SPAN, -(-n // tile)
@@ -84,6 +92,8 @@ def softmax_product(q: Floats, k: Floats, v: Floats, positions: Ints, base: int,
     qt = q.reshape(tiles, tile, kv_heads, group, dim).transpose(2, 0, 1, 3, 4).reshape(kv_heads, tiles, 1, -1, dim)
     kt = k.reshape(kv_heads, 1, spans, SPAN, dim)
     scores = np.matmul(qt, kt.swapaxes(-1, -2)) * np.float32(scale)
+    if softcap:
+        scores = np.float32(softcap) * np.tanh(scores / np.float32(softcap))
     scores = scores.reshape(kv_heads, tiles, spans, tile, group, SPAN)
     distance = positions.reshape(tiles, 1, tile, 1) - (base + np.arange(spans * SPAN)).reshape(spans, 1, SPAN)
     seen = (distance >= 0) & (distance < window) if window > 0 else distance >= 0

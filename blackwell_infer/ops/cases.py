@@ -162,7 +162,15 @@ EXPERTS: tuple[tuple[str, str, str, int, int, int, int, int, int, Bad], ...] = (
     *((dtype, form, form, 3, 128, 128, 3, 2, 0, ()) for dtype in DTYPES for form in SCALED),
     (F32, "f32", "f32", 7, 60, 36, 7, 3, 2, ()), (F32, "bf16+f32", "f16", 5, 44, 20, 4, 3, 0, BAD[:1]),
     (BF16, "bf16", "bf16", 16, 64, 40, 5, 5, 0, ()), (BF16, "bf16", "bf16", 7, 52, 27, 6, 2, 0, BAD),
-    (BF16, "q4_k+q5_k", "q6_k", 2, 256, 256, 5, 3, 0, ()), (BF16, "q4_k", "q6_k", 1, 512, 256, 9, 8, 0, ()))
+    (BF16, "q4_k+q5_k", "q6_k", 2, 256, 256, 5, 3, 0, ()), (BF16, "q4_k", "q6_k", 1, 512, 256, 9, 8, 0, ()),
+    *((dtype, form, form, 17, 256, 256, 3, 2, 0, ()) for dtype in (F16, BF16)
+      for form in ("f32", "f16", "bf16", *BLOCKS)),
+    *((dtype, form, form, 17, 128, 128, 3, 2, 0, ()) for dtype in (F16, BF16) for form in SCALED),
+    (BF16, "bf16", "bf16", 33, 64, 40, 7, 3, 2, BAD), (BF16, "bf16", "bf16", 90, 72, 72, 5, 3, 1, BAD),
+    (BF16, "q4_k", "q6_k", 100, 512, 256, 4, 3, 1, ()), (BF16, "q4_k+q5_k", "q4_k", 40, 256, 256, 5, 2, 0, ()),
+    (F16, "q8_0", "q4_0", 70, 96, 160, 3, 2, 0, ()), (BF16, "nvfp4", "mxfp4", 65, 160, 96, 4, 2, 1, ()),
+    (BF16, "q8_0", "bf16", 150, 64, 96, 2, 2, 0, BAD), (F16, "fp8", "fp8", 30, 104, 72, 9, 4, 2, ()),
+    (BF16, "fp8_block", "fp8_block", 50, 256, 128, 3, 1, 0, ()), (BF16, "bf16", "bf16", 300, 64, 24, 130, 2, 3, ()))
 
 TAKES: tuple[tuple[str, int, int, tuple[int, ...]], ...] = (
     # dtype, T, H, index

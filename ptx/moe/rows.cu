@@ -41,7 +41,7 @@ template <typename T> __device__ __forceinline__ void load_8(const T* x, int k, 
     }
 }
 
-extern "C" __global__ void __launch_bounds__(32 * WARPS)
+extern "C" __global__ void __launch_bounds__(32 * WARPS, format_t::RESIDENT)
     moe_rows(const act_t* x, const u8* w, const u8* scales, const float* factors, const int* experts,
              const float* weights, void* y, int N, int K, int top, int mode, int stride, int column) {
     typedef format_t F;

@@ -60,10 +60,15 @@ extern "C" __global__ void __launch_bounds__(1024)
         } else {
             for (int first = 0; first < totals[e]; first += tile_rows, tile++)
                 tiles[tile].expert = e, tiles[tile].first = place + first;
-            for (int c = 0; c < chunks; c++) {
-                const int n = counts[(i64)c * E + e];
-                counts[(i64)c * E + e] = place;
-                place += n;
+            for (int c = 0; c < chunks; c += 8) {  // eight loads under way at once
+                int n[8];
+#pragma unroll
+                for (int i = 0; i < 8; i++) n[i] = c + i < chunks ? counts[(i64)(c + i) * E + e] : 0;
+#pragma unroll
+                for (int i = 0; i < 8; i++) {
+                    if (c + i < chunks) counts[(i64)(c + i) * E + e] = place;
+                    place += n[i];
+                }
             }
         }
     }

@@ -12,6 +12,7 @@ from tooling import load_tool
 from blackwell_infer import LLM, Sampling
 from blackwell_infer.device.emulated import EmulatedQueue
 from blackwell_infer.engine.stack import Pieces, stacked
+from blackwell_infer.errors import UnsupportedModelError
 from blackwell_infer.ops import inputs
 from blackwell_infer.ops.batch import Routing
 from blackwell_infer.ops.cuda import CudaOps, expert_groups
@@ -55,6 +56,19 @@ def test_tokens_do_not_depend_on_the_batch() -> None:
     prompts = ("One", "Two birds", "And three")
     together = answers(DATA / "qwen3_moe_pruned", "emulated", "bfloat16", *prompts)
     assert together == [answers(DATA / "qwen3_moe_pruned", "emulated", "bfloat16", p)[0] for p in prompts]
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize("layout", ["modelopt-nvfp4", "fp8-channel", "mxfp8"])
+def test_quantised_releases(layout: str, tmp_path: Path) -> None:
+    load_tool("quantize_hf").convert(DATA / "qwen3_moe_pruned", tmp_path / "m", layout)
+    assert answers(tmp_path / "m", "emulated", "float32", "Once") == answers(tmp_path / "m", "numpy", "float32", "Once")
+
+
+def test_experts_that_share_blocks_of_scales_are_refused(tmp_path: Path) -> None:
+    load_tool("quantize_hf").convert(DATA / "qwen3_moe_pruned", tmp_path / "m", "fp8-block")
+    with pytest.raises(UnsupportedModelError, match="experts of 32 rows in fp8_block cannot be stacked"):
+        answers(tmp_path / "m", "numpy", "float32", "Once")
 
 
 def put(queue: EmulatedQueue, kwargs: dict[str, Any], part: slice, to: int) -> tuple[Any, ...]:

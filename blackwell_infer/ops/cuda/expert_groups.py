@@ -35,6 +35,9 @@ OFFSETS = Kernel("moe/sort.cu", "moe_offsets", (
 SCATTER = Kernel("moe/sort.cu", "moe_scatter", (
     Param("experts", "in", "int32"), Param("places", "in", "int32"), Param("order", "out", "int32"), Param("P", "i32"),
     Param("E", "i32")))
+SORT = Kernel("moe/sort.cu", "moe_sort", (
+    Param("experts", "in", "int32"), Param("offsets", "out", "int32"), Param("tiles", "out", "int32"),
+    Param("order", "out", "int32"), Param("P", "i32"), Param("E", "i32"), Param("tile_rows", "i32"), Param("B", "i32")))
 GROUPS = Kernel("moe/groups.cu", "moe_groups", (
     Param("x", "in"), *WEIGHT, Param("order", "in", "int32"), Param("offsets", "in", "int32"),
     Param("tiles", "in", "int32"), Param("y", "out"), Param("N", "i32"), Param("K", "i32"), Param("top", "i32"),
@@ -43,7 +46,7 @@ GROUPS = Kernel("moe/groups.cu", "moe_groups", (
 COMBINE = Kernel("moe/combine.cu", "moe_combine", (
     Param("z", "in", "float32"), Param("weights", "in", "float32"), Param("y", "out"), Param("H", "i32"),
     Param("top", "i32")), {"ACT": ("f16", "bf16")})
-KERNELS = (COUNT, OFFSETS, SCATTER, GROUPS, COMBINE)
+KERNELS = (COUNT, OFFSETS, SCATTER, SORT, GROUPS, COMBINE)
 
 HALVES = {"float16": "f16", "bfloat16": "bf16"}
 VARIANTS: dict[int, dict[tuple[str, str], Variant]] = {
@@ -99,14 +102,18 @@ def most_tiles(pairs: int, count: int, rows: int) -> int:
 
 
 def sort(q: Queue, routing: Routing, count: int) -> Sorted:
-    """Three launches; nothing is read back."""
+    """One launch for few pairs, three for many; nothing is read back."""
     tokens, top = routing.experts.shape
     pairs = tokens * top
     chunks, rows = -(-pairs // CHUNK), tile_rows(pairs, count)
     tiles = most_tiles(pairs, count, rows)
-    counts = q.empty((chunks, count), np.int32)
     found = Sorted(q.empty((pairs,), np.int32), q.empty((count + 1,), np.int32), q.empty((tiles, 2), np.int32), rows,
                    top)
+    if chunks == 1:
+        q.launch(SORT.variant(), (1, 1, 1), (CHUNK, 1, 1), routing.experts, found.offsets, found.tiles, found.order,
+                 pairs, count, rows, tiles, smem=4 * count, pdl=True)
+        return found
+    counts = q.empty((chunks, count), np.int32)
     q.launch(COUNT.variant(), (chunks, 1, 1), (256, 1, 1), routing.experts, counts, pairs, count, pdl=True)
     q.launch(OFFSETS.variant(), (1, 1, 1), (min(-(-(count + 1) // 32) * 32, 1024), 1, 1), counts, found.offsets,
              found.tiles, chunks, count, rows, tiles, smem=4 * count, pdl=True)

@@ -4,13 +4,14 @@
 Runs in an environment of its own, with torch and transformers, which the engine never imports:
 
     python -m venv golden && golden/bin/pip install torch==2.13.0 transformers==5.23.0 safetensors
-    golden/bin/python tools/golden.py --out tests/data [--family llama,mistral,qwen3]
+    golden/bin/python tools/golden.py --out tests/data [--family llama,mixtral]
 
 Per family it writes config.json, generation_config.json, model.safetensors (bfloat16), tokenizer.json,
 tokenizer_config.json and golden.npz with
     input_ids [83] int64; logits and logits_bf16 [83, V] float32 (computed in float32 and in bfloat16, same weights);
     greedy [16] int64 (float32 continuation); margins [16] float32 (best logit minus the second, at each step).
-Seeds are tried in order until the greedy tokens differ enough, have margins above 0.05, and survive bfloat16.
+Seeds are tried in order until the greedy tokens differ enough, have margins above 0.05, and survive bfloat16; and until
+routers decide clearly, so that roundings move values and not whole experts.
 """
 from __future__ import annotations
 
@@ -63,11 +64,40 @@ def qwen3() -> Any:
         rope_parameters={"rope_type": "default", "rope_theta": 1000000.0})
 
 
+def mixtral() -> Any:
+    """Five experts, of which a token takes two."""
+    return transformers.MixtralConfig(
+        **COMMON, hidden_size=64, intermediate_size=96, num_hidden_layers=2, head_dim=16, tie_word_embeddings=False,
+        num_local_experts=5, num_experts_per_tok=2, sliding_window=None,
+        rope_parameters={"rope_type": "default", "rope_theta": 1000000.0})
+
+
+def qwen3_moe() -> Any:
+    """Seven experts, of which a token takes three; a dense layer between; weights of the three that do not add up."""
+    return transformers.Qwen3MoeConfig(
+        **COMMON, hidden_size=64, intermediate_size=96, moe_intermediate_size=40, num_hidden_layers=3, head_dim=32,
+        tie_word_embeddings=True, num_experts=7, num_experts_per_tok=3, norm_topk_prob=False, mlp_only_layers=[1],
+        decoder_sparse_step=1, rope_parameters={"rope_type": "default", "rope_theta": 1000000.0})
+
+
+def qwen3_moe_pruned() -> Any:
+    """Experts pruned to a different number in each layer (see `COUNTS`), the last with fewer than a token takes."""
+    return transformers.Qwen3MoeConfig(
+        **COMMON, hidden_size=64, intermediate_size=96, moe_intermediate_size=32, num_hidden_layers=4, head_dim=16,
+        tie_word_embeddings=False, num_experts=8, num_experts_per_tok=4, norm_topk_prob=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 1000000.0})
+
+
 FAMILIES: dict[str, tuple[Callable[[], Any], Any]] = {
     "llama": (llama, transformers.LlamaForCausalLM),
     "mistral": (mistral, transformers.MistralForCausalLM),
-    "qwen3": (qwen3, transformers.Qwen3ForCausalLM)}
-RELEASED = ("llama", "mistral")
+    "qwen3": (qwen3, transformers.Qwen3ForCausalLM),
+    "mixtral": (mixtral, transformers.MixtralForCausalLM),
+    "qwen3_moe": (qwen3_moe, transformers.Qwen3MoeForCausalLM),
+    "qwen3_moe_pruned": (qwen3_moe_pruned, transformers.Qwen3MoeForCausalLM)}
+COUNTS = {"qwen3_moe_pruned": (7, 5, 8, 3)}
+"""Experts that are kept in each layer"""
+RELEASED = ("llama", "mistral", "mixtral")
 """Written with the config fields of released models (rope_theta, rope_scaling, torch_dtype), not of transformers 5"""
 
 
@@ -85,10 +115,37 @@ def fill(model: Any, seed: int) -> None:
         p.data.copy_(values.to(torch.bfloat16).to(p.dtype))
 
 
+def prune(model: Any, counts: tuple[int, ...]) -> None:
+    """Keep the first experts of each layer; a layer that has fewer than a token takes gives it all of them."""
+    for layer, count in zip(model.model.layers, counts, strict=True):
+        router, experts = layer.mlp.gate, layer.mlp.experts
+        router.num_experts = experts.num_experts = count
+        router.top_k = min(router.top_k, count)
+        for module, name in ((router, "weight"), (experts, "gate_up_proj"), (experts, "down_proj")):
+            setattr(module, name, torch.nn.Parameter(getattr(module, name).data[:count].clone()))
+
+
 def prompt(seed: int) -> torch.Tensor:
     """The beginning token and random bytes, [1, PROMPT]."""
     generator = torch.Generator().manual_seed(seed)
     return torch.cat((torch.tensor([BYTES]), torch.randint(0, BYTES, (PROMPT - 1,), generator=generator)))[None]
+
+
+@torch.no_grad()
+def routing_gap(model: Any, ids: torch.Tensor) -> float:
+    """By how much the last chosen router logit beats the first one left out, at least; infinite without a choice."""
+    gaps = [torch.tensor([torch.inf])]
+
+    def watch(router: Any, _: Any, output: Any) -> None:
+        best = output[0].float().topk(min(router.top_k + 1, router.num_experts), dim=-1).values
+        if best.shape[-1] > router.top_k:
+            gaps.append(best[:, -2] - best[:, -1])
+
+    hooks = [m.register_forward_hook(watch) for m in model.modules() if type(m).__name__.endswith("TopKRouter")]
+    model(ids, use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return float(torch.cat(gaps).min())
 
 
 @torch.no_grad()
@@ -103,7 +160,7 @@ def goldens(model: Any, twin: Any, ids: torch.Tensor) -> tuple[dict[str, np.ndar
     greedy, margins = sequence[0, PROMPT:], best[:, 0] - best[:, 1]
     rounded = twin(sequence, use_cache=False).logits[0].float()
     good = bool(torch.equal(rounded[PROMPT - 1 : -1].argmax(-1), greedy) and margins.min() > 0.05
-                and len(set(greedy.tolist())) >= 8)
+                and len(set(greedy.tolist())) >= 8 and routing_gap(model, sequence) > 0.01)
     return {
         "input_ids": ids[0].numpy(), "logits": model(ids, use_cache=False).logits[0].float().numpy(),
         "logits_bf16": rounded[:PROMPT].numpy(), "greedy": greedy.numpy(), "margins": margins.numpy()}, good
@@ -139,6 +196,9 @@ def write(name: str, folder: Path, model: Any, arrays: dict[str, np.ndarray]) ->
         config |= {"rope_theta": rope.pop("rope_theta"), "torch_dtype": config.pop("dtype"),
                    "rope_scaling": rope if rope["rope_type"] != "default" else None}
         (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    if name in COUNTS:
+        config = json.loads((folder / "config.json").read_text()) | {"num_experts_per_layer": COUNTS[name]}
+        (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     tokenizer().save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({
         "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": SPECIALS[0], "eos_token": SPECIALS[1],
@@ -153,9 +213,12 @@ def make(name: str, out: Path, tries: int) -> str:
     for seed in range(tries):
         torch.manual_seed(seed)
         settings = config()
-        settings._attn_implementation = "eager"
+        settings._attn_implementation = settings._experts_implementation = "eager"
         model, twin = kind(settings).float().eval(), kind(settings).float().eval()
         fill(model, seed)
+        if name in COUNTS:
+            prune(model, COUNTS[name])
+            prune(twin, COUNTS[name])
         twin.load_state_dict(model.state_dict())
         twin.to(torch.bfloat16)
         for buffer, value in twin.named_buffers():
@@ -172,7 +235,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make the reference checkpoints of tests/data.")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--family", default=",".join(FAMILIES))
-    parser.add_argument("--tries", type=int, default=200)
+    parser.add_argument("--tries", type=int, default=1000)
     options = parser.parse_args()
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()

@@ -1,17 +1,19 @@
 #!/usr/bin/env python3
-"""Write a GGUF (version 3) of a Hugging Face folder: Llama, Mistral and Qwen3.
+"""Write a GGUF (version 3) of a Hugging Face folder: Llama, Mistral, Mixtral and Qwen3 with and without experts.
 
     python tools/hf_to_gguf.py model/ model.gguf                      # types as in the folder
     python tools/hf_to_gguf.py model/ model.gguf --type q4_k
     python tools/hf_to_gguf.py model/ model.gguf --split 3            # model-00001-of-00003.gguf and so on
 
 Rows of q and k are permuted for arch `llama`, llama3 rope scaling becomes rope_freqs.weight, one-dimensional tensors
-are stored as f32. Matrices whose columns do not fit the blocks of the chosen type keep the type they have.
+and routers are stored as f32, the experts of a layer as one tensor. Matrices whose columns do not fit the blocks of the
+chosen type keep the type they have.
 """
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,8 +24,11 @@ import msgspec
 import numpy as np
 
 from blackwell_infer.checkpoint import Checkpoint, open_checkpoint
-from blackwell_infer.checkpoint.names import GLOBAL, LAYER, PERMUTED, ROPE_FREQS
+from blackwell_infer.checkpoint.names import GLOBAL, LAYER, PERMUTED, ROPE_FREQS, STACKED
+from blackwell_infer.checkpoint.reader import TensorInfo
 from blackwell_infer.errors import BlackwellInferError, CheckpointError, UnsupportedModelError
+from blackwell_infer.models.moe import MoeConfig
+from blackwell_infer.models.registry import find_family
 from blackwell_infer.quant import FORMATS, Weight, mxfp4, nvfp4
 from blackwell_infer.quant.encode import ENCODERS, encode
 from blackwell_infer.quant.encode_fp import encode_fp
@@ -31,7 +36,12 @@ from blackwell_infer.quant.encode_fp import encode_fp
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
-ARCHITECTURES = {"LlamaForCausalLM": "llama", "MistralForCausalLM": "llama", "Qwen3ForCausalLM": "qwen3"}
+ARCHITECTURES = {"LlamaForCausalLM": "llama", "MistralForCausalLM": "llama", "Qwen3ForCausalLM": "qwen3",
+                 "MixtralForCausalLM": "llama", "Qwen3MoeForCausalLM": "qwen3moe"}
+EXPERT = re.compile(r"(model\.layers\.(\d+)\.(?:mlp|block_sparse_moe)\.experts)\.(\d+)\.(\w+)\.weight")
+PROJECTIONS = {"gate_proj": "ffn_gate_exps", "w1": "ffn_gate_exps", "up_proj": "ffn_up_exps", "w3": "ffn_up_exps",
+               "down_proj": "ffn_down_exps", "w2": "ffn_down_exps"}
+ROUTER = "ffn_gate_inp"
 FLOATS = {"nvfp4": nvfp4.gguf_blocks, "mxfp4": mxfp4.gguf_blocks}
 TYPES = ("f32", "f16", "bf16", *ENCODERS, *FLOATS)
 DENSE = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
@@ -42,7 +52,8 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 class Plan(msgspec.Struct, frozen=True):
     """One tensor to write: GGUF name, Hugging Face name, type, shape, heads whose rows are permuted (0: none).
 
-    `part` "factor" or "inputs": not the matrix itself but that scale of it as nvfp4, float32 [1].
+    `count` > 0: the source has "{}" for the number of each of so many experts, which are stacked.
+    `part` "factor" or "inputs": not the matrix itself but that scale of it as nvfp4, float32 [1], of experts [count].
     """
 
     name: str
@@ -51,6 +62,7 @@ class Plan(msgspec.Struct, frozen=True):
     shape: tuple[int, ...]
     heads: int
     part: str = ""
+    count: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -99,24 +111,28 @@ def plan(checkpoint: Checkpoint, arch: str, kind: str | None) -> Iterator[Plan]:
     tops = {v: k for k, v in GLOBAL.items()}
     layers = {v: k for k, v in LAYER.items()}
     heads = {"attn_q": setting(config, "num_attention_heads"), "attn_k": setting(config, "num_key_value_heads")}
+    stacks = {f"mlp.experts.{v.rpartition('.')[2]}": k for k, v in STACKED.items()}
     for name, info in checkpoint.tensors.items():
         stem, _, suffix = name.rpartition(".")
         part = ""
-        if stem in tops:
+        expert = EXPERT.fullmatch(name)
+        plain = name.replace(".block_sparse_moe.", ".mlp.").split(".", 3)[-1]
+        if expert is not None and expert[4] in PROJECTIONS:
+            if int(expert[3]) == 0:
+                yield from stack(checkpoint, expert, kind)
+            continue
+        if plain in stacks:
+            target, suffix = f"blk.{name.split('.')[2]}.{stacks[plain]}", "weight"
+        elif plain == "mlp.gate.weight":
+            part, target = ROUTER, f"blk.{name.split('.')[2]}.{ROUTER}"
+        elif stem in tops:
             target = tops[stem]
         elif stem.startswith("model.layers.") and stem.split(".", 3)[3:] and stem.split(".", 3)[3] in layers:
             part = layers[stem.split(".", 3)[3]]
             target = f"blk.{stem.split('.', 3)[2]}.{part}"
         else:
             raise UnsupportedModelError(f"{info.file}: tensor {name!r} has no place in a GGUF of arch {arch!r}")
-        chosen = kind or info.format
-        if len(info.shape) == 1:
-            chosen = "f32"
-        elif not fits(chosen, info.shape[-1]):
-            chosen = info.format
-        if chosen not in TYPES or not fits(chosen, info.shape[-1]):
-            raise UnsupportedModelError(f"{info.file}: tensor {name!r} is {chosen} with rows of {info.shape[-1]}, for "
-                                        f"which GGUF has no type; choose one of {', '.join(TYPES)}")
+        chosen = "f32" if len(info.shape) == 1 or part == ROUTER else choose(info, kind)
         count = heads.get(part, 0) if arch in PERMUTED else 0
         yield Plan(f"{target}.{suffix}", name, chosen, info.shape, count)
         if chosen == "nvfp4":
@@ -125,8 +141,38 @@ def plan(checkpoint: Checkpoint, arch: str, kind: str | None) -> Iterator[Plan]:
                 yield Plan(f"{target}.input_scale", name, "f32", (1,), 0, "inputs")
 
 
+def choose(info: TensorInfo, kind: str | None) -> str:
+    """The type for a matrix: the wanted one, or its own where rows do not fit. UnsupportedModelError: not in GGUF."""
+    chosen = kind or info.format
+    chosen = chosen if fits(chosen, info.shape[-1]) else info.format
+    if chosen not in TYPES or not fits(chosen, info.shape[-1]):
+        raise UnsupportedModelError(f"{info.file}: tensor {info.name!r} is {chosen} with rows of {info.shape[-1]}, for "
+                                    f"which GGUF has no type; choose one of {', '.join(TYPES)}")
+    return chosen
+
+
+def stack(checkpoint: Checkpoint, first: re.Match[str], kind: str | None) -> Iterator[Plan]:
+    """One projection of all experts of a layer as one tensor; `first` is the name of expert 0."""
+    base, layer, _, projection = first.groups()
+    count = 0
+    while f"{base}.{count}.{projection}.weight" in checkpoint.tensors:
+        count += 1
+    info = checkpoint.tensors[first[0]]
+    chosen, target = choose(info, kind), f"blk.{layer}.{PROJECTIONS[projection]}"
+    name = f"{base}.{{}}.{projection}.weight"
+    yield Plan(f"{target}.weight", name, chosen, (count, *info.shape), 0, count=count)
+    if chosen == "nvfp4":
+        yield Plan(f"{target}.scale", name, "f32", (count,), 0, "factor", count)
+        if info.format == "nvfp4":
+            yield Plan(f"{target}.input_scale", name, "f32", (count,), 0, "inputs", count)
+
+
 def stored(checkpoint: Checkpoint, item: Plan) -> np.ndarray[Any, Any]:
     """The bytes to write: dense values, or uint8 rows of blocks; a vector has one dimension."""
+    if item.count:
+        each = msgspec.structs.replace(item, shape=item.shape[1:] if not item.part else (1,), count=0)
+        sources = [item.source.replace("{}", str(e)) for e in range(item.count)]
+        return np.concatenate([stored(checkpoint, msgspec.structs.replace(each, source=source)) for source in sources])
     w: Weight = checkpoint.weight(item.source)
     if item.part:
         source = w if w.format == "nvfp4" else encode_fp(FORMATS[w.format].dequantize(w), "nvfp4")
@@ -168,6 +214,7 @@ def add_config(writer: GGUFWriter, config: Mapping[str, Any], arch: str) -> np.n
     writer.add_vocab_size(setting(config, "vocab_size"))
     writer.add_rope_dimension_count(dim)
     writer.add_rope_freq_base(theta)
+    add_experts(writer, config, arch)
     if config["architectures"][0] == "MistralForCausalLM" and config.get("sliding_window"):
         writer.add_sliding_window(config["sliding_window"])
     if not scaling:
@@ -183,6 +230,23 @@ def add_config(writer: GGUFWriter, config: Mapping[str, Any], arch: str) -> np.n
         writer.add_rope_scaling_yarn_beta_fast(scaling.get("beta_fast") or 32.0)
         writer.add_rope_scaling_yarn_beta_slow(scaling.get("beta_slow") or 1.0)
     return None
+
+
+def add_experts(writer: GGUFWriter, config: Mapping[str, Any], arch: str) -> None:
+    """How many experts there are at most, how many a token takes, and whether their weights add up to 1."""
+    moe = moe_of(config)
+    if moe is not None:
+        writer.add_expert_count(max(moe.counts))
+        writer.add_expert_used_count(moe.top)
+        writer.add_expert_feed_forward_length(moe.inner)
+        if not moe.norm:
+            writer.add_expert_weights_norm(False)
+
+
+def moe_of(config: Mapping[str, Any]) -> MoeConfig | None:
+    """The experts that a configuration describes, None if it is dense."""
+    moe: MoeConfig | None = find_family(config).config(config).moe
+    return moe
 
 
 def add_tokenizer(writer: GGUFWriter, folder: Path, checkpoint: Checkpoint, pre: str | None) -> None:

@@ -63,29 +63,32 @@ class GGUFCheckpoint:
             "Take another quantisation of this model"
         )
 
-    def _scales(self, stored: str) -> tuple[np.float32, np.float32]:
-        """Factor of a matrix and scale of its inputs (0: none), from the tensors beside it.
+    def _scales(self, stored: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Factor and scale of inputs (0: none) of a matrix, [1], or of each of a stack, from the tensors beside it.
 
         CheckpointError: misshapen, or no scale; UnsupportedModelError: beside a type that has no factor.
         """
         matrix = self._stored[stored][1]
+        count = matrix.shape[0] if len(matrix.shape) == 3 else 1
         out = []
         for suffix, default in (("scale", 1), ("input_scale", 0)):
             name = f"{stored.removesuffix('weight')}{suffix}"
-            value = np.float32(default)
-            if stored.endswith(".weight") and name in self._stored and len(matrix.shape) == 2:
+            values = np.full(count, default, np.float32)
+            if stored.endswith(".weight") and name in self._stored and len(matrix.shape) > 1:
                 holder, tensor = self._stored[name]
-                if tensor.kind != "f32" or tensor.shape != (1,):
-                    what = f"is {tensor.kind} {list(tensor.shape)}, expected f32 [1] beside {shorten(stored)}"
+                if tensor.kind != "f32" or tensor.shape not in ((1,), (count,)):
+                    expected = "[1]" if count == 1 else f"[{count}] or [1]"
+                    what = f"is {tensor.kind} {list(tensor.shape)}, expected f32 {expected} beside {shorten(stored)}"
                     raise CheckpointError(f"{holder.path}: tensor {shorten(name)} {what}; convert the model again")
-                value = holder.bytes_of(tensor).view("<f4")[0]
-                if not 0 <= value < np.inf:
-                    raise CheckpointError(f"{holder.path}: tensor {shorten(name)} is {value}, no scale; "
+                values = np.broadcast_to(holder.bytes_of(tensor).view("<f4"), count)
+                wrong = values[~((values >= 0) & (values < np.inf))]
+                if len(wrong):
+                    raise CheckpointError(f"{holder.path}: tensor {shorten(name)} is {wrong[0]}, no scale; "
                                           "convert the model again")
-                if matrix.kind != "nvfp4" and suffix == "scale" and value != 1:
+                if matrix.kind != "nvfp4" and suffix == "scale" and (values != 1).any():
                     raise UnsupportedModelError(f"{holder.path}: tensor {shorten(name)} scales {shorten(stored)} of "
                                                 f"type {matrix.kind}; that is only supported for nvfp4")
-            out.append(value)
+            out.append(values)
         return out[0], out[1]
 
     def weight(self, name: str) -> Weight:
@@ -99,19 +102,21 @@ class GGUFCheckpoint:
         if tensor.kind not in FORMATS:
             raise self._unsupported(source.name)
         form = FORMATS[tensor.kind]
-        if len(tensor.shape) > 2:
+        if len(tensor.shape) > 3:
             dims = len(tensor.shape)
-            raise CheckpointError(f"{file.path}: tensor {shorten(source.name)} has {dims} dimensions, not 1 or 2")
+            raise CheckpointError(f"{file.path}: tensor {shorten(source.name)} has {dims} dimensions, not 1, 2 or 3")
         if len(tensor.shape) == 1:
             return self._vector(name, source, form.read(file.bytes_of(tensor), (1, tensor.shape[0])))
         try:
-            w = form.read(file.bytes_of(tensor), (tensor.shape[0], tensor.shape[1]))
+            w = form.read(file.bytes_of(tensor), (math.prod(tensor.shape[:-1]), tensor.shape[-1]))
         except CheckpointError as error:
             raise CheckpointError(f"{file.path}: tensor {shorten(source.name)}: {error}; convert it again") from error
         if tensor.kind == "nvfp4":
             factor, inputs = self._scales(source.name)
-            factors = np.full(w.shape[0], factor, np.float32)
-            w = Weight(w.format, w.shape, (*w.parts[:2], factors, np.full(1, inputs, np.float32)))
+            factors = np.repeat(factor, w.shape[0] // len(factor)).astype(np.float32)
+            w = Weight(w.format, w.shape, (*w.parts[:2], factors, inputs.max(keepdims=True)))
+        if len(tensor.shape) == 3:
+            return w
         rows = source.stop - source.start
         if rows < w.shape[0] and len(w.parts) > 1:
             w = form.take_rows(w, np.arange(source.start, source.stop))

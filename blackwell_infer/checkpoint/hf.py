@@ -61,9 +61,9 @@ class HuggingFaceCheckpoint:
                 f"{file.path}: tensor {shorten(name)} is stored as {tensor.dtype}; supported are {', '.join(DTYPES)}. "
                 "Take the unquantised model, or a GGUF of it"
             )
-        if len(tensor.shape) > 2:
+        if len(tensor.shape) > 3:
             dims = len(tensor.shape)
-            raise CheckpointError(f"{file.path}: tensor {shorten(name)} has {dims} dimensions, not 1 or 2")
+            raise CheckpointError(f"{file.path}: tensor {shorten(name)} has {dims} dimensions, not 1, 2 or 3")
         cols = tensor.shape[-1] if tensor.shape else 1
         rows = math.prod(tensor.shape[:-1])
         return FORMATS[DTYPES[tensor.dtype]].read(file.bytes_of(tensor), (rows, cols))

@@ -23,13 +23,23 @@ LAYER: Mapping[str, str] = MappingProxyType({
     "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
     "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
     "attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
-    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj", "ffn_gate_inp": "mlp.gate",
 })
+STACKED: Mapping[str, str] = MappingProxyType({
+    "ffn_gate_exps": "mlp.experts.gate_proj", "ffn_up_exps": "mlp.experts.up_proj",
+    "ffn_gate_up_exps": "mlp.experts.gate_up_proj", "ffn_down_exps": "mlp.experts.down_proj",
+})
+"""Tensors of all experts of a layer [experts, out, in]. Hugging Face has the last two; the names have no suffix."""
+EXPERT: Mapping[str, str] = MappingProxyType({
+    "ffn_gate": "gate_proj", "ffn_up": "up_proj", "ffn_down": "down_proj",
+})
+"""Tensors of one expert in old files: blk.L.ffn_gate.E.weight."""
 ROPE_FREQS = "rope_freqs.weight"
 PERMUTED = ("llama",)
 """Architectures whose q and k rows are stored permuted."""
 
 _BLOCK = re.compile(r"blk\.(\d+)\.([a-z_]+)\.(weight|bias)")
+_EXPERT = re.compile(r"blk\.(\d+)\.(ffn_gate|ffn_up|ffn_down)\.(\d+)\.weight")
 _NO_TOKEN = 0xFFFFFFFF
 
 
@@ -98,7 +108,7 @@ def translate(path: Path, metadata: Mapping[str, Any], shapes: Mapping[str, tupl
     if not isinstance(arch, str) or not arch:
         raise CheckpointError(f"{path}: metadata 'general.architecture' is missing or empty; convert it again")
     generation = _generation(metadata)
-    if arch not in ("llama", "qwen3"):
+    if arch not in ("llama", "qwen3", "qwen3moe"):
         config: dict[str, Any] = {"architectures": [arch], "model_type": arch, **_tokens(metadata)}
         sources = {name: Source(name, shape, 0, shape[0], known=False) for name, shape in shapes.items()}
         return Translation(config, generation, MappingProxyType(sources))
@@ -122,11 +132,12 @@ def _config(keys: _Keys, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any
     window = keys.metadata.get(f"{keys.arch}.attention.sliding_window", 0)
     experts = keys.metadata.get(f"{keys.arch}.expert_count", 0)
     kind = _architecture(keys.arch, bool(window), bool(experts))
-    return {
+    sparse = _experts(keys, shapes) if experts else {}
+    return sparse | {
         "architectures": [kind[0]],
         "model_type": kind[1],
         "hidden_size": hidden,
-        "intermediate_size": keys.integer("feed_forward_length"),
+        "intermediate_size": keys.integer("feed_forward_length", sparse.get("moe_intermediate_size")),
         "num_hidden_layers": keys.integer("block_count"),
         "num_attention_heads": heads,
         "num_key_value_heads": keys.integer("attention.head_count_kv", heads),
@@ -144,10 +155,30 @@ def _config(keys: _Keys, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any
     }
 
 
+def _experts(keys: _Keys, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """The fields about experts. The number is the largest of any layer: routers say how many each has.
+
+    Weights are made to add up to 1 unless a key says otherwise. Layers without a router are dense.
+    """
+    layers = range(keys.integer("block_count"))
+    inner = keys.integer("expert_feed_forward_length", keys.integer("feed_forward_length", 1))
+    number = keys.metadata[f"{keys.arch}.expert_count"]
+    each = isinstance(number, list) and all(type(n) is int and n >= 0 for n in number)
+    return {
+        "num_experts": max(number) if each else keys.integer("expert_count"),
+        "num_experts_per_tok": keys.integer("expert_used_count"),
+        "moe_intermediate_size": inner,
+        "norm_topk_prob": keys.metadata.get(f"{keys.arch}.expert_weights_norm", True),
+        "mlp_only_layers": [i for i in layers if f"blk.{i}.ffn_gate_inp.weight" not in shapes],
+    }
+
+
 def _architecture(arch: str, window: bool, experts: bool) -> tuple[str, str]:
     """(architecture, model_type): GGUF stores Llama, Mistral and Mixtral as `llama`."""
     if arch == "qwen3":
         return "Qwen3ForCausalLM", "qwen3"
+    if arch == "qwen3moe":
+        return "Qwen3MoeForCausalLM", "qwen3_moe"
     if experts:
         return "MixtralForCausalLM", "mixtral"
     return ("MistralForCausalLM", "mistral") if window else ("LlamaForCausalLM", "llama")
@@ -211,7 +242,11 @@ def _sources(
 
     for name, shape in shapes.items():
         stem, _, suffix = name.rpartition(".")
-        match = _BLOCK.fullmatch(name)
+        match, expert = _BLOCK.fullmatch(name), _EXPERT.fullmatch(name)
+        if expert is not None:
+            put(f"model.layers.{expert[1]}.mlp.experts.{expert[3]}.{EXPERT[expert[2]]}.weight",
+                Source(name, shape, 0, shape[0]))
+            continue
         if match is None:
             known = stem in GLOBAL or name == ROPE_FREQS
             put(f"{GLOBAL[stem]}.{suffix}" if stem in GLOBAL else name, Source(name, shape, 0, shape[0], known=known))
@@ -226,6 +261,8 @@ def _sources(
                 source = Source(name, (rows, *shape[1:]), start, start + rows, order.get(piece, 0))
                 put(f"{layer}.{LAYER[piece]}.{suffix}", source)
                 start += rows
+        elif part in STACKED and suffix == "weight":
+            put(f"{layer}.{STACKED[part]}", Source(name, shape, 0, shape[0]))
         elif part in LAYER:
             count = order.get(part, 0)
             if count and shape[0] % (2 * count):

@@ -318,13 +318,13 @@ class _Finder:
 def read_quantized(stored: Stored, q: QuantizedTensor) -> Weight:
     """The parts of a quantised matrix as a Weight; codes and scales are views of the mapped files.
 
-    CheckpointError: a scale that is negative, NaN or infinite where none can be; more than two dimensions.
+    CheckpointError: a scale that is negative, NaN or infinite where none can be; more than three dimensions.
     """
     file, tensor = stored[q.codes]
-    if len(q.shape) != 2:
+    if len(q.shape) > 3:
         dims = len(q.shape)
-        raise CheckpointError(f"{file.path}: tensor {shorten(q.codes)} has {dims} dimensions, not 1 or 2")
-    return READERS[q.format](stored, q, (q.shape[0], q.shape[1]), file.bytes_of(tensor))
+        raise CheckpointError(f"{file.path}: tensor {shorten(q.codes)} has {dims} dimensions, not 1, 2 or 3")
+    return READERS[q.format](stored, q, (math.prod(q.shape[:-1]), q.shape[-1]), file.bytes_of(tensor))
 
 
 def read_nvfp4(stored: Stored, q: QuantizedTensor, shape: tuple[int, int], codes: Values) -> Weight:

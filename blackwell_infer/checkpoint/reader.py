@@ -35,7 +35,8 @@ class Checkpoint(Protocol):
     tensors: Mapping[str, TensorInfo]
 
     def weight(self, name: str) -> Weight:
-        """A matrix, or a vector [n] as [1, n]; parts are views of the mapped file (row permutations copy)."""
+        """A matrix, a vector [n] as [1, n], or a stack of matrices [e, n, k] as [e n, k]; parts are views of the mapped
+        file (row permutations copy)."""
         ...
 
     def close(self) -> None: ...

@@ -21,7 +21,8 @@ from blackwell_infer.types import Array, Sampling
 
 PENALISED = Sampling(repetition_penalty=1.1, logprobs=20)
 FEW_ROWS = 64
-"""Up to this many rows every count is rehearsed in doublings; kernels change with the number of rows."""
+"""Up to this many rows every count is rehearsed in doublings, and so are prompts beyond; kernels change with the number
+of tokens."""
 
 
 class Rehearsal(msgspec.Struct, frozen=True):
@@ -55,11 +56,12 @@ def rehearse(build: Build, tensors: Mapping[str, TensorInfo], limits: Limits, qu
 
 
 def works(limits: Limits) -> Iterator[Work]:
-    """Steps from one row to all rows, short and long, prompts, and scoring."""
+    """Steps from one row to all rows, short and long, prompts of many sizes, and scoring."""
     rows = min(limits.batch, limits.step_tokens)
     for count in sorted({rows, *(1 << i for i in range(rows.bit_length()) if 1 << i <= FEW_ROWS)}):
         yield work([1] * count, limits, scores=False)
-    for tokens in sorted({min(2, limits.step_tokens), min(17, limits.step_tokens), limits.step_tokens}):
+    prompts = (2, 17, *(1 << i for i in range(FEW_ROWS.bit_length(), limits.step_tokens.bit_length())))
+    for tokens in sorted({min(n, limits.step_tokens) for n in (*prompts, limits.step_tokens)}):
         yield work(spread(tokens, limits), limits, scores=False)
     yield work([min(limits.score_tokens, limits.context)], limits, scores=True)
 

@@ -5,6 +5,7 @@ uploaded as they are stored. A tensor that is asked for twice (tied embeddings) 
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,12 +14,13 @@ import numpy as np
 
 from blackwell_infer.checkpoint.reader import TensorInfo
 from blackwell_infer.device.queue import Memory, Queue
+from blackwell_infer.engine.stack import Pieces, one_matrix, stacked
 from blackwell_infer.errors import UnsupportedModelError
 from blackwell_infer.log import Progress
-from blackwell_infer.models.take import Expect
+from blackwell_infer.models.take import Expect, members
 from blackwell_infer.ops.api import Ops
 from blackwell_infer.quant import FORMATS
-from blackwell_infer.quant.format import Linear, Weight
+from blackwell_infer.quant.format import Experts, Linear, Weight
 from blackwell_infer.types import Array
 
 Source = Callable[[str], Weight]
@@ -67,6 +69,9 @@ class Loading:
     def host(self, name: str) -> np.ndarray[Any, Any] | None:
         return self.values(name) if self.expect.has(name) else None
 
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        return self.expect.shape(name)
+
     def has(self, name: str) -> bool:
         return self.expect.has(name)
 
@@ -95,6 +100,15 @@ class HostLoading(Loading):
 
     def linear(self, names: Sequence[str], shapes: Sequence[tuple[int, int]]) -> Linear:
         return tuple(self.table(name, shape) for name, shape in zip(names, shapes, strict=True))
+
+    def experts(self, names: Sequence[str], count: int, top: int, shape: tuple[int, int]) -> tuple[Experts, ...]:
+        """As they are stored: a token needs few of them, and the reference dequantises one at a time."""
+        found = self.expect.experts(names, count, top, shape)
+        stacks = tuple(Experts(one_matrix(Pieces((name,), count, shape), part.weight.format, self.source), count)
+                       for name, part in zip(names, found, strict=True))
+        for stack in stacks:
+            self.meter.add(stack.weight.nbytes)
+        return stacks
 
 
 class DeviceLoading(Loading):
@@ -128,6 +142,12 @@ class DeviceLoading(Loading):
                 groups.append([name])
         return tuple(self.joined(tuple(group)) for group in groups)
 
+    def experts(self, names: Sequence[str], count: int, top: int, shape: tuple[int, int]) -> tuple[Experts, ...]:
+        forms = [stack.weight.format for stack in self.expect.experts(names, count, top, shape)]
+        groups = [tuple(names)] if len(set(forms)) == 1 else [(name,) for name in names]
+        return tuple(Experts(stacked(self.queue, Pieces(group, count, shape), form, self.source, self.meter.add), count)
+                     for group, form in zip(groups, forms, strict=False))
+
     def joined(self, names: tuple[str, ...]) -> Weight:
         """One matrix of the rows of all names."""
         if names not in self.loaded:
@@ -160,7 +180,7 @@ def hollow(tensors: Mapping[str, TensorInfo]) -> Source:
 
     def weight(name: str) -> Weight:
         info = tensors[name]
-        rows, cols = info.shape if len(info.shape) == 2 else (1, info.shape[0])
+        rows, cols = math.prod(info.shape[:-1]), info.shape[-1]
         layout = FORMATS[info.format].layout((rows, cols))
         return Weight(info.format, (rows, cols), tuple(np.broadcast_to(np.zeros((), d), s) for s, d in layout))
 
@@ -184,24 +204,33 @@ class Counting(Expect):
     def __init__(self, tensors: Mapping[str, TensorInfo]) -> None:
         super().__init__(tensors)
         self.streamed: set[str] = set()
+        self.routed: dict[str, tuple[int, int]] = {}
+        """experts that a token goes to, of how many, by tensor"""
 
     def linear(self, names: Sequence[str], shapes: Sequence[tuple[int, int]]) -> Linear:
         self.streamed |= set(names)
         return super().linear(names, shapes)
+
+    def experts(self, names: Sequence[str], count: int, top: int, shape: tuple[int, int]) -> tuple[Experts, ...]:
+        parts = [part for name in names for part in members(name, count)]
+        self.routed |= dict.fromkeys(parts, (top, count))
+        self.streamed |= set(parts)
+        return super().experts(names, count, top, shape)
 
     def vector(self, name: str, size: int) -> Array:
         self.streamed.add(name)
         return super().vector(name, size)
 
     def measure(self, dense: bool) -> Measure:
-        """Sizes of what was asked for; `dense` counts matrices as the float32 that the host makes of them."""
+        """Sizes of what was asked for; `dense` counts matrices as the float32 that the host makes of them (of all but
+        experts)."""
         formats: dict[str, int] = {}
         matrices: dict[str, int] = {}
         sizes: dict[str, int] = {}
         parameters = 0
         for need in self.needs.values():
             count = int(np.prod(need.shape, dtype=np.int64))
-            sizes[need.name] = 4 * count if dense else need.nbytes
+            sizes[need.name] = 4 * count if dense and need.name not in self.routed else need.nbytes
             if need.name not in self.tensors:
                 continue
             if need.format not in FORMATS:
@@ -209,6 +238,10 @@ class Counting(Expect):
                                             f"{', '.join(FORMATS)}")
             parameters += count
             formats[need.format] = formats.get(need.format, 0) + need.nbytes
-            if len(need.shape) == 2:
+            if len(need.shape) > 1:
                 matrices[need.format] = matrices.get(need.format, 0) + need.nbytes
-        return Measure(sum(sizes.values()), sum(sizes[name] for name in self.streamed), formats, matrices, parameters)
+        streamed = 0
+        for name in self.streamed:
+            top, count = self.routed.get(name, (1, 1))
+            streamed += sizes[name] * top // count
+        return Measure(sum(sizes.values()), streamed, formats, matrices, parameters)

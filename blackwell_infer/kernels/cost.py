@@ -78,6 +78,19 @@ def multiplied(call: Call) -> Cost:
     return Cost(whole + columns, 2 * m * n * k)
 
 
+def routed(call: Call) -> Cost:
+    """Products of (token, slot) pairs with their experts' matrices [N, K], stacked in `w`: of evenly routed pairs, the
+    expected number of different experts is read."""
+    n, k = call.number("N"), call.number("K")
+    chosen = call.args["experts" if "experts" in call.args else "order"]
+    assert isinstance(chosen, Array)
+    pairs, weights = elements(chosen), ("w", "scales", "factors")
+    count = call.shape("w")[0] // n
+    met = count * (1 - (1 - 1 / count) ** pairs)
+    others = tuple(name for name in call.args if name not in weights)
+    return Cost(call.nbytes(*others) + int(call.nbytes(*weights) * met / count), 2 * pairs * n * k)
+
+
 def elements(value: Array) -> int:
     """Number of elements of an array."""
     return size_of(value) // value.dtype.itemsize

@@ -1,4 +1,7 @@
-"""The dense decoder that Llama, Mistral and Qwen3 share: configuration, parameters, and the forward pass over `Ops`."""
+"""The decoder that Llama, Mistral, Mixtral and Qwen3 share: configuration, parameters, forward pass over `Ops`.
+
+The MLP of a layer is dense, or sparse as `models.moe` says.
+"""
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -9,6 +12,7 @@ import numpy as np
 
 from blackwell_infer.errors import CheckpointError, UnsupportedModelError
 from blackwell_infer.kv.spec import CacheSpec, KVState
+from blackwell_infer.models.moe import MoeConfig, SparseMlp, build_sparse, sparse_mlp
 from blackwell_infer.models.rope import Rope, frequencies, read_rope, rope_table
 from blackwell_infer.models.spec import Geometry, Take
 from blackwell_infer.ops.api import Ops
@@ -24,7 +28,7 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 class HubConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The fields of config.json that dense families read; others are ignored."""
+    """The fields of config.json that all families read; others are ignored."""
 
     vocab_size: Size
     hidden_size: Size
@@ -50,7 +54,8 @@ class HubConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DenseConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """A dense decoder. `windows` holds each layer's sliding window in tokens, 0 for full attention."""
+    """A decoder. `windows` holds each layer's sliding window in tokens, 0 for full attention; without `moe` every MLP
+    is dense."""
 
     vocab: int
     hidden: int
@@ -66,6 +71,16 @@ class DenseConfig(msgspec.Struct, frozen=True, kw_only=True):
     attention_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    moe: MoeConfig | None = None
+
+
+class DenseMlp(msgspec.Struct, frozen=True):
+    """A gated MLP that every token goes through. Biases may be absent."""
+
+    gate_up: Linear
+    gate_up_bias: Array | None
+    down: Linear
+    down_bias: Array | None
 
 
 class LayerParams(msgspec.Struct, frozen=True):
@@ -79,10 +94,7 @@ class LayerParams(msgspec.Struct, frozen=True):
     out: Linear
     out_bias: Array | None
     mlp_norm: Array
-    gate_up: Linear
-    gate_up_bias: Array | None
-    down: Linear
-    down_bias: Array | None
+    mlp: DenseMlp | SparseMlp
 
 
 class DenseParams(msgspec.Struct, frozen=True):
@@ -171,14 +183,14 @@ def build_layer(cfg: DenseConfig, take: Take, i: int) -> LayerParams:
 
     qkv, qkv_bias = projection(attention, ("q", "k", "v"), (q, kv, kv), h, cfg.attention_bias)
     out, out_bias = projection(attention, ("o",), (h,), q, cfg.attention_bias)
-    gate_up, gate_up_bias = projection(mlp, ("gate", "up"), (n, n), h, cfg.mlp_bias)
-    down, down_bias = projection(mlp, ("down",), (h,), n, cfg.mlp_bias)
     return LayerParams(
         attention_norm=take.vector(base + "input_layernorm.weight", h), qkv=qkv, qkv_bias=qkv_bias,
         q_norm=take.vector(attention + "q_norm.weight", cfg.head_dim) if cfg.qk_norm else None,
         k_norm=take.vector(attention + "k_norm.weight", cfg.head_dim) if cfg.qk_norm else None,
         out=out, out_bias=out_bias, mlp_norm=take.vector(base + "post_attention_layernorm.weight", h),
-        gate_up=gate_up, gate_up_bias=gate_up_bias, down=down, down_bias=down_bias)
+        mlp=build_sparse(cfg.moe, take, base, i, h) if cfg.moe is not None and cfg.moe.counts[i] else DenseMlp(
+            *projection(mlp, ("gate", "up"), (n, n), h, cfg.mlp_bias),
+            *projection(mlp, ("down",), (h,), n, cfg.mlp_bias)))
 
 
 def build(cfg: DenseConfig, take: Take, max_context: int) -> DenseParams:
@@ -205,9 +217,16 @@ def forward(ops: Ops, cfg: DenseConfig, params: DenseParams, state: KVState, bat
                            eps=cfg.eps)
         x = ops.linear(x, p.out, p.out_bias)
         residual, h = ops.add_rms_norm(x, residual, p.mlp_norm, cfg.eps)
-        x = ops.linear(ops.swiglu(ops.linear(h, p.gate_up, p.gate_up_bias)), p.down, p.down_bias)
+        x = feed_forward(ops, p.mlp, h)
         residual, h = ops.add_rms_norm(x, residual, norm, cfg.eps)
     return h
+
+
+def feed_forward(ops: Ops, p: DenseMlp | SparseMlp, h: Array) -> Array:
+    """The MLP of normed hidden states [T, H]."""
+    if isinstance(p, SparseMlp):
+        return sparse_mlp(ops, p, h)
+    return ops.linear(ops.swiglu(ops.linear(h, p.gate_up, p.gate_up_bias)), p.down, p.down_bias)
 
 
 def logits(ops: Ops, cfg: DenseConfig, params: DenseParams, hidden: Array) -> Array:

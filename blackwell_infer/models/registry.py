@@ -6,10 +6,11 @@ from typing import Any
 
 from blackwell_infer.errors import CheckpointError, UnsupportedModelError
 from blackwell_infer.models.llama import LLAMA, MISTRAL
-from blackwell_infer.models.qwen3 import QWEN3
+from blackwell_infer.models.mixtral import MIXTRAL
+from blackwell_infer.models.qwen3 import QWEN3, QWEN3_MOE
 from blackwell_infer.models.spec import Family
 
-FAMILIES: tuple[Family, ...] = (LLAMA, MISTRAL, QWEN3)
+FAMILIES: tuple[Family, ...] = (LLAMA, MISTRAL, MIXTRAL, QWEN3, QWEN3_MOE)
 QUANTISED = ("modelopt", "compressed-tensors", "fp8", "mxfp4", "lynn_native")
 """Kinds of quantised releases whose tensors the checkpoint readers know."""
 

@@ -10,7 +10,7 @@ import numpy as np
 from blackwell_infer.kv.spec import CacheSpec, KVState
 from blackwell_infer.ops.api import Ops
 from blackwell_infer.ops.batch import Batch
-from blackwell_infer.quant.format import Linear, Weight
+from blackwell_infer.quant.format import Experts, Linear, Weight
 from blackwell_infer.types import Array
 
 
@@ -24,6 +24,14 @@ class Take(Protocol):
 
     def linear(self, names: Sequence[str], shapes: Sequence[tuple[int, int]]) -> Linear:
         """Row blocks of one fused projection; neighbours of equal format are joined."""
+        ...
+
+    def experts(self, names: Sequence[str], count: int, top: int, shape: tuple[int, int]) -> tuple[Experts, ...]:
+        """Row blocks of `count` experts, each block of this shape, `top` of which a token goes to.
+
+        A name holds "{}" for the number of an expert, or is that of one tensor [count, *shape]. Blocks of equal format
+        may be joined expert by expert. UnsupportedModelError: experts of one block differ in format.
+        """
         ...
 
     def vector(self, name: str, size: int) -> Array:
@@ -40,6 +48,10 @@ class Take(Protocol):
 
     def host(self, name: str) -> np.ndarray[Any, Any] | None:
         """A small tensor's values as float32 on the host, None if the checkpoint has no such tensor (rope_freqs)."""
+        ...
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Shape of a tensor as it is stored, None if the checkpoint has no such tensor (routers of pruned models)."""
         ...
 
     def has(self, name: str) -> bool:

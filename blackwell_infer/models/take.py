@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from blackwell_infer.errors import CheckpointError, UnsupportedModelError
-from blackwell_infer.quant.format import Linear, Weight
+from blackwell_infer.quant.format import Experts, Linear, Weight
 from blackwell_infer.types import Array
 
 
@@ -54,7 +54,8 @@ class Expect:
         """UnsupportedModelError if a layer of the checkpoint has a weight or bias that was never asked for: without it
         the model would be another one. (Other tensors, such as buffers of frequencies, may be left over.)"""
         unread = sorted(name for name in self.tensors if name not in self.asked
-                        and name.startswith(("model.layers.", "blk.")) and name.endswith((".weight", ".bias")))
+                        and name.startswith(("model.layers.", "blk."))
+                        and (name.endswith((".weight", ".bias")) or ".experts." in name))
         if unread:
             more = f" and {len(unread) - 1} others" if len(unread) > 1 else ""
             raise UnsupportedModelError(f"tensor {unread[0]}{more} would not be used: the configuration does not fit "
@@ -82,6 +83,25 @@ class Expect:
     def linear(self, names: Sequence[str], shapes: Sequence[tuple[int, int]]) -> Linear:
         return tuple(self.matrix(name, shape) for name, shape in zip(names, shapes, strict=True))
 
+    def experts(self, names: Sequence[str], count: int, top: int, shape: tuple[int, int]) -> tuple[Experts, ...]:
+        return tuple(Experts(Weight(self.stack(name, count, shape), (count * shape[0], shape[1]), ()), count)
+                     for name in names)
+
+    def stack(self, name: str, count: int, shape: tuple[int, int]) -> str:
+        """The one format of a block of experts."""
+        parts = members(name, count)
+        size = (count, *shape) if parts == (name,) else shape
+        forms = []
+        for part in parts:
+            info = self.stored(part, size)
+            self.needs[part] = Need(part, size, info.format, info.nbytes)
+            forms.append(info.format)
+        if len(set(forms)) > 1:
+            odd = next(part for part, form in zip(parts, forms, strict=True) if form != forms[0])
+            raise UnsupportedModelError(f"tensor {odd} is {self.tensors[odd].format}, other experts of its layer are "
+                                        f"{forms[0]}; experts of different formats in one layer are not supported")
+        return forms[0]
+
     def vector(self, name: str, size: int) -> Array:
         self.stored(name, (size,))
         self.needs[name] = Need(name, (size,), "f32", 4 * size)
@@ -100,6 +120,16 @@ class Expect:
         info = self.tensors.get(name)
         return None if info is None else np.ones(info.shape, np.float32)
 
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        self.asked.add(name)
+        info = self.tensors.get(name)
+        return None if info is None else tuple(info.shape)
+
     def has(self, name: str) -> bool:
         self.asked.add(name)
         return name in self.tensors
+
+
+def members(name: str, count: int) -> tuple[str, ...]:
+    """The tensors that a name of `Take.experts` stands for: one of each expert, or one of all."""
+    return tuple(name.replace("{}", str(e)) for e in range(count)) if "{}" in name else (name,)

@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Protocol
 
 from blackwell_infer.kv.spec import PagedKV
-from blackwell_infer.ops.batch import Batch, PenaltyState, Sampled, SampleParams, TokenState
-from blackwell_infer.quant.format import Linear, Quantized, Weight
+from blackwell_infer.ops.batch import Batch, PenaltyState, Routing, Sampled, SampleParams, TokenState
+from blackwell_infer.quant.format import Experts, Linear, Quantized, Weight
 from blackwell_infer.types import Array
 
 
@@ -90,6 +90,24 @@ class Ops(Protocol):
 
     def swiglu(self, gate_up: Array) -> Array:
         """gate_up [T, 2I] -> silu(gate_up[:, :I]) * gate_up[:, I:], [T, I], in float32, rounded once."""
+        ...
+
+    def route(self, x: Array, router: Linear, top: int, norm: bool) -> Routing:
+        """The `top` most probable experts of x [T, H] and their probabilities: softmax over `logits(x, router)`.
+
+        Logits [T, E] and softmax are float32 over all E experts; `norm` divides the weights by their sum. Best first,
+        lowest index first among equal logits; NaN ranks with -inf. A row with a NaN, or with no finite largest logit,
+        gets valid experts and weights of NaN. KernelError: not 1 <= top <= E.
+        """
+        ...
+
+    def experts(self, x: Array, routing: Routing, gate_up: tuple[Experts, ...], down: Experts) -> Array:
+        """Sum over each token's experts of weight * down(swiglu(gate_up(x))); x [T, H] -> [T, H].
+
+        gate_up: one Experts with rows [gate I | up I], or two, gate and up. Products, gate and sum are float32; what
+        goes into `down` [E H, I] is rounded to x's type, the sum over a token's experts, in the order of its list, once
+        at the end. Expert ids must lie in [0, E).
+        """
         ...
 
     def take_rows(self, x: Array, index: Array) -> Array:

@@ -30,6 +30,15 @@ class Batch(msgspec.Struct, frozen=True):
     max_length: int
 
 
+class Routing(msgspec.Struct, frozen=True):
+    """Which experts each of T tokens goes to, best first, and how much each of them counts."""
+
+    experts: Array
+    """[T, top] int32"""
+    weights: Array
+    """[T, top] float32"""
+
+
 class SampleParams(msgspec.Struct, frozen=True):
     """Sampling settings of N rows, see `types.Sampling`. Arrays are [N] unless said."""
 

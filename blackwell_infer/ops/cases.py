@@ -165,6 +165,30 @@ QUANTIZED: tuple[tuple[str, str, int, int, tuple[int, ...], bool, bool, Bad], ..
     *((form, F32, 300, 640, (257,), False, False, ()) for form in ("mxfp8", "fp8", "fp8_block")),
     ("fp8", F16, 5, 176, (24,), True, False, ()), ("fp8_block", F16, 5, 176, (24,), False, True, ()))
 
+ROUTES: tuple[tuple[str, str, int, int, int, int, bool, float, Bad], ...] = (
+    # dtype, format of the router, T, H, E, top, norm, step (logits are multiples of it: ties), bad rows
+    (F32, "f32", 1, 64, 7, 3, True, 0, ()), (F32, "bf16", 9, 64, 128, 8, True, 0, BAD),
+    (F32, "f32", 6, 32, 5, 5, False, 0.5, BAD), (F32, "f32", 4, 32, 1, 1, True, 0, ()),
+    (F32, "f32", 40, 32, 300, 10, False, 0.5, ()), (F32, "f32", 70, 32, 3, 2, True, 1, ()),
+    (BF16, "bf16", 5, 64, 61, 7, True, 0.25, ((3, NAN),)), (F16, "f16", 17, 64, 129, 33, True, 0.25, ()),
+    (BF16, "f32", 66, 32, 40, 4, False, 0.5, BAD))
+
+EXPERTS: tuple[tuple[str, str, str, int, int, int, int, int, int, Bad], ...] = (
+    # dtype, format of gate and up (joined with a `+`: two matrices), of down, T, H, I, E, top, idle experts, bad rows
+    *((dtype, form, form, 3, 256, 256, 3, 2, 0, ()) for dtype in DTYPES for form in ("f32", "f16", "bf16", *BLOCKS)),
+    *((dtype, form, form, 3, 128, 128, 3, 2, 0, ()) for dtype in DTYPES for form in SCALED),
+    (F32, "f32", "f32", 7, 60, 36, 7, 3, 2, ()), (F32, "bf16+f32", "f16", 5, 44, 20, 4, 3, 0, BAD[:1]),
+    (BF16, "bf16", "bf16", 16, 64, 40, 5, 5, 0, ()), (BF16, "bf16", "bf16", 7, 52, 27, 6, 2, 0, BAD),
+    (BF16, "q4_k+q5_k", "q6_k", 2, 256, 256, 5, 3, 0, ()), (BF16, "q4_k", "q6_k", 1, 512, 256, 9, 8, 0, ()),
+    *((dtype, form, form, 17, 256, 256, 3, 2, 0, ()) for dtype in (F16, BF16)
+      for form in ("f32", "f16", "bf16", *BLOCKS)),
+    *((dtype, form, form, 17, 128, 128, 3, 2, 0, ()) for dtype in (F16, BF16) for form in SCALED),
+    (BF16, "bf16", "bf16", 33, 64, 40, 7, 3, 2, BAD), (BF16, "bf16", "bf16", 90, 72, 72, 5, 3, 1, BAD),
+    (BF16, "q4_k", "q6_k", 100, 512, 256, 4, 3, 1, ()), (BF16, "q4_k+q5_k", "q4_k", 40, 256, 256, 5, 2, 0, ()),
+    (F16, "q8_0", "q4_0", 70, 96, 160, 3, 2, 0, ()), (BF16, "nvfp4", "mxfp4", 65, 160, 96, 4, 2, 1, ()),
+    (BF16, "q8_0", "bf16", 150, 64, 96, 2, 2, 0, BAD), (F16, "fp8", "fp8", 30, 104, 72, 9, 4, 2, ()),
+    (BF16, "fp8_block", "fp8_block", 50, 256, 128, 3, 1, 0, ()), (BF16, "bf16", "bf16", 300, 64, 24, 130, 2, 3, ()))
+
 TAKES: tuple[tuple[str, int, int, tuple[int, ...]], ...] = (
     # dtype, T, H, index
     (F32, 1, 64, (0,)), (F32, 33, 172, (32, 0, 5)), (F16, 130, 172, (129, 1, 1, 7)), (BF16, 7, 256, (6,)),
@@ -322,6 +346,18 @@ def listed() -> Iterable[Case]:
         yield Case(name, "linear_quantized", partial(
             inputs.make_linear_quantized, form=form, dtype=dtype, tokens=t, cols=k, rows=rows, bias=bias,
             residual=residual, bad=bad), ULP[dtype], EIGHT_BIT if "8" in form else 1e-4)
+    for dtype, form, t, h, count, most, norm, step, bad in ROUTES:
+        name = text("route", dtype, form, f"T{t}", f"H{h}", f"E{count}", f"top{most}", *("norm",) * norm,
+                    *("ties",) * bool(step), *("bad" for _ in bad[:1]))
+        yield Case(name, "route", partial(
+            inputs.make_route, dtype=dtype, form=form, tokens=t, hidden=h, count=count, top=most, norm=norm, step=step,
+            bad=bad), 1e-5, 1e-6)
+    for dtype, form, out, t, h, inner, count, most, idle, bad in EXPERTS:
+        name = text("experts", dtype, form, out, f"T{t}", f"H{h}", f"I{inner}", f"E{count}", f"top{most}",
+                    *("idle",) * bool(idle), *("bad" for _ in bad[:1]))
+        yield Case(name, "experts", partial(
+            inputs.make_experts, dtype=dtype, forms=tuple(form.split("+")), down=out, tokens=t, hidden=h, inner=inner,
+            count=count, top=most, idle=idle, bad=bad), ULP[dtype], ROUNDED[dtype])
     for dtype, t, h, index in TAKES:
         yield Case(text("take_rows", dtype, f"T{t}", f"H{h}", f"N{len(index)}"), "take_rows", partial(
             inputs.make_take_rows, dtype=dtype, tokens=t, hidden=h, index=index), 0, 0)

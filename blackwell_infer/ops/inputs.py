@@ -8,10 +8,10 @@ import ml_dtypes
 import numpy as np
 
 from blackwell_infer.kv.spec import PAGE, PagedKV
-from blackwell_infer.ops.batch import Batch, PenaltyState, Sampled, SampleParams, TokenState
+from blackwell_infer.ops.batch import Batch, PenaltyState, Routing, Sampled, SampleParams, TokenState
 from blackwell_infer.ops.ref.quantize import quantize
 from blackwell_infer.quant import FORMATS
-from blackwell_infer.quant.format import Weight
+from blackwell_infer.quant.format import Experts, Weight
 from blackwell_infer.quant.fragments import SUFFIX, fragmented
 from blackwell_infer.quant.tiled import tiled
 
@@ -175,6 +175,33 @@ def make_linear_quantized(rng: Random, form: str, dtype: str, tokens: int, cols:
     return {"x": x, "w": tuple(tiled(weight(rng, form, n, cols)) for n in rows), "dtype": dtype,
             "bias": rng.standard_normal(sum(rows)).astype(np.float32) if bias else None,
             "residual": activations(rng, (tokens, sum(rows)), dtype) if residual else None}
+
+
+def make_route(rng: Random, dtype: str, form: str, tokens: int, hidden: int, count: int, top: int, norm: bool,
+               step: float, bad: Bad) -> Kwargs:
+    """With `step` logits are exact and equal in many places: x selects multiples of it from the router's rows."""
+    x = activations(rng, (tokens, hidden), dtype, bad)
+    router = weight(rng, form, count, hidden)
+    if step:
+        x = np.zeros((tokens, hidden), x.dtype)
+        x[np.arange(tokens), rng.integers(0, hidden, tokens)] = 1
+        for row, value in bad:
+            x[row, 0] = value
+        rows = np.rint(rng.standard_normal((count, hidden))).astype(np.float32) * np.float32(step)
+        router = Weight(form, router.shape, (rows.astype(router.parts[0].dtype),))
+    return {"x": x, "router": (router,), "top": top, "norm": norm}
+
+
+def make_experts(rng: Random, dtype: str, forms: tuple[str, ...], down: str, tokens: int, hidden: int, inner: int,
+                 count: int, top: int, idle: int, bad: Bad) -> Kwargs:
+    """Routing to all but the last `idle` experts, the first ones far more often; weights that do not add up to 1."""
+    share = np.append(1.0 / np.arange(1, count - idle + 1), np.zeros(idle))
+    chosen = np.stack([rng.choice(count, top, replace=False, p=share / share.sum()) for _ in range(tokens)])
+    rows = count * (2 * inner // len(forms))
+    return {"x": activations(rng, (tokens, hidden), dtype, bad),
+            "routing": Routing(chosen.astype(np.int32), rng.uniform(0, 1, (tokens, top)).astype(np.float32)),
+            "gate_up": tuple(Experts(weight(rng, form, rows, hidden), count) for form in forms),
+            "down": Experts(weight(rng, down, count * hidden, inner), count)}
 
 
 def make_take_rows(rng: Random, dtype: str, tokens: int, hidden: int, index: tuple[int, ...]) -> Kwargs:

@@ -55,6 +55,21 @@ Linear = tuple[Weight, ...]
 """Row blocks of one projection (q, k and v of a fused qkv may differ in format); outputs stand side by side."""
 
 
+class Experts(msgspec.Struct, frozen=True):
+    """One matrix of each expert, stacked: `weight` [count * N, K], expert e in rows e N to (e + 1) N.
+
+    Of a gate and up projection in one, the rows of an expert are [gate I | up I].
+    """
+
+    weight: Weight
+    count: int
+
+    @property
+    def rows(self) -> int:
+        """N, the rows of one expert."""
+        return self.weight.shape[0] // self.count
+
+
 class Format(Protocol):
     """One way to store a matrix [rows, cols]. Blocks run along cols, so any set of rows is a valid matrix."""
 

@@ -15,33 +15,8 @@
 // Shared memory: dynamic, 8 * STAGES * 16 * STRIDE bytes (60 to 84 KiB), reused for the sums.
 // Archs: all. Bytes moved: the weights once per 16 activation rows (L2 serves repeats), x from L1 and L2, y once.
 // H200, 2026-11-20, 1 row of Q4_K, 24576 x 4096: 40 us, 1.40 TB/s, launch included.
+#include "pairs.cuh"
 #include "ring.cuh"
-
-template <typename A, typename B> struct same_type { static const bool value = false; };
-template <typename A> struct same_type<A, A> { static const bool value = true; };
-
-// Piece (j, t) of a weight row as four registers of two ACT values.
-template <typename F>
-__device__ __forceinline__ void weight_pairs(const typename F::row_t& row, chunk_t chunk, int j, int t, u32 (&r)[4]) {
-    if constexpr (same_type<typename F::storage_t, act_t>::value) {
-        const u8* p = chunk.codes + 2 * (32 * j + 8 * t);
-        if (((u64)p & 15) == 0) {
-            const words4_t v = load<words4_t>(p);
-#pragma unroll
-            for (int i = 0; i < 4; i++) r[i] = v.r[i];
-        } else {
-#pragma unroll
-            for (int i = 0; i < 4; i++) r[i] = load<u16>(p + 4 * i) | ((u32)load<u16>(p + 4 * i + 2) << 16);
-        }
-    } else if constexpr (F::PAIRS) {
-        F::template pairs<act_t>(chunk, j, t, r);
-    } else {
-        float w[8];
-        F::piece(row, chunk, j, t, w);
-#pragma unroll
-        for (int i = 0; i < 4; i++) r[i] = pack2<act_t>(w[2 * i], w[2 * i + 1]);
-    }
-}
 
 // x[k .. k+7] of one activation row; zeros past K and for a row that is not there (null).
 template <typename F> __device__ __forceinline__ words4_t activation_pairs(const act_t* x, int k, int K, bool aligned) {

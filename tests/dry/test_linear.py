@@ -12,6 +12,7 @@ import pytest
 from blackwell_infer.device.dry import DryQueue
 from blackwell_infer.errors import KernelError
 from blackwell_infer.ops.cuda import gemm
+from blackwell_infer.ops.cuda.expert_groups import RAW
 from blackwell_infer.ops.cuda.linear import RING, SMALL_ROWS, embed, linear, logits
 from blackwell_infer.quant import FORMATS
 from blackwell_infer.quant.format import Weight
@@ -114,3 +115,8 @@ def test_ring_sizes_are_those_of_the_kernels() -> None:
         assert found, form
         wanted[form] = int(found[1]) * int(found[2])
     assert wanted == RING
+    for form, found in RAW.items():  # ptx/moe/parts.cuh: whole chunks as in the ring, or halves with room for a head
+        half = {"f32": 128, "f16": 128, "bf16": 128, "q8_0": 136, "fp8": 128, "mxfp8": 128, "fp8_block": 128}.get(form)
+        stages = 2 if half else 3
+        scales = 32 if form in ("mxfp8", "fp8_block") else 0
+        assert found == ((half + 31) // 16 * 16 + scales if half else RING[form] // stages), form

@@ -46,7 +46,7 @@ LIMITS = Limits(batch=4, step_tokens=128, score_tokens=32, pages=64, context=256
 
 
 @pytest.mark.parametrize("arch", LIBRARIES)
-@pytest.mark.parametrize("model", ["llama", "mistral", "qwen3"])
+@pytest.mark.parametrize("model", ["llama", "mistral", "qwen3", "qwen3_moe"])
 def test_a_model_launches_what_it_did(model: str, arch: str, pytestconfig: pytest.Config) -> None:
     for name, trace in steps(model, arch, LIMITS, STEPS).items():
         path = DATA / "traces" / f"{model}-{arch}-{name}.jsonl"
@@ -58,14 +58,16 @@ def test_a_model_launches_what_it_did(model: str, arch: str, pytestconfig: pytes
         assert not found, f"{path.name}:\n{found}"
 
 
+@pytest.mark.parametrize("model", ["qwen3", "qwen3_moe"])
 @pytest.mark.parametrize("arch", LIBRARIES)
-def test_steps_of_one_bucket_launch_alike(arch: str) -> None:
+def test_steps_of_one_bucket_launch_alike(arch: str, model: str) -> None:
     short = Limits(batch=4, step_tokens=128, score_tokens=32, pages=64, context=250)
     for name, rows in {"decode": [1, 1, 1], "mixed": [33, 1]}.items():
-        a, b = (steps("qwen3", arch, limits, {name: rows})[name] for limits in (LIMITS, short))
+        a, b = (steps(model, arch, limits, {name: rows})[name] for limits in (LIMITS, short))
         assert same_grids(a, b), difference(a, b)
 
 
-def test_every_launch_of_a_decode_step_is_a_dependent_launch() -> None:
-    for launch in steps("qwen3", "sm_120f", LIMITS, {"decode": [1]})["decode"]:
+@pytest.mark.parametrize("model", ["qwen3", "qwen3_moe"])
+def test_every_launch_of_a_decode_step_is_a_dependent_launch(model: str) -> None:
+    for launch in steps(model, "sm_120f", LIMITS, {"decode": [1]})["decode"]:
         assert launch.pdl, launch

@@ -4,6 +4,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from blackwell_infer.checkpoint import open_checkpoint
 from blackwell_infer.device.emulated import EmulatedQueue
 from blackwell_infer.engine.engine import Engine
@@ -27,9 +29,9 @@ ASKED = [([5, 9, 2, 77], Sampling(temperature=0, max_tokens=4, logprobs=2, ignor
          ([7, 7, 1], Sampling(seed=4, max_tokens=4, top_p=0.8, logit_bias={9: 3.0}))]
 
 
-def answers(queue: EmulatedQueue, graphs: bool) -> tuple[list[Output], Runner]:
+def answers(queue: EmulatedQueue, name: str, graphs: bool) -> tuple[list[Output], Runner]:
     """What three requests get with or without recorded steps, with the log-probabilities' bits."""
-    checkpoint = open_checkpoint(DATA / "qwen3")
+    checkpoint = open_checkpoint(DATA / name)
     family = find_family(checkpoint.config)
     build = Build(family, family.config(checkpoint.config), "bfloat16")
     loading = DeviceLoading(queue, checkpoint.tensors, checkpoint.weight, Meter(0, silent), CudaOps(queue).arrange)
@@ -47,9 +49,10 @@ def answers(queue: EmulatedQueue, graphs: bool) -> tuple[list[Output], Runner]:
     return outputs, runner
 
 
-def test_recorded_steps_give_the_bits_of_others(emulated: Callable[..., EmulatedQueue]) -> None:
-    plain, _ = answers(emulated("sm_90a"), graphs=False)
-    recorded, runner = answers(emulated("sm_90a"), graphs=True)
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_moe_pruned"])
+def test_recorded_steps_give_the_bits_of_others(emulated: Callable[..., EmulatedQueue], name: str) -> None:
+    plain, _ = answers(emulated("sm_90a"), name, graphs=False)
+    recorded, runner = answers(emulated("sm_90a"), name, graphs=True)
     assert isinstance(runner, GraphRunner) and runner.captured
     for a, b in zip(plain, recorded, strict=True):
         assert a.token_ids == b.token_ids

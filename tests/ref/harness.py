@@ -9,6 +9,7 @@ import numpy as np
 
 from blackwell_infer.checkpoint import open_checkpoint
 from blackwell_infer.checkpoint.reader import Checkpoint
+from blackwell_infer.engine.stack import Pieces, one_matrix
 from blackwell_infer.errors import CheckpointError
 from blackwell_infer.kv.spec import PAGE, KVState, PagedKV
 from blackwell_infer.models.registry import find_family
@@ -16,7 +17,7 @@ from blackwell_infer.ops import ref
 from blackwell_infer.ops.batch import Batch
 from blackwell_infer.ops.ref.linear import DTYPES
 from blackwell_infer.quant import FORMATS
-from blackwell_infer.quant.format import Linear, Weight
+from blackwell_infer.quant.format import Experts, Linear, Weight
 
 
 class Load:
@@ -34,6 +35,14 @@ class Load:
 
     def linear(self, names: Sequence[str], shapes: Sequence[tuple[int, int]]) -> Linear:
         return tuple(self.table(name, shape) for name, shape in zip(names, shapes, strict=True))
+
+    def experts(self, names: Sequence[str], count: int, top: int, shape: tuple[int, int]) -> tuple[Experts, ...]:
+        out = []
+        for name in names:
+            first = self.checkpoint.tensors[name.replace("{}", "0")]
+            assert first.shape in (shape, (count, *shape)), (name, first.shape)
+            out.append(Experts(one_matrix(Pieces((name,), count, shape), first.format, self.checkpoint.weight), count))
+        return tuple(out)
 
     def vector(self, name: str, size: int) -> np.ndarray[Any, Any]:
         values = self.host(name)
@@ -54,6 +63,9 @@ class Load:
             return None
         weight = self.checkpoint.weight(name)
         return FORMATS[weight.format].dequantize(weight).reshape(self.checkpoint.tensors[name].shape)
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        return self.checkpoint.tensors[name].shape if name in self.checkpoint.tensors else None
 
     def has(self, name: str) -> bool:
         return name in self.checkpoint.tensors

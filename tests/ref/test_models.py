@@ -249,7 +249,7 @@ def test_biases_reach_the_output() -> None:
     family = find_family(config)
     cfg = family.config(config)
     params = family.build(cfg, Made(), 32)
-    assert params.layers[0].qkv_bias.shape == (3 * h,) and params.layers[0].gate_up_bias.shape == (2 * inner,)
+    assert params.layers[0].qkv_bias.shape == (3 * h,) and params.layers[0].mlp.gate_up_bias.shape == (2 * inner,)
     batch, pages = inputs.ragged(np.random.default_rng(0), ((0, 3),), 1)
     batch = msgspec.structs.replace(batch, ids=batch.ids % vocab)
     state = KVState((PagedKV("f32", np.zeros((pages, 2, 2, 32, 4), np.float32)),))

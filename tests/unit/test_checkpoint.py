@@ -31,7 +31,8 @@ def arrays() -> Arrays:
         "model.layers.0.mlp.up_proj.weight": rng.standard_normal((3, 4)).astype(ml_dtypes.bfloat16),
         "position_ids": np.arange(5, dtype=np.int64),
         "scalar": np.array(2.5, np.float32),
-        "conv": np.zeros((2, 3, 4), np.float32),
+        "stack": rng.standard_normal((2, 3, 4)).astype(np.float32),
+        "conv": np.zeros((2, 3, 2, 2), np.float32),
     }
 
 
@@ -59,9 +60,10 @@ def test_values_are_views_of_the_file(tmp_path: Path) -> None:
     for name, array in arrays().items():
         info = checkpoint.tensors[name]
         assert (info.shape, info.nbytes) == (array.shape, array.nbytes)
-        if array.ndim <= 2 and array.dtype != np.int64:
+        if array.ndim <= 3 and array.dtype != np.int64:
             w = checkpoint.weight(name)
-            assert w.format == info.format and w.shape == np.atleast_2d(array).shape
+            assert w.format == info.format and w.shape == np.atleast_2d(array).reshape(-1, array.shape[-1] if array.ndim
+                                                                                       else 1).shape
             assert not np.asarray(w.parts[0]).flags.owndata and not np.asarray(w.parts[0]).flags.writeable
             assert np.array_equal(FORMATS[w.format].dequantize(w), array.astype(np.float32).reshape(w.shape))
     checkpoint.close()
@@ -74,7 +76,7 @@ def test_other_dtypes_are_refused_only_when_read(tmp_path: Path) -> None:
     assert checkpoint.tensors["position_ids"].format == ""
     with pytest.raises(UnsupportedModelError, match=r"position_ids.*I64.*F32, F16, BF16"):
         checkpoint.weight("position_ids")
-    with pytest.raises(CheckpointError, match=r"conv.* 3 dimensions"):
+    with pytest.raises(CheckpointError, match=r"conv.* 4 dimensions"):
         checkpoint.weight("conv")
     with pytest.raises(CheckpointError, match="no tensor 'lm_head"):
         checkpoint.weight("lm_head.weight")

@@ -201,7 +201,7 @@ def test_tensors_decide_and_ignore_lists_do_not(tmp_path: Path) -> None:
         "model.layers.0.mlp.down_proj.weight": "bf16"}
 
 
-def test_stacks_show_their_shape_and_wait_for_a_family(tmp_path: Path) -> None:
+def test_stacks_show_their_shape_and_read_as_one_matrix(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     x = "model.layers.0.mlp.experts.down_proj"
     arrays = {f"{x}_blocks": rng.integers(0, 256, (3, 4, 2, 16), np.uint8),
@@ -212,9 +212,10 @@ def test_stacks_show_their_shape_and_wait_for_a_family(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(path)
     assert (checkpoint.tensors[x].shape, checkpoint.tensors[x].nbytes) == ((3, 4, 64), 3 * 4 * 34)
     assert checkpoint.tensors["model.layers.0.mlp.experts.down.weight"].shape == (2, 3, 48)
-    for name in checkpoint.tensors:
-        with pytest.raises(CheckpointError, match="3 dimensions"):
-            checkpoint.weight(name)
+    one = checkpoint.weight(x)
+    assert (one.format, one.shape) == ("mxfp4", (12, 64))
+    assert np.array_equal(np.asarray(one.parts[0]), arrays[f"{x}_blocks"].reshape(12, 32))
+    assert checkpoint.weight("model.layers.0.mlp.experts.down.weight").shape == (6, 48)
     for wrong in ([2, 4, 48], [6], "x", [2, 3, 48.0], [0, 48]):
         shape["quantized_tensors"]["model.layers.0.mlp.experts.down.weight"]["original_shape"] = wrong  # type: ignore
         (path / "lynn_quant_manifest.json").write_text(json.dumps(shape))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import ml_dtypes
+import msgspec
 import numpy as np
 import pytest
 
@@ -36,7 +37,7 @@ def built(checkpoint: Checkpoint, dtype: str = "bfloat16") -> Build:
     return Build(family, family.config(checkpoint.config), dtype)
 
 
-@pytest.fixture(params=["llama", "mistral", "qwen3"])
+@pytest.fixture(params=["llama", "mistral", "qwen3", "mixtral", "qwen3_moe_pruned"])
 def checkpoint(request: pytest.FixtureRequest) -> Checkpoint:
     return open_checkpoint(DATA / request.param)
 
@@ -52,7 +53,39 @@ def test_measures_count_every_byte_once(checkpoint: Checkpoint) -> None:
     stored, dense = measured(checkpoint), measured(checkpoint, dense=True)
     assert stored.parameters == sum(int(np.prod(t.shape)) for t in checkpoint.tensors.values())
     assert sum(stored.formats.values()) > 2 * stored.parameters > sum(stored.matrices.values())
-    assert dense.nbytes > 1.9 * stored.nbytes and 0 < stored.decode < stored.nbytes
+    experts = sum(t.nbytes for name, t in checkpoint.tensors.items() if ".experts." in name)
+    assert dense.nbytes - experts > 1.9 * (stored.nbytes - experts) and 0 < stored.decode < stored.nbytes
+
+
+@pytest.mark.parametrize(("model", "shares"), [
+    ("mixtral", [2 / 5] * 2), ("qwen3_moe_pruned", [4 / 7, 4 / 5, 4 / 8, 1])])
+def test_decoding_reads_the_experts_of_one_token(model: str, shares: list[float]) -> None:
+    checkpoint = open_checkpoint(DATA / model)
+    experts = [sum(t.nbytes for name, t in checkpoint.tensors.items() if f"layers.{i}." in name and ".experts." in name)
+               for i in range(len(shares))]
+    cfg = built(checkpoint).cfg
+    every = msgspec.structs.replace(cfg, moe=msgspec.structs.replace(cfg.moe, top=100))
+    for dense in (False, True):
+        counting = Counting(checkpoint.tensors)
+        built(checkpoint).family.build(every, counting, 64)
+        saved = counting.measure(dense).decode - measured(checkpoint, dense).decode
+        want = sum(size * (1 - share) for size, share in zip(experts, shares, strict=True))
+        assert abs(saved - want) < len(checkpoint.tensors)  # rounded down, tensor by tensor
+
+
+def test_experts_stay_as_they_are_stored() -> None:
+    checkpoint = open_checkpoint(DATA / "qwen3_moe_pruned")
+    build, meter = built(checkpoint), Meter(0, silent)
+    memory = HostMemory()
+    model = build.model(memory, HostLoading(memory, checkpoint.tensors, checkpoint.weight, meter), 64, 2, 3)
+    mlp = model.params.layers[0].mlp
+    assert [(e.count, e.weight.format, e.weight.shape) for e in (*mlp.gate_up, mlp.down)] == [
+        (7, "bf16", (7 * 32, 64)), (7, "bf16", (7 * 32, 64)), (7, "bf16", (7 * 64, 32))]
+    queue = DryQueue()
+    model = build.model(queue, DeviceLoading(queue, checkpoint.tensors, checkpoint.weight, meter), 64, 2, 3)
+    mlp = model.params.layers[3].mlp
+    assert [(e.count, e.weight.format, e.weight.shape) for e in (*mlp.gate_up, mlp.down)] == [
+        (3, "bf16", (3 * 64, 64)), (3, "bf16", (3 * 64, 32))]
 
 
 def test_host_weights_are_float32_and_device_weights_are_as_stored(checkpoint: Checkpoint) -> None:

@@ -211,7 +211,7 @@ def test_sliding_window_and_experts_choose_the_architecture(tmp_path: Path) -> N
     window = config_pairs(w=("llama.attention.sliding_window", 4, 16))
     mistral = open_checkpoint(write(tmp_path / "a.gguf", build(window, tensor_rows())))
     assert (mistral.config["architectures"], mistral.config["sliding_window"]) == (["MistralForCausalLM"], 16)
-    experts = config_pairs(e=("llama.expert_count", 4, 8))
+    experts = config_pairs(e=("llama.expert_count", 4, 8), u=("llama.expert_used_count", 4, 2))
     mixtral = open_checkpoint(write(tmp_path / "b.gguf", build(experts, tensor_rows())))
     assert mixtral.config["architectures"] == ["MixtralForCausalLM"]
 

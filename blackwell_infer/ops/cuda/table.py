@@ -6,9 +6,21 @@ from typing import TYPE_CHECKING
 from blackwell_infer.device.queue import Queue
 from blackwell_infer.kv.spec import PagedKV
 from blackwell_infer.ops.api import Ops
-from blackwell_infer.ops.batch import Batch, PenaltyState, Sampled, SampleParams, TokenState
-from blackwell_infer.ops.cuda import activation, arrange, attention, linear, norm, quantize, quantized, rope, sample
-from blackwell_infer.quant.format import Linear, Quantized, Weight
+from blackwell_infer.ops.batch import Batch, PenaltyState, Routing, Sampled, SampleParams, TokenState
+from blackwell_infer.ops.cuda import (
+    activation,
+    arrange,
+    attention,
+    experts,
+    linear,
+    norm,
+    quantize,
+    quantized,
+    rope,
+    route,
+    sample,
+)
+from blackwell_infer.quant.format import Experts, Linear, Quantized, Weight
 from blackwell_infer.types import Array
 
 
@@ -56,6 +68,12 @@ class CudaOps:
     def linear_quantized(self, x: Quantized, w: Linear, dtype: str, bias: Array | None = None,
                          residual: Array | None = None) -> Array:
         return quantized.linear_quantized(self.queue, x, w, dtype, bias, residual)
+
+    def route(self, x: Array, router: Linear, top: int, norm: bool) -> Routing:
+        return route.route(self.queue, x, router, top, norm)
+
+    def experts(self, x: Array, routing: Routing, gate_up: tuple[Experts, ...], down: Experts) -> Array:
+        return experts.experts(self.queue, x, routing, gate_up, down)
 
     def take_rows(self, x: Array, index: Array) -> Array:
         return activation.take_rows(self.queue, x, index)

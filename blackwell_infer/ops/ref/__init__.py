@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from blackwell_infer.ops.ref.activation import swiglu, take_rows
 from blackwell_infer.ops.ref.attention import attend, attention_
+from blackwell_infer.ops.ref.experts import experts
 from blackwell_infer.ops.ref.linear import arrange, embed, linear, logits
 from blackwell_infer.ops.ref.norm import add_rms_norm, rms_norm
 from blackwell_infer.ops.ref.quantize import (
@@ -16,12 +17,13 @@ from blackwell_infer.ops.ref.quantize import (
     swiglu_quantize,
 )
 from blackwell_infer.ops.ref.rope import qkv_rope_append_
+from blackwell_infer.ops.ref.route import route
 from blackwell_infer.ops.ref.sample import deliver_, newest_tokens, penalty_load_, sample_, token_logprobs
 
 __all__ = [
-    "add_rms_norm", "add_rms_norm_quantize", "arrange", "attend", "attention_", "deliver_", "embed", "linear",
-    "linear_quantized", "logits", "newest_tokens", "penalty_load_", "qkv_rope_append_", "quantize", "rms_norm",
-    "rms_norm_quantize", "sample_", "swiglu", "swiglu_quantize", "take_rows", "token_logprobs",
+    "add_rms_norm", "add_rms_norm_quantize", "arrange", "attend", "attention_", "deliver_", "embed", "experts",
+    "linear", "linear_quantized", "logits", "newest_tokens", "penalty_load_", "qkv_rope_append_", "quantize", "rms_norm",
+    "rms_norm_quantize", "route", "sample_", "swiglu", "swiglu_quantize", "take_rows", "token_logprobs",
 ]
 
 if TYPE_CHECKING:

@@ -1,0 +1,38 @@
+"""The MLPs of routed experts: each expert's rows are dequantised when a token wants them, and forgotten.
+
+Letters: T tokens, S experts per token, E experts, H width, I inner width.
+"""
+from __future__ import annotations
+
+import numpy as np
+
+from blackwell_infer.ops.batch import Routing
+from blackwell_infer.ops.ref.activation import swiglu
+from blackwell_infer.ops.ref.linear import Floats, product
+from blackwell_infer.quant import FORMATS
+from blackwell_infer.quant.format import Experts
+from blackwell_infer.types import Array
+
+
+def expert(stack: Experts, index: int) -> Floats:
+    """The matrix of one expert, float32 [N, K]."""
+    form, n = FORMATS[stack.weight.format], stack.rows
+    return form.dequantize(form.take_rows(stack.weight, np.arange(index * n, (index + 1) * n)))
+
+
+@np.errstate(over="ignore", invalid="ignore", under="ignore")
+def experts(x: Array, routing: Routing, gate_up: tuple[Experts, ...], down: Experts) -> Array:
+    ids, weights = np.asarray(routing.experts), np.asarray(routing.weights)
+    tokens, top = ids.shape
+    x32 = np.ascontiguousarray(x, dtype=np.float32)
+    outs = np.zeros((tokens * top, down.rows), np.float32)  # [T S, H]
+    for e in np.unique(ids):
+        pairs = np.flatnonzero(ids.reshape(-1) == e)
+        rows = x32[pairs // top]
+        both = np.concatenate([product(rows, expert(part, int(e))) for part in gate_up], axis=1)  # [n, 2 I]
+        inner = np.asarray(np.asarray(swiglu(both)).astype(x.dtype), np.float32)
+        outs[pairs] = product(inner, expert(down, int(e)))
+    y = np.zeros((tokens, down.rows), np.float32)
+    for slot in range(top):
+        y = y + weights[:, slot, None] * outs[slot::top]
+    return y.astype(x.dtype, copy=False)

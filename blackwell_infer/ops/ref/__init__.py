@@ -22,8 +22,8 @@ from blackwell_infer.ops.ref.sample import deliver_, newest_tokens, penalty_load
 
 __all__ = [
     "add_rms_norm", "add_rms_norm_quantize", "arrange", "attend", "attention_", "deliver_", "embed", "experts",
-    "linear", "linear_quantized", "logits", "newest_tokens", "penalty_load_", "qkv_rope_append_", "quantize", "rms_norm",
-    "rms_norm_quantize", "route", "sample_", "swiglu", "swiglu_quantize", "take_rows", "token_logprobs",
+    "linear", "linear_quantized", "logits", "newest_tokens", "penalty_load_", "qkv_rope_append_", "quantize",
+    "rms_norm", "rms_norm_quantize", "route", "sample_", "swiglu", "swiglu_quantize", "take_rows", "token_logprobs",
 ]
 
 if TYPE_CHECKING:

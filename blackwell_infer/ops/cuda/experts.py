@@ -6,6 +6,7 @@ from blackwell_infer.device.queue import Queue
 from blackwell_infer.errors import KernelError
 from blackwell_infer.ops.batch import Routing
 from blackwell_infer.ops.cuda import expert_groups, expert_rows
+from blackwell_infer.ops.cuda.staged import plain
 from blackwell_infer.quant.format import Experts
 from blackwell_infer.types import Array
 
@@ -17,6 +18,7 @@ KERNELS = (*expert_rows.KERNELS, *expert_groups.KERNELS)
 def experts(q: Queue, x: Array, routing: Routing, gate_up: tuple[Experts, ...], down: Experts) -> Array:
     """x [T, H] -> [T, H]. KernelError: no kernel for a format or type, or shapes that do not fit together."""
     check(x, routing, gate_up, down)
+    x = plain(x)
     if x.shape[0] > FEW and expert_groups.supported(x, down):
         return expert_groups.experts(q, x, routing, gate_up, down)
     return expert_rows.experts(q, x, routing, gate_up, down)

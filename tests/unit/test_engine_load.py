@@ -82,7 +82,8 @@ def test_experts_stay_as_they_are_stored() -> None:
     assert [(e.count, e.weight.format, e.weight.shape) for e in (*mlp.gate_up, mlp.down)] == [
         (7, "bf16", (7 * 32, 64)), (7, "bf16", (7 * 32, 64)), (7, "bf16", (7 * 64, 32))]
     queue = DryQueue()
-    model = build.model(queue, DeviceLoading(queue, checkpoint.tensors, checkpoint.weight, meter, CudaOps(queue).arrange), 64, 2, 3)
+    model = build.model(queue, DeviceLoading(queue, checkpoint.tensors, checkpoint.weight, meter,
+                                             CudaOps(queue).arrange), 64, 2, 3)
     mlp = model.params.layers[3].mlp
     assert [(e.count, e.weight.format, e.weight.shape) for e in (*mlp.gate_up, mlp.down)] == [
         (3, "bf16", (3 * 64, 64)), (3, "bf16", (3 * 64, 32))]

@@ -3,12 +3,6 @@
 #pragma once
 #include "stage.cuh"
 
-__device__ __forceinline__ float warp_sum(float v) {
-#pragma unroll
-    for (int o = 16; o > 0; o >>= 1) v += __shfl_xor_sync(0xFFFFFFFFu, v, o);
-    return v;
-}
-
 __device__ __forceinline__ float row_sum(float v) {
     __shared__ float parts[32];
     v = warp_sum(v);

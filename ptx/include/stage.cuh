@@ -3,14 +3,14 @@
 // A block is 256 columns of M rows, block_bytes(M) bytes. Unit (j, m, t), 16 bytes, at (j * M + m) * 64 + t * 16, holds
 // columns 32 j + 4 t .. + 3 and 32 j + 16 + 4 t .. + 3 of row m as float16: registers b0, b1 of products 2 j and 2 j + 1
 // (fragments.cuh). Then come, for every row, 8 sums of 32 columns, times -1024 ([8][M] float32), and the power of two that
-// the row was divided by ([M] float32).
+// the row was divided by ([M] float32). The last 16 bytes of a block are zero: the unit of whoever has none.
 // A row's share of a block is divided by a power of two only if a value would overflow float16, or all are below 2^-11.
 // Infinities and NaNs count as zero here; the power is negative where there are some.
 // Columns past the last are zero.
 #pragma once
 #include "vector.cuh"
 
-__device__ __forceinline__ int block_bytes(int M) { return 544 * M + ((4 * M + 15) & ~15); }
+__device__ __forceinline__ int block_bytes(int M) { return 544 * M + ((4 * M + 15) & ~15) + 16; }
 
 __device__ __forceinline__ u32 largest_halves(u32 a, u32 b) {
     u32 r;
@@ -59,4 +59,33 @@ __device__ __forceinline__ void stage_row(u8* block, int M, int m, float (&f)[8]
     float* sums = reinterpret_cast<float*>(block + 512 * M);
     if ((lane & 3) == 0) sums[(lane >> 2) * M + m] = -1024.0f * sum;
     if (lane == 0) sums[8 * M + m] = power;
+    if (lane == 0 && m == 0) *reinterpret_cast<uint4*>(block + block_bytes(M) - 16) = make_uint4(0, 0, 0, 0);
+}
+
+// A warp makes its blocks share, share + split, ... of one row x [K] of 16-bit values (type 1: f16, 2: bf16), several at a
+// time; K is a multiple of 8.
+__device__ __forceinline__ void stage_blocks(u8* blocks, const void* x, int type, int K, int share, int split, int lane) {
+    for (int first = share; 256 * first < K; first += 3 * split) {
+        uint4 v[3];
+#pragma unroll
+        for (int i = 0; i < 3; i++) {
+            const int k = 256 * (first + i * split) + 8 * lane;
+            v[i] = make_uint4(0, 0, 0, 0);
+            if (k < K) v[i] = *reinterpret_cast<const uint4*>(static_cast<const u16*>(x) + k);
+        }
+#pragma unroll
+        for (int i = 0; i < 3; i++) {
+            const u32 words[4] = {v[i].x, v[i].y, v[i].z, v[i].w};
+            float f[8];
+            if (256 * (first + i * split) >= K) break;
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                if (type == 1) unpack2<f16_t>(f + 2 * j, words[j]);
+                else unpack2<bf16_t>(f + 2 * j, words[j]);
+            }
+            stage_row(blocks, 1, 0, f, lane);
+            blocks += block_bytes(1);
+        }
+    }
+    __syncwarp();
 }

@@ -4,6 +4,12 @@
 #pragma once
 #include "scalar.cuh"
 
+__device__ __forceinline__ float warp_sum(float v) {
+#pragma unroll
+    for (int o = 16; o > 0; o >>= 1) v += __shfl_xor_sync(0xFFFFFFFFu, v, o);
+    return v;
+}
+
 __device__ __forceinline__ bool aligned(const void* p, u32 bytes) { return ((u64)p & (bytes - 1)) == 0; }
 
 template <typename T> __device__ __forceinline__ void unpack2(float* y, u32 w) {

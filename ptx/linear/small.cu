@@ -3,11 +3,12 @@
 // x [M, K] of x_type (1 f16, 2 bf16), and the same rows as `staged` operands (stage.cuh); w: tiles of FORMAT (fragments.cuh),
 // `tiles` of them per 16 rows; bias [N] float32 or null; y row-major with `stride` elements between rows, of y_type
 // (0 float32, 1 f16, 2 bf16).
-// Grid: CTAs of WARPS warps; CTA c makes groups c, c + grid, ..., at most `turns`, of 16 TILES WARPS / split rows of the
-// matrix, split = 2^split_log. So many warps share the tiles of a row: warp s takes tiles s, s + split, ...; the others take
+// A single row comes without operands too (`staged` null): each warp then makes its own, if `depth` blocks hold them.
+// Grid: CTAs of up to WARPS warps; CTA c makes groups c, c + grid, ..., at most `turns`, of 2^rows_log = 16 TILES warps /
+// split rows of the matrix, split = 2^split_log. So many warps share the tiles of a row: warp s takes tiles s, s + split, ...; the others take
 // other rows. A warp makes 16 TILES rows of
 // y for 8 COLUMNS rows of x.
-// Weights arrive by bulk copies, AHEAD times TILES tiles ahead for each warp, over the borders of groups, and the first of
+// Weights arrive by bulk copies, `ahead` times TILES tiles ahead for each warp, over the borders of groups, and the first of
 // them before the previous kernel has finished. The warp's blocks of x arrive the same way: once, if `depth` blocks hold
 // all of them, else `depth` ahead. No warp waits for another but at the end of a group, where the sums of those warps meet
 // in order. So the order of additions depends on K, FORMAT and split alone: a row's bits depend on no other row.
@@ -17,7 +18,7 @@
 // XROWS is, the sums of sub-blocks 2 i and 2 i + 1, over all tiles of a warp, are added up in a tree over i = 0..3.
 // Products of integers and float16 values are exact and summed in float32; scales multiply the sums.
 // A row with infinities or NaNs gets their share from scalar products at the end, so that they spread as IEEE says.
-// Shared memory: dynamic, per warp AHEAD TILES tiles, `depth` blocks of x, and twice the sums.
+// Shared memory: dynamic, per warp `ahead` TILES tiles, `depth` blocks of x, and twice the sums.
 // Archs: sm_90 and up. Bytes moved: the weights once.
 #include "bulk.cuh"
 #include "fragments.cuh"
@@ -32,24 +33,25 @@
 #define WIDTH (SLOTS == 8 ? 2 : 4)         // sums of a pair: rows g and g + 8, for one or two rows of x
 #define SPANS (32 / F::SPAN)
 #define MOST_BLOCKS 16
+#define MOST_AHEAD 2
 
-extern "C" __global__ void __launch_bounds__(32 * WARPS, CTAS)
+extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
     linear_small(const void* x, const u8* staged, const u8* w, const float* bias, void* y, int M, int N, int K, int tiles,
-                 int turns, int depth, int split_log, int stride, int column, int x_type, int y_type) {
+                 int turns, int ahead, int depth, int split_log, int rows_log, int stride, int column, int x_type, int y_type) {
     typedef fragments_t F;
     extern __shared__ __align__(128) u8 shared[];
-    __shared__ __align__(8) u64 barriers[WARPS][AHEAD + MOST_BLOCKS];
+    __shared__ __align__(8) u64 barriers[WARPS][MOST_AHEAD + MOST_BLOCKS];
     __shared__ u32 odd[16];  // rows of x with infinities or NaNs
     const int lane = threadIdx.x & 31, warp = __shfl_sync(0xFFFFFFFFu, (int)threadIdx.x >> 5, 0), g = lane >> 2, t = lane & 3;
-    const int split = 1 << split_log, rows_log = TILES + (WARPS == 16 ? 7 : 6) - split_log;  // log2 of rows of a group
+    const int split = 1 << split_log, warps = blockDim.x >> 5;
     const int share = warp & (split - 1), row_tiles = (N + 15) / 16, groups = (N + (1 << rows_log) - 1) >> rows_log;
     const int own = (tiles - share + split - 1) >> split_log;  // of the blocks of columns
     const int total = own * (turns - ((int)blockIdx.x + (turns - 1) * (int)gridDim.x >= groups));
     const int size = block_bytes(M);
-    u8* ring = shared + warp * (AHEAD * TILES * F::BYTES);
-    u8* blocks = shared + WARPS * AHEAD * TILES * F::BYTES + warp * (depth * size);
-    float* sums = reinterpret_cast<float*>(shared + WARPS * (AHEAD * TILES * F::BYTES + depth * size));
-    const u32 barrier = shared_address(barriers[warp]), arrived = barrier + 8 * AHEAD;
+    u8* ring = shared + warp * (ahead * TILES * F::BYTES);
+    u8* blocks = shared + warps * ahead * TILES * F::BYTES + warp * (depth * size);
+    float* sums = reinterpret_cast<float*>(shared + warps * (ahead * TILES * F::BYTES + depth * size));
+    const u32 barrier = shared_address(barriers[warp]), arrived = barrier + 8 * MOST_AHEAD;
     const u32 ring_address = shared_address(ring), blocks_address = shared_address(blocks);
 
     // What lane 0 fetches next.
@@ -70,36 +72,39 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, CTAS)
     };
     if (threadIdx.x < 16) odd[threadIdx.x] = 0;
     if (lane == 0) {
-        for (int s = 0; s < AHEAD; s++) barrier_init(barrier + 8 * s);
+        for (int s = 0; s < ahead; s++) barrier_init(barrier + 8 * s);
         for (int s = 0; s < depth; s++) barrier_init(arrived + 8 * s);
         copies_see_shared();
-        for (int s = 0; s < AHEAD && s < total; s++) fetch(s);
+        for (int s = 0; s < ahead && s < total; s++) fetch(s);
     }
     pdl_launch();
     __syncthreads();
     pdl_wait();
-    if (lane == 0)
+    const bool arrives = XROWS > 1 || staged != nullptr;
+    if (!arrives) {
+        stage_blocks(blocks, x, x_type, K, share, split, lane);
+    } else if (lane == 0) {
         for (int b = 0; b < depth && b < own && b < total; b++) fetch_block(b, b);
+    }
 
     const F form(tiles >> 31);
     // The lane as a column of B: a row of x and a slot. Its columns of C: rows c0 and c1 of x (c1 is another slot's c0 if
     // SLOTS = 8).
     const int of_x = 8 / SLOTS, own_slot = g / of_x;
     const int c0 = SLOTS == 8 ? 0 : 2 * t % of_x, c1 = SLOTS == 8 ? 0 : c0 + 1;
+    int place[8];  // of the lane's unit of a sub-block: zeros where it is another slot's
+#pragma unroll
+    for (int j = 0; j < 8; j++)
+        place[j] = own_slot == j / ROUNDS ? (j * M + min(g % of_x, M - 1)) * 64 + t * 16 : size - 16;
     int stage = 0, parity = 0, slot = 0, slot_parity = 0, i = 0, turn = 0;
     for (int group = blockIdx.x; group < groups; group += gridDim.x) {
         float acc[TILES][COLUMNS][PAIRS][WIDTH] = {};
         for (int b = 0; b < own; b++, i++) {
             const u8* block = ring + stage * TILES * F::BYTES;
-            const u8* units = blocks + slot * size + t * 16;
+            const u8* units = blocks + slot * size;
             const float* sides = reinterpret_cast<const float*>(blocks + slot * size + 512 * M);
-            barrier_wait(arrived + 8 * slot, slot_parity);
+            if (arrives) barrier_wait(arrived + 8 * slot, slot_parity);
 
-            words4_t v[SLOTS > 1 ? ROUNDS : 1];
-            if (SLOTS > 1)
-#pragma unroll
-                for (int r = 0; r < ROUNDS; r++)
-                    v[r] = load_words4(units + ((own_slot * ROUNDS + r) * M + min(g % of_x, M - 1)) * 64);
             float start[ROUNDS][2];  // of the sums of products
             if (F::OFFSET && SLOTS > 1)
 #pragma unroll
@@ -152,16 +157,11 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, CTAS)
                     const int j = 2 * q + h, round = SLOTS > 1 ? j % ROUNDS : 0;
 #pragma unroll
                     for (int c = 0; c < COLUMNS; c++) {
-                        words4_t x_unit;
-                        if (SLOTS == 1) {
-                            x_unit = load_words4(units + (j * M + min(8 * c + g, M - 1)) * 64);
-                            if (F::OFFSET) {
-                                start[j][0] = sides[j * M + min(8 * c + c0, M - 1)];
-                                start[j][1] = sides[j * M + min(8 * c + c1, M - 1)];
-                            }
-                        } else {
-#pragma unroll
-                            for (int r = 0; r < 4; r++) x_unit.r[r] = own_slot == j / ROUNDS ? v[round].r[r] : 0u;
+                        const words4_t x_unit = load_words4(
+                            units + (SLOTS > 1 ? place[j] : (j * M + min(8 * c + g, M - 1)) * 64 + t * 16));
+                        if (F::OFFSET && SLOTS == 1) {
+                            start[j][0] = sides[j * M + min(8 * c + c0, M - 1)];
+                            start[j][1] = sides[j * M + min(8 * c + c1, M - 1)];
                         }
 #pragma unroll
                         for (int p = 0; p < TILES; p++) {
@@ -242,11 +242,11 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, CTAS)
                 if (next < total) fetch(stage);
                 if (depth < own && i + depth < total) fetch_block(b + depth < own ? b + depth : b + depth - own, slot);
             }
-            if (++stage == AHEAD) stage = 0, parity ^= 1;
+            if (++stage == ahead) stage = 0, parity ^= 1;
             if (++slot == (depth < own ? depth : own)) slot = 0, slot_parity ^= depth < own;
         }
 
-        float* mine = sums + (turn * WARPS + warp) * SUMS;
+        float* mine = sums + (turn * warps + warp) * SUMS;
 #pragma unroll
         for (int p = 0; p < TILES; p++)
 #pragma unroll
@@ -265,10 +265,10 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, CTAS)
                     if (SLOTS == 1 || 2 * t < of_x) mine[((p * COLUMNS + c) * 8 + x_row) * SUM_STRIDE + g + 8 * row] = v;
                 }
         __syncthreads();
-        for (int o = threadIdx.x; o < M << rows_log; o += 32 * WARPS) {
+        for (int o = threadIdx.x; o < M << rows_log; o += blockDim.x) {
             const int r = o & ((1 << rows_log) - 1), m = o >> rows_log, n = (group << rows_log) + r;
             if (n >= N) continue;
-            const float* from = sums + (turn * WARPS + (r / (16 * TILES) << split_log)) * SUMS +
+            const float* from = sums + (turn * warps + (r / (16 * TILES) << split_log)) * SUMS +
                                 ((r / 16 % TILES * COLUMNS + m / 8) * 8 + m % 8) * SUM_STRIDE + r % 16;
             float v = 0.0f;
 #pragma unroll 4

@@ -16,7 +16,7 @@ from blackwell_infer.ops.cuda import staged as stage
 from blackwell_infer.ops.cuda.gemm import KERNELS as GEMM_KERNELS
 from blackwell_infer.ops.cuda.gemm import large
 from blackwell_infer.ops.cuda.rows import FORMATS, WEIGHT, WEIGHT_ROWS, choose, embed, pointers
-from blackwell_infer.ops.cuda.staged import MOST_ROWS, plain, staged
+from blackwell_infer.ops.cuda.staged import MOST_ROWS, Staged, plain, staged
 from blackwell_infer.quant.format import Linear, Weight
 from blackwell_infer.quant.fragments import FRAGMENTS, SUFFIX
 from blackwell_infer.types import Array
@@ -61,7 +61,7 @@ def outputs(q: Queue, op: str, x: Array, w: Linear, bias: Array | None, dtype: n
     (m, k), total = x.shape, sum(block.shape[0] for block in w)
     out = q.empty((m, total), dtype)
     if m <= MOST_ROWS and any(block.format in FRAGMENTED for block in w):
-        x = staged(q, x)
+        x = operand(q, x)
     column = 0
     for block in w:
         n = block.shape[0]
@@ -74,6 +74,13 @@ def outputs(q: Queue, op: str, x: Array, w: Linear, bias: Array | None, dtype: n
     return out
 
 
+def operand(q: Queue, x: Array) -> Tensor | Staged:
+    """x as the small matmuls take it: they stage a single row themselves."""
+    if isinstance(x, Tensor) and x.shape[0] == 1 and x.shape[1] % 8 == 0 and x.ptr % 16 == 0:
+        return x
+    return staged(q, x)
+
+
 def multiply(q: Queue, op: str, x: Array, w: Weight, bias: Array | None, out: Tensor, column: int) -> None:
     """One row block into its columns of `out`. The GEMM of 16-bit operands needs rows of a multiple of 16 bytes."""
     (m, k), n = x.shape, w.shape[0]
@@ -82,8 +89,8 @@ def multiply(q: Queue, op: str, x: Array, w: Weight, bias: Array | None, out: Te
             large(q, plain(x), w, bias, out, column)
             return
         for first in range(0, m, MOST_ROWS):
-            some = x if m <= MOST_ROWS else x[first:first + MOST_ROWS]
-            small.multiply(q, staged(q, some), w, bias, out[first:first + MOST_ROWS], column)
+            some = operand(q, x if m <= MOST_ROWS else x[first:first + MOST_ROWS])
+            small.multiply(q, some, w, bias, out[first:first + MOST_ROWS], column)
         return
     v = choose(q, op, SMALL, w.format, x.dtype)
     if m > SMALL_ROWS and (x.dtype == np.float32 or k % 8 == 0):

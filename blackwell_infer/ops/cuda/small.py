@@ -10,7 +10,7 @@ from blackwell_infer.device.queue import Queue
 from blackwell_infer.device.tensor import Tensor
 from blackwell_infer.kernels.cost import multiplied
 from blackwell_infer.kernels.kernel import Kernel, Param, Value
-from blackwell_infer.ops.cuda.staged import Staged, block_bytes, staged
+from blackwell_infer.ops.cuda.staged import Staged, block_bytes, plain, staged
 from blackwell_infer.quant.format import Weight
 from blackwell_infer.quant.fragments import COLS, FRAGMENTS, ROWS, SUFFIX
 from blackwell_infer.types import Array
@@ -46,6 +46,10 @@ class Tiling(msgspec.Struct, frozen=True):
 GEOMETRIES = (Geometry(16, 16), Geometry(8, 8), Geometry(8, 4), Geometry(8, 2))
 XROWS: Mapping[int, tuple[int, ...]] = {16: (1, 4, 8), 8: (1, 4, 8, 16)}
 """Activation rows of a launch, by warps of a CTA"""
+BOUNDS: Mapping[tuple[int, int], int] = {(1, 1): 16, (1, 2): 16, (4, 1): 16, (4, 2): 8, (8, 1): 16, (8, 2): 8,
+                                         (16, 1): 8, (16, 2): 8}
+"""Most warps of the kernel for (activation rows, tiles): more would leave too few registers. One kernel serves as many
+matrices as it can: kernels of a step that do not fit into the instruction cache together are fetched again each time."""
 TILINGS: Mapping[tuple[int, int], tuple[Tiling, ...]] = {
     (16, 1): (Tiling(2, 1, 1), Tiling(1, 1, 1)), (16, 4): (Tiling(1, 1, 1),), (16, 8): (Tiling(1, 1, 1),),
     (8, 1): (Tiling(2, 2, 2), Tiling(2, 2, 1), Tiling(1, 2, 2), Tiling(1, 1, 2)),
@@ -56,18 +60,17 @@ shared memory is small. H200, 2026-11-24."""
 
 
 def legal(defines: Mapping[str, Value]) -> bool:
-    warps, xrows = int(defines["WARPS"]), int(defines["XROWS"])
-    return Tiling(*(int(defines[name]) for name in ("TILES", "AHEAD", "CTAS"))) in TILINGS.get((warps, xrows), ())
+    return BOUNDS[int(defines["XROWS"]), int(defines["TILES"])] == defines["WARPS"]
 
 
 SMALL = Kernel("linear/small.cu", "linear_small", (
     Param("x", "in"), Param("staged", "in", "uint8"), Param("w", "in", "uint8"), Param("bias", "in", "float32"),
     Param("y", "out"), Param("M", "i32"), Param("N", "i32"), Param("K", "i32"), Param("tiles", "i32"),
-    Param("turns", "i32"), Param("depth", "i32"), Param("split_log", "i32"), Param("stride", "i32"),
-    Param("column", "i32"),
-    Param("x_type", "i32"), Param("y_type", "i32")),
-    {"FORMAT": tuple(FRAGMENTS), "WARPS": (8, 16), "XROWS": (1, 4, 8, 16), "TILES": (1, 2),
-     "AHEAD": (1, 2), "CTAS": (1, 2)}, legal, cost=multiplied)
+    Param("turns", "i32"), Param("ahead", "i32"), Param("depth", "i32"), Param("split_log", "i32"),
+    Param("rows_log", "i32"), Param("stride", "i32"),
+    Param("column", "i32"), Param("x_type", "i32"), Param("y_type", "i32")),
+    {"FORMAT": tuple(FRAGMENTS), "WARPS": (8, 16), "XROWS": (1, 4, 8, 16), "TILES": (1, 2)},
+    legal, cost=multiplied)
 KERNELS = (SMALL,)
 
 
@@ -79,12 +82,18 @@ def geometry(n: int, k: int) -> Geometry:
     return next((g for g in GEOMETRIES[1:] if g.split <= blocks), GEOMETRIES[-1])
 
 
-def multiply(q: Queue, x: Staged, w: Weight, bias: Array | None, out: Tensor, column: int) -> None:
-    """x [M, K] times w [N, K] in fragment order, transposed, plus bias [N], into columns of `out`; M up to 16."""
+def multiply(q: Queue, x: Tensor | Staged, w: Weight, bias: Array | None, out: Tensor, column: int) -> None:
+    """x [M, K] times w [N, K] in fragment order, transposed, plus bias [N], into columns of `out`; M up to 16.
+
+    A single row may come as it is."""
     (m, k), n, wide = x.shape, w.shape[0], -(-w.shape[1] // COLS)
     form, shape = w.format.removesuffix(SUFFIX), geometry(n, k)
     found = choose(form, shape, m, n, q.sm_count, SHARED_LIMIT[q.arch] - STATIC)
+    own = -(-wide // shape.split)
+    if isinstance(x, Tensor) and (found is None or room_for(found[2], shape, m) < own):
+        x = staged(q, x)
     if found is None:  # too many rows at once for registers or shared memory
+        assert isinstance(x, Staged)
         half = -(-m // 2)
         multiply(q, staged(q, x.rows[:half]), w, bias, out[:half], column)
         multiply(q, staged(q, x.rows[half:]), w, bias, out[half:], column)
@@ -92,13 +101,19 @@ def multiply(q: Queue, x: Staged, w: Weight, bias: Array | None, out: Tensor, co
     xrows, tiling, left = found
     groups = -(-n // (ROWS * shape.warps // shape.split * tiling.tiles))
     turns = -(-groups // (tiling.ctas * q.sm_count))
-    depth = min(-(-wide // shape.split), left // (shape.warps * block_bytes(m)), MOST_BLOCKS)
-    v = SMALL.variant(FORMAT=form, WARPS=shape.warps, XROWS=xrows, TILES=tiling.tiles,
-                      AHEAD=tiling.ahead, CTAS=tiling.ctas)
-    q.launch(v, (-(-groups // turns), 1, 1), (32 * shape.warps, 1, 1), x.rows, x.blocks, w.parts[0], bias, out, m, n, k,
-             wide, turns, depth, shape.split.bit_length() - 1, out.shape[1], column, TYPES[x.dtype.name],
-             TYPES[out.dtype.name], smem=fixed_bytes(form, shape, xrows, tiling) + shape.warps * depth * block_bytes(m),
-             pdl=True)
+    depth = min(own, room_for(left, shape, m))
+    v = SMALL.variant(FORMAT=form, WARPS=BOUNDS[xrows, tiling.tiles], XROWS=xrows, TILES=tiling.tiles)
+    rows = ROWS * tiling.tiles * shape.warps // shape.split
+    smem = fixed_bytes(form, shape, xrows, tiling) + shape.warps * depth * block_bytes(m)
+    blocks = x.blocks if isinstance(x, Staged) else None
+    q.launch(v, (-(-groups // turns), 1, 1), (32 * shape.warps, 1, 1), plain(x), blocks, w.parts[0], bias, out, m, n, k,
+             wide, turns, tiling.ahead, depth, shape.split.bit_length() - 1, rows.bit_length() - 1, out.shape[1], column,
+             TYPES[x.dtype.name], TYPES[out.dtype.name], smem=smem, pdl=True)
+
+
+def room_for(shared: int, shape: Geometry, m: int) -> int:
+    """Blocks of m rows for each warp in so many bytes."""
+    return min(shared // (shape.warps * block_bytes(m)), MOST_BLOCKS)
 
 
 def fixed_bytes(form: str, shape: Geometry, xrows: int, tiling: Tiling) -> int:
@@ -118,6 +133,8 @@ def choose(form: str, shape: Geometry, m: int, n: int, sm_count: int, shared: in
                for t in TILINGS[shape.warps, xrows]]
     fitting = [(t, left) for t, left in fitting if left >= shape.warps * block_bytes(m)]
     rows = ROWS * shape.warps // shape.split
-    busy = [(t, left) for t, left in fitting if -(-n // (rows * t.tiles)) * 2 >= sm_count]
-    best = (busy or fitting[-1:])[:1]
+    groups = [-(-n // (rows * t.tiles)) for t, _ in fitting]
+    # Two CTAs to a multiprocessor only where there are so many, else one may hold all of x; and not half of them idle.
+    best = [f for f, g in zip(fitting, groups, strict=True) if g * 2 >= sm_count and (f[0].ctas == 1 or g > sm_count)]
+    best = best[:1] or fitting[-1:]
     return (xrows, *best[0]) if best else None

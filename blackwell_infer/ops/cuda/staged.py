@@ -48,7 +48,7 @@ class Staged(msgspec.Struct, frozen=True, gc=False):
 
 def block_bytes(m: int) -> int:
     """Bytes of a block of m rows (ptx/include/stage.cuh)."""
-    return 544 * m + -(-4 * m // 16) * 16
+    return 544 * m + -(-4 * m // 16) * 16 + 16
 
 
 def room(q: Queue, x: Tensor) -> Tensor | None:
@@ -75,6 +75,8 @@ def staged(q: Queue, x: Array) -> Staged:
     return Staged(x, blocks)
 
 
-def plain(x: Array) -> Array:
+def plain(x: Array) -> Tensor:
     """The rows alone: what a launch takes."""
-    return x.rows if isinstance(x, Staged) else x
+    found = x.rows if isinstance(x, Staged) else x
+    assert isinstance(found, Tensor)
+    return found

@@ -49,7 +49,7 @@ XROWS: Mapping[int, tuple[int, ...]] = {16: (1, 4, 8), 8: (1, 4, 8, 16)}
 BOUNDS: Mapping[tuple[int, int], int] = {(1, 1): 16, (1, 2): 16, (4, 1): 16, (4, 2): 8, (8, 1): 16, (8, 2): 8,
                                          (16, 1): 8, (16, 2): 8}
 """Most warps of the kernel for (activation rows, tiles): more would leave too few registers. One kernel serves as many
-matrices as it can: kernels of a step that do not fit into the instruction cache together are fetched again each time."""
+matrices as it can: kernels of a step that do not fit into the instruction cache together are fetched anew each time."""
 TILINGS: Mapping[tuple[int, int], tuple[Tiling, ...]] = {
     (16, 1): (Tiling(2, 1, 1), Tiling(1, 1, 1)), (16, 4): (Tiling(1, 1, 1),), (16, 8): (Tiling(1, 1, 1),),
     (8, 1): (Tiling(2, 2, 2), Tiling(2, 2, 1), Tiling(1, 2, 2), Tiling(1, 1, 2)),
@@ -107,8 +107,8 @@ def multiply(q: Queue, x: Tensor | Staged, w: Weight, bias: Array | None, out: T
     smem = fixed_bytes(form, shape, xrows, tiling) + shape.warps * depth * block_bytes(m)
     blocks = x.blocks if isinstance(x, Staged) else None
     q.launch(v, (-(-groups // turns), 1, 1), (32 * shape.warps, 1, 1), plain(x), blocks, w.parts[0], bias, out, m, n, k,
-             wide, turns, tiling.ahead, depth, shape.split.bit_length() - 1, rows.bit_length() - 1, out.shape[1], column,
-             TYPES[x.dtype.name], TYPES[out.dtype.name], smem=smem, pdl=True)
+             wide, turns, tiling.ahead, depth, shape.split.bit_length() - 1, rows.bit_length() - 1, out.shape[1],
+             column, TYPES[x.dtype.name], TYPES[out.dtype.name], smem=smem, pdl=True)
 
 
 def room_for(shared: int, shape: Geometry, m: int) -> int:

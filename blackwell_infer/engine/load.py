@@ -12,10 +12,11 @@ from blackwell_infer.engine.capacity import Capacity, Room, fit, wanted_context
 from blackwell_infer.engine.runner import ModelRunner, Runner
 from blackwell_infer.engine.scheduler import Limits
 from blackwell_infer.engine.state import DTYPES, FORMAT_OF, Build
-from blackwell_infer.engine.weights import Counting, DeviceLoading, HostLoading, Measure, Meter
+from blackwell_infer.engine.weights import PLACES, Counting, DeviceLoading, HostLoading, Measure, Meter, as_stored
 from blackwell_infer.kv.spec import PAGE
 from blackwell_infer.log import Progress, logger
 from blackwell_infer.models.registry import find_family
+from blackwell_infer.quant.format import PAIRED
 from blackwell_infer.text.load import Text, open_text
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     architecture: str
     device: str
     dtype: str
+    activations: str
+    """the setting: "full", or "quantized" where a matrix's own format allows it"""
     parameters: int
     vocab: int
     max_context: int
@@ -96,12 +99,16 @@ def loaded(checkpoint: Checkpoint, config: EngineConfig, progress: Progress) -> 
     found = survey(checkpoint, config, on_host)
     build, limits, measure = found.build, found.limits, found.measure
     text = open_text(checkpoint)
+    if PLACES[config.activations] is not as_stored and not measure.matrices.keys() & PAIRED.keys():
+        logger.warning("activations = %s changes nothing here: no matrix is stored as %s", config.activations,
+                       ", ".join(PAIRED))
     runner, capacity, workspace = (on_numpy if on_host else on_cuda)(device, found, checkpoint, config, progress)
     info = ModelInfo(
         path=str(checkpoint.path), family=build.family.name, architecture=architecture(checkpoint, build),
-        device=device, dtype=build.dtype, parameters=measure.parameters, vocab=build.geometry.vocab,
-        max_context=capacity.context, formats=measure.formats, weight_bytes=measure.nbytes, decode_bytes=measure.decode,
-        workspace_bytes=workspace, kv_pages=capacity.pages, kv_token_bytes=build.page_bytes // PAGE)
+        device=device, dtype=build.dtype, activations=config.activations, parameters=measure.parameters,
+        vocab=build.geometry.vocab, max_context=capacity.context, formats=measure.formats,
+        weight_bytes=measure.nbytes, decode_bytes=measure.decode, workspace_bytes=workspace,
+        kv_pages=capacity.pages, kv_token_bytes=build.page_bytes // PAGE)
     logger.info("loaded %s: %s, %s on %s, context %d, %d pages", info.path, info.family, info.dtype, info.device,
                 info.max_context, info.kv_pages)
     limits = msgspec.structs.replace(limits, pages=capacity.pages, context=capacity.context)
@@ -133,7 +140,7 @@ def foresee(found: Survey, checkpoint: Checkpoint, config: EngineConfig, free: i
         from blackwell_infer.engine.rehearsal import rehearse
 
         fit(config, found.limits.context, found.room(free, total, 0))  # before steps of an absurd size are rehearsed
-        workspace = rehearse(found.build, checkpoint.tensors, found.limits, gpu).workspace
+        workspace = rehearse(found.build, checkpoint.tensors, found.limits, gpu, PLACES[config.activations]).workspace
     room = found.room(free, total, workspace)
     return room, fit(config, found.limits.context, room)
 
@@ -195,7 +202,8 @@ def on_numpy(device: str, found: Survey, checkpoint: Checkpoint, config: EngineC
     build, limits, measure = found.build, found.limits, found.measure
     workspace = host_workspace(found)
     capacity = fit(config, limits.context, found.room(*memory.memory(), workspace))
-    loading = HostLoading(memory, checkpoint.tensors, checkpoint.weight, Meter(measure.nbytes, progress))
+    loading = HostLoading(memory, checkpoint.tensors, checkpoint.weight, Meter(measure.nbytes, progress),
+                          PLACES[config.activations])
     model = build.model(memory, loading, capacity.context, limits.batch, capacity.pages)
     return ModelRunner(memory, ref, model), capacity, workspace
 
@@ -214,9 +222,10 @@ def on_cuda(device: str, found: Survey, checkpoint: Checkpoint, config: EngineCo
     try:
         fit(config, limits.context, found.room(*queue.memory(), 0))
         dry = DryQueue(queue.arch, queue.sm_count, queue.libraries, total=1 << 50)
-        rehearsal = rehearse(build, checkpoint.tensors, limits, dry)
+        place = PLACES[config.activations]
+        rehearsal = rehearse(build, checkpoint.tensors, limits, dry, place)
         capacity = fit(config, limits.context, found.room(*queue.memory(), rehearsal.workspace))
-        loading = DeviceLoading(queue, checkpoint.tensors, checkpoint.weight, Meter(measure.nbytes, progress))
+        loading = DeviceLoading(queue, checkpoint.tensors, checkpoint.weight, Meter(measure.nbytes, progress), place)
         model = build.model(queue, loading, capacity.context, limits.batch, capacity.pages)
         queue.prepare(rehearsal.variants, progress)
         runner = GraphRunner(queue, CudaOps(queue), model, capacity.context, config.graphs)

@@ -17,11 +17,23 @@ from blackwell_infer.errors import UnsupportedModelError
 from blackwell_infer.log import Progress
 from blackwell_infer.models.take import Expect
 from blackwell_infer.quant import FORMATS
-from blackwell_infer.quant.format import Linear, Weight
+from blackwell_infer.quant.format import PAIRED, Linear, Weight
+from blackwell_infer.quant.tiled import paired
 from blackwell_infer.types import Array
 
 Source = Callable[[str], Weight]
 """The stored matrix of a name, on the host."""
+Place = Callable[[Weight], Weight]
+"""What becomes of a projection's matrix on the host before a backend gets it"""
+
+
+def as_stored(w: Weight) -> Weight:
+    """`Place` for activations that stay in their type."""
+    return w
+
+
+PLACES: Mapping[str, Place] = {"full": as_stored, "quantized": paired}
+"""By the setting `activations`"""
 
 
 class Meter:
@@ -40,11 +52,13 @@ class Meter:
 class Loading:
     """What both backends share: checks of names and shapes, small tensors, and what is read of each kind."""
 
-    def __init__(self, memory: Memory, tensors: Mapping[str, TensorInfo], source: Source, meter: Meter) -> None:
+    def __init__(self, memory: Memory, tensors: Mapping[str, TensorInfo], source: Source, meter: Meter,
+                 place: Place = as_stored) -> None:
         self.memory = memory
         self.expect = Expect(tensors)
         self.source = source
         self.meter = meter
+        self.place = place
 
     def values(self, name: str) -> np.ndarray[Any, Any]:
         """A stored tensor as float32."""
@@ -74,12 +88,29 @@ class Loading:
         self.meter.add(value.nbytes)
         return array
 
+    def groups(self, names: Sequence[str], shapes: Sequence[tuple[int, int]]) -> list[tuple[str, ...]]:
+        """The names of a projection's blocks, those that become one matrix together: neighbours of one format."""
+        shape_of = dict(zip(names, shapes, strict=True))
+        for name, shape in shape_of.items():
+            self.expect.matrix(name, shape)
+        groups: list[tuple[str, ...]] = []
+        for name in names:
+            form = self.expect.tensors[name].format
+            stays = groups and self.expect.tensors[groups[-1][-1]].format == form
+            if stays and FORMATS[form].joins(tuple(shape_of[n] for n in (*groups[-1], name))):
+                groups[-1] = (*groups[-1], name)
+            else:
+                groups.append((name,))
+        return groups
+
 
 class HostLoading(Loading):
-    """Float32 matrices on the host; the blocks of a fused projection stay apart, so that nothing is copied."""
+    """Float32 matrices on the host; the blocks of a fused projection stay apart, so that nothing is copied. Matrices
+    that meet quantised activations keep their bytes, joined as on a device: their inputs share a scale."""
 
-    def __init__(self, memory: Memory, tensors: Mapping[str, TensorInfo], source: Source, meter: Meter) -> None:
-        super().__init__(memory, tensors, source, meter)
+    def __init__(self, memory: Memory, tensors: Mapping[str, TensorInfo], source: Source, meter: Meter,
+                 place: Place = as_stored) -> None:
+        super().__init__(memory, tensors, source, meter, place)
         self.loaded: dict[str, Weight] = {}
 
     def table(self, name: str, shape: tuple[int, int]) -> Weight:
@@ -93,41 +124,42 @@ class HostLoading(Loading):
         return self.loaded[name]
 
     def linear(self, names: Sequence[str], shapes: Sequence[tuple[int, int]]) -> Linear:
-        return tuple(self.table(name, shape) for name, shape in zip(names, shapes, strict=True))
+        shape_of = dict(zip(names, shapes, strict=True))
+        return tuple(w for group in self.groups(names, shapes) for w in self.placed(group, shape_of))
+
+    def placed(self, group: tuple[str, ...], shape_of: Mapping[str, tuple[int, int]]) -> Linear:
+        """One matrix that meets quantised activations, or each of the group as float32."""
+        if self.expect.tensors[group[0]].format in PAIRED and not self.loaded.keys() & set(group):
+            whole = joined_on_host([self.source(name) for name in group])
+            placed = self.place(whole)
+            if placed.format != whole.format:
+                self.meter.add(placed.nbytes)
+                return (placed,)
+        return tuple(self.table(name, shape_of[name]) for name in group)
 
 
 class DeviceLoading(Loading):
     """Matrices on a device in their own format; neighbours of one format become one matrix without a host copy."""
 
-    def __init__(self, queue: Queue, tensors: Mapping[str, TensorInfo], source: Source, meter: Meter) -> None:
-        super().__init__(queue, tensors, source, meter)
+    def __init__(self, queue: Queue, tensors: Mapping[str, TensorInfo], source: Source, meter: Meter,
+                 place: Place = as_stored) -> None:
+        super().__init__(queue, tensors, source, meter, place)
         self.queue = queue
         self.loaded: dict[tuple[str, ...], Weight] = {}
 
     def table(self, name: str, shape: tuple[int, int]) -> Weight:
         self.expect.matrix(name, shape)
-        return self.joined((name,))
+        return self.joined((name,), as_stored)
 
     def linear(self, names: Sequence[str], shapes: Sequence[tuple[int, int]]) -> Linear:
-        shape_of = dict(zip(names, shapes, strict=True))
-        for name, shape in shape_of.items():
-            self.expect.matrix(name, shape)
-        groups: list[list[str]] = []
-        for name in names:
-            form = self.expect.tensors[name].format
-            stays = groups and self.expect.tensors[groups[-1][-1]].format == form
-            if stays and FORMATS[form].joins(tuple(shape_of[n] for n in (*groups[-1], name))):
-                groups[-1].append(name)
-            else:
-                groups.append([name])
-        return tuple(self.joined(tuple(group)) for group in groups)
+        return tuple(self.joined(group, self.place) for group in self.groups(names, shapes))
 
-    def joined(self, names: tuple[str, ...]) -> Weight:
+    def joined(self, names: tuple[str, ...], place: Place) -> Weight:
         """One matrix of the rows of all names."""
         if names not in self.loaded:
             weights = [self.source(name) for name in names]
-            if len(weights) > 1 and len(weights[0].parts) > 1:  # small parts are not all per row: join on the host
-                weights = [FORMATS[weights[0].format].concat(tuple(weights))]
+            if len(weights[0].parts) > 1:  # small parts are not all per row: join on the host
+                weights = [place(joined_on_host(weights))]
             rows = sum(w.shape[0] for w in weights)
             parts = []
             for blocks in zip(*(w.parts for w in weights), strict=True):
@@ -141,6 +173,11 @@ class DeviceLoading(Loading):
                 parts.append(whole)
             self.loaded[names] = Weight(weights[0].format, (rows, weights[0].shape[1]), tuple(parts))
         return self.loaded[names]
+
+
+def joined_on_host(weights: list[Weight]) -> Weight:
+    """One matrix of all rows; a single one as it is, without a copy."""
+    return weights[0] if len(weights) == 1 else FORMATS[weights[0].format].concat(tuple(weights))
 
 
 def hollow(tensors: Mapping[str, TensorInfo]) -> Source:

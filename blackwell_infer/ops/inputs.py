@@ -11,8 +11,8 @@ from blackwell_infer.kv.spec import PAGE, PagedKV
 from blackwell_infer.ops.batch import Batch, PenaltyState, Sampled, SampleParams, TokenState
 from blackwell_infer.ops.ref.quantize import quantize
 from blackwell_infer.quant import FORMATS
-from blackwell_infer.quant.format import Weight
-from blackwell_infer.quant.tiled import tiled
+from blackwell_infer.quant.format import QUANTISES, Weight
+from blackwell_infer.quant.tiled import paired
 
 Values = np.ndarray[Any, Any]
 Random = np.random.Generator
@@ -69,6 +69,8 @@ def scaled_weight(rng: Random, form: str, rows: int, cols: int) -> Weight:
 def weight(rng: Random, form: str, rows: int, cols: int) -> Weight:
     """A matrix of size about 1/sqrt(cols). Blocks hold random bits, so that every code and sub-scale occurs."""
     size = cols**-0.5
+    if form in QUANTISES:
+        return paired(scaled_weight(rng, QUANTISES[form], rows, cols))
     if form in SCALED:
         return scaled_weight(rng, form, rows, cols)
     if form not in HALVES:
@@ -165,7 +167,7 @@ def make_fused(rng: Random, maker: str, dtype: str, form: str, tokens: int, cols
 def make_linear_quantized(rng: Random, form: str, dtype: str, tokens: int, cols: int, rows: tuple[int, ...], bias: bool,
                           residual: bool, bad: Bad) -> Kwargs:
     x = quantize(activations(rng, (tokens, cols), "float32", bad), form, np.full(1, 2.0**-8, np.float32))
-    return {"x": x, "w": tuple(tiled(weight(rng, form, n, cols)) for n in rows), "dtype": dtype,
+    return {"x": x, "w": tuple(paired(weight(rng, form, n, cols)) for n in rows), "dtype": dtype,
             "bias": rng.standard_normal(sum(rows)).astype(np.float32) if bias else None,
             "residual": activations(rng, (tokens, sum(rows)), dtype) if residual else None}
 

@@ -10,6 +10,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from tooling import load_tool
 
 from blackwell_infer.checkpoint import Checkpoint, open_checkpoint
 from blackwell_infer.config import EngineConfig
@@ -19,11 +20,13 @@ from blackwell_infer.engine.load import choose_device, choose_dtype, foresee, lo
 from blackwell_infer.engine.rehearsal import rehearse
 from blackwell_infer.engine.scheduler import Limits
 from blackwell_infer.engine.state import Build
-from blackwell_infer.engine.weights import Counting, DeviceLoading, HostLoading, Measure, Meter, hollow
+from blackwell_infer.engine.weights import Counting, DeviceLoading, HostLoading, Measure, Meter, as_stored, hollow
 from blackwell_infer.errors import CheckpointError, ConfigError, OutOfMemoryError
-from blackwell_infer.log import silent
+from blackwell_infer.log import logger, silent
 from blackwell_infer.models.registry import find_family
+from blackwell_infer.quant.encode_fp import encode_fp
 from blackwell_infer.quant.format import Weight
+from blackwell_infer.quant.tiled import paired
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "tests" / "data"
@@ -92,6 +95,46 @@ def test_neighbours_of_one_format_are_joined_on_the_device() -> None:
         take.linear(["d"], [(2, 32)])
     with pytest.raises(CheckpointError, match=r"tensor a has shape \[2, 32\].* \[3, 32\]"):
         take.table("a", (3, 32))
+
+
+def test_projections_meet_quantised_activations_in_the_same_groups_on_both_backends() -> None:
+    """Neighbours of one format share the largest input scale; what is looked up by row stays as it is stored."""
+    rng = np.random.default_rng(0)
+    stored = {name: encode_fp(rng.standard_normal((4, 64)), form) for name, form in zip(
+        "abcde", ("nvfp4", "nvfp4", "fp8", "nvfp4_f16", "nvfp4"), strict=True)}
+    for scale, name in enumerate("abe"):
+        stored[name] = Weight("nvfp4", (4, 64), (*stored[name].parts[:3], np.full(1, scale + 1, np.float32)))
+    infos: dict[str, Any] = {name: type("Info", (), {"shape": w.shape, "format": w.format, "nbytes": w.nbytes})
+                             for name, w in stored.items()}
+    queue = DryQueue()
+    for take in (HostLoading(HostMemory(), infos, stored.__getitem__, Meter(1, silent), paired),
+                 DeviceLoading(queue, infos, stored.__getitem__, Meter(1, silent), paired)):
+        assert take.table("e", (4, 64)).format == ("f32" if isinstance(take, HostLoading) else "nvfp4")
+        found = take.linear(list("abcde"), [(4, 64)] * 5)
+        formats = [(w.format, w.shape[0]) for w in found]
+        assert formats == [("nvfp4_tiled", 8), ("fp8_w8a8", 4), *(
+            [("f32", 4), ("f32", 4)] if isinstance(take, HostLoading) else [("nvfp4_f16", 4), ("nvfp4", 4)])]
+        if isinstance(take, HostLoading):
+            assert np.asarray(found[0].parts[3]).tolist() == [2]
+
+
+def test_quantised_activations_need_matrices_that_they_go_with(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING", logger=logger.name):
+        load(str(DATA / "llama"), EngineConfig(device="numpy", max_context=32), silent).runner.close()
+        assert not caplog.text
+        load(str(DATA / "llama"), EngineConfig(device="numpy", max_context=32, activations="quantized"),
+             silent).runner.close()
+    assert "activations = quantized changes nothing here: no matrix is stored as nvfp4, mxfp8, fp8" in caplog.text
+
+
+def test_a_rehearsal_finds_the_kernels_of_quantised_activations(tmp_path: Path) -> None:
+    load_tool("quantize_hf").convert(DATA / "llama", tmp_path / "model", "modelopt-mixed")
+    checkpoint = open_checkpoint(tmp_path / "model")
+    for place, wanted in ((as_stored, set()), (paired, {"nvfp4_gemm", "fp8_gemm", "quantize_tokens",
+                                                        "add_rms_norm_quantize"})):
+        found = rehearse(built(checkpoint), checkpoint.tensors, LIMITS, DryQueue(), place).variants
+        names = {v.kernel.entry for v in found}
+        assert names & {"nvfp4_gemm", "fp8_gemm", "quantize", "quantize_tokens", "add_rms_norm_quantize"} == wanted
 
 
 @pytest.mark.parametrize("arch", ["sm_90a", "sm_120f"])

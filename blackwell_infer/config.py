@@ -36,7 +36,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     )] = "auto"
     activations: Annotated[Literal["full", "quantized"], Meta(
         description="full multiplies activations as they are; quantized rounds those that meet NVFP4, MXFP8 and FP8 "
-                    "matrices to the same small codes (W4A4, W8A8): faster for long prompts on Blackwell, lossy",
+                    "matrices to the same small codes (W4A4, W8A8): lossy, meant for long prompts on Blackwell",
     )] = "full"
     max_context: Annotated[int, Meta(
         ge=0, description="longest prompt plus answer in tokens; 0 takes the model's own limit, or what fits",

@@ -113,11 +113,12 @@ def table(results: Sequence[Result]) -> str:
 
 def run(folder: Path, layouts: Sequence[str], pieces: Sequence[Passage], whole: str | None, settings: dict[str, Any],
         peak: float = 0.0) -> list[Result]:
-    results = [measure(folder, "as stored", pieces, whole, settings)]
+    dense = settings | {"activations": "full"}
+    results = [measure(folder, "as stored", pieces, whole, dense)]
     with tempfile.TemporaryDirectory() as scratch:
         base = Path(scratch) / "bf16"
         to_bfloat16(folder, base)
-        results.append(measure(base, "bf16", pieces, whole, settings))
+        results.append(measure(base, "bf16", pieces, whole, dense))
         for layout in layouts:
             out = Path(scratch) / layout
             convert(base, out, layout, peak=peak)

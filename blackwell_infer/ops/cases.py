@@ -108,7 +108,7 @@ LINEARS: tuple[tuple[str, tuple[str, ...], int, int, tuple[int, ...], bool, Bad]
     (BF16, ("fp8",), 7, 171, (40,), False, ()), (F16, ("fp8_block",), 33, 395, (129,), True, ()),
     (F32, ("fp8",), 7, 171, (40,), False, ()), (BF16, ("fp8",), 100, 172, (40,), False, ()),
     (BF16, ("nvfp4", "bf16", "fp8"), 5, 64, (33, 7, 24), True, ()),
-    (BF16, ("nvfp4_tiled",), 5, 192, (40,), True, ()), (F32, ("nvfp4_tiled",), 70, 128, (33,), False, ()),
+    (BF16, ("nvfp4_tiled",), 5, 192, (40,), True, ()), (F16, ("nvfp4_tiled",), 70, 128, (33,), False, ()),
     (BF16, ("mxfp8_tiled", "bf16", "nvfp4_tiled"), 17, 64, (24, 7, 33), True, ()),
     (F16, ("fp8_w8a8",), 3, 176, (24,), False, ()), (BF16, ("fp8_block_w8a8", "fp8_w8a8"), 9, 272, (40, 24), True, ()),
     (F16, ("q8_0", "f16"), 9, 64, (40, 24), False, ()), (F32, ("f32", "bf16", "q8_0"), 4, 64, (7, 9, 11), True, ()))

@@ -100,7 +100,8 @@ def parse_module(text: str) -> Module:
     """Parse a whole PTX text; PtxError names the line of what it does not understand."""
     text = re.sub(r"//[^\n]*", "", text)
     text = re.sub(r"/\*.*?\*/", lambda m: re.sub(r"[^\n]", " ", m[0]), text, flags=re.DOTALL)
-    files = {m[1]: m[2] for m in re.finditer(r'^\s*\.file\s+(\d+)\s+"([^"]*)"', text, re.MULTILINE)}
+    # The compiler puts the folder where it ran before the names that our sources give.
+    files = {m[1]: re.sub(r"^.*/(?=ptx/)", "", m[2]) for m in re.finditer(r'^\s*\.file\s+(\d+)\s+"([^"]*)"', text, re.MULTILINE)}
     text = re.sub(r"^\s*\.file\b[^\n]*", "", text, flags=re.MULTILINE)
     target = re.search(r"\.target\s+(\w+)", text)
     if target is None:

@@ -101,7 +101,8 @@ def parse_module(text: str) -> Module:
     text = re.sub(r"//[^\n]*", "", text)
     text = re.sub(r"/\*.*?\*/", lambda m: re.sub(r"[^\n]", " ", m[0]), text, flags=re.DOTALL)
     # The compiler puts the folder where it ran before the names that our sources give.
-    files = {m[1]: re.sub(r"^.*/(?=ptx/)", "", m[2]) for m in re.finditer(r'^\s*\.file\s+(\d+)\s+"([^"]*)"', text, re.MULTILINE)}
+    files = {m[1]: re.sub(r"^.*/(?=ptx/)", "", m[2])
+             for m in re.finditer(r'^\s*\.file\s+(\d+)\s+"([^"]*)"', text, re.MULTILINE)}
     text = re.sub(r"^\s*\.file\b[^\n]*", "", text, flags=re.MULTILINE)
     target = re.search(r"\.target\s+(\w+)", text)
     if target is None:

@@ -84,7 +84,7 @@ def test_a_planted_fault_is_caught(fault: str, tmp_path: Path) -> None:
     message = outcome(case_named(name), Builder("sm_90a", None, planted(tmp_path, source, old, new)))
     assert any(part in message for part in shows.split("|")) and message, message
     if message != "result":
-        assert "(ptx/" in message and ".cu" in message and ", line " in message and "thread (" in message     # where it happened
+        assert all(part in message for part in ("(ptx/", ".cu", ", line ", "thread ("))          # where it happened
 
 
 @pytest.mark.parametrize("fault", RACES)

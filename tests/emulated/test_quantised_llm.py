@@ -20,9 +20,10 @@ LOSSY = {"modelopt-nvfp4": {"nvfp4"}, "modelopt-mixed": {"nvfp4", "fp8"}, "compr
 """formats of each layout that quantised activations go with"""
 
 
-def answer(model: Path, device: str) -> tuple[int, ...]:
-    with LLM(model, device=device, dtype="float32", max_context=64, max_batch=2, max_step_tokens=32) as llm:
-        return llm.generate("Once upon", Sampling(temperature=0, max_tokens=3, ignore_eos=True)).token_ids
+def answer(model: Path, device: str, tokens: int = 3, activations: str = "full") -> tuple[int, ...]:
+    with LLM(model, device=device, dtype="float32", max_context=64, max_batch=2, max_step_tokens=32,
+             activations=activations) as llm:
+        return llm.generate("Once upon", Sampling(temperature=0, max_tokens=tokens, ignore_eos=True)).token_ids
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -53,3 +54,18 @@ def test_quantised_activations_give_the_same_logits_on_both_backends(
     full, lossy = (logits(model, "numpy", activations) for activations in ("full", "quantized"))
     assert (np.abs(lossy - full).max() > 0.05) == bool(LOSSY[layout])
     assert np.abs(logits(model, "emulated:sm_120f", "quantized") - lossy).max() < 2e-3
+
+
+@pytest.mark.parametrize("kind", ["modelopt-mixed", "nvfp4"])
+def test_quantised_activations_decode_in_recorded_steps(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                        pytestconfig: pytest.Config) -> None:
+    """From the third token on, a step is what was recorded of the second. One model is a GGUF file of type 40."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(pytestconfig.cache.mkdir("user")))
+    source, model = ROOT / "tests" / "data" / "llama", tmp_path / ("m.gguf" if kind == "nvfp4" else "m")
+    if kind == "nvfp4":
+        load_tool("hf_to_gguf").convert(source, model, kind=kind, tokenizer=True)
+    else:
+        load_tool("quantize_hf").convert(source, model, kind)
+    expected = answer(model, "numpy", 6, "quantized")
+    assert expected != answer(model, "numpy", 6)
+    assert answer(model, "emulated", 6, "quantized") == expected

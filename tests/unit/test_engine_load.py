@@ -204,6 +204,18 @@ def test_a_rehearsal_finds_the_kernels_of_quantised_activations(tmp_path: Path) 
         assert names & {"nvfp4_gemm", "fp8_gemm", "quantize", "quantize_tokens", "add_rms_norm_quantize"} == wanted
 
 
+def test_experts_meet_activations_as_they_are(tmp_path: Path) -> None:
+    load_tool("quantize_hf").convert(DATA / "qwen3_moe", tmp_path / "model", "modelopt-mixed")
+    checkpoint, keys = open_checkpoint(tmp_path / "model"), []
+    for activations in ("full", "quantized"):
+        build = built(checkpoint, activations=activations)
+        keys.append({v.key for v in rehearse(build, checkpoint.tensors, LIMITS, DryQueue()).variants})
+    full, quantized = keys
+    experts = {key for key in full if key.startswith(("moe_rows", "moe_groups")) and "nvfp4" in key}
+    assert experts and experts <= quantized
+    assert any("fp8_gemm" in key for key in quantized - full)
+
+
 @pytest.mark.parametrize("arch", ["sm_90a", "sm_120f"])
 def test_a_rehearsal_measures_the_largest_step_and_finds_the_kernels(checkpoint: Checkpoint, arch: str) -> None:
     build = built(checkpoint)

@@ -34,6 +34,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         pattern="^(auto|float32|float16|bfloat16)$",
         description="auto, float32, float16 or bfloat16: the type of activations and of the KV cache",
     )] = "auto"
+    activations: Annotated[Literal["full", "quantized"], Meta(
+        description="full multiplies activations as they are; quantized rounds those that meet NVFP4, MXFP8 and FP8 "
+                    "matrices to the same small codes (W4A4, W8A8): lossy, meant for long prompts on Blackwell",
+    )] = "full"
     max_context: Annotated[int, Meta(
         ge=0, description="longest prompt plus answer in tokens; 0 takes the model's own limit, or what fits",
     )] = 0

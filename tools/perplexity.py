@@ -7,7 +7,8 @@
 Every layout is made of the bfloat16 weights, written to a temporary folder and read back like any release; matrices
 that do not fit its blocks stay bfloat16. The text is scored in pieces as long as the context, or in the passages of a
 JSON file ({"nll": [{"corpus", "char_start", "char_end", "n_tokens"}]}, corpora under --root), each up to n_tokens.
-Activations are float32 on the host. Prints a Markdown table.
+Activations are float32 on the host; --activations quantized is the engine's setting of that name. Prints a Markdown
+table.
 """
 from __future__ import annotations
 
@@ -110,16 +111,17 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def run(folder: Path, layouts: Sequence[str], pieces: Sequence[Passage], whole: str | None,
-        settings: dict[str, Any]) -> list[Result]:
-    results = [measure(folder, "as stored", pieces, whole, settings)]
+def run(folder: Path, layouts: Sequence[str], pieces: Sequence[Passage], whole: str | None, settings: dict[str, Any],
+        peak: float = 0.0) -> list[Result]:
+    dense = settings | {"activations": "full"}
+    results = [measure(folder, "as stored", pieces, whole, dense)]
     with tempfile.TemporaryDirectory() as scratch:
         base = Path(scratch) / "bf16"
         to_bfloat16(folder, base)
-        results.append(measure(base, "bf16", pieces, whole, settings))
+        results.append(measure(base, "bf16", pieces, whole, dense))
         for layout in layouts:
             out = Path(scratch) / layout
-            convert(base, out, layout)
+            convert(base, out, layout, peak=peak)
             results.append(measure(out, layout, pieces, whole, settings))
     return results
 
@@ -132,13 +134,19 @@ def main(argv: list[str] | None = None) -> int:
     source.add_argument("--passages", type=Path, help="JSON file that names passages of corpora")
     parser.add_argument("--root", type=Path, default=Path("."), help="folder of the corpora that --passages names")
     parser.add_argument("--layouts", nargs="*", choices=LAYOUTS, default=list(LAYOUTS), metavar="LAYOUT")
+    parser.add_argument("--activations", choices=("full", "quantized"), default="full",
+                        help="quantized: round what meets NVFP4, MXFP8 and FP8 matrices to their codes, too")
+    parser.add_argument("--input-peak", type=float, default=0.0, metavar="X",
+                        help="record activation scales for inputs of magnitude up to X (default: none)")
     parser.add_argument("--max-context", type=int, help="tokens of context (default: the model's)")
     args = parser.parse_args(argv)
     try:
         whole = args.text.read_text(encoding="utf-8") if args.text else None
         pieces = [] if whole is not None else list(texts(args.passages, args.root))
-        settings = {} if args.max_context is None else {"max_context": args.max_context}
-        print(table(run(args.folder, args.layouts, pieces, whole, settings)))
+        settings = {"activations": args.activations}
+        if args.max_context is not None:
+            settings["max_context"] = args.max_context
+        print(table(run(args.folder, args.layouts, pieces, whole, settings, args.input_peak)))
     except (BlackwellInferError, OSError) as error:
         print(f"perplexity: {error}", file=sys.stderr)
         return 1

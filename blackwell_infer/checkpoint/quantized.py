@@ -169,8 +169,7 @@ class _Finder:
         t = self.stored[name][1]
         if last in BESIDE:
             self.hidden.add(name)
-        elif last == "weight_packed" or (last == "weight" and t.dtype == "U8" and len(t.shape) == 2
-                                         and any(self.has(f"{module}.{scale}") for scale in SCALES)):
+        elif last == "weight_packed" or (last == "weight" and t.dtype == "U8" and len(t.shape) == 2):
             self.packed(name, module)
         elif last == "weight" and t.dtype == "F8_E4M3" and len(t.shape) == 2:
             self.fp8(name, module)
@@ -329,9 +328,9 @@ def read_quantized(stored: Stored, q: QuantizedTensor) -> Weight:
 
 def read_nvfp4(stored: Stored, q: QuantizedTensor, shape: tuple[int, int], codes: Values) -> Weight:
     scales = bytes_of(stored, q.scales)
-    if (scales > 0x7F).any():
-        raise CheckpointError(f"{stored[q.scales][0].path}: tensor {shorten(q.scales)} holds negative scales; they are "
-                              "unsigned, download it again")
+    if (scales >= 0x7F).any():
+        raise CheckpointError(f"{stored[q.scales][0].path}: tensor {shorten(q.scales)} holds scales that are negative "
+                              "or NaN; download it again")
     rows, cols = shape
     factors = np.full(rows, scalar(stored, q.factor, q.divides), np.float32)
     return NVFP4.pack(shape, codes.reshape(rows, cols // 2), scales.reshape(rows, cols // 16), factors,
@@ -341,6 +340,9 @@ def read_nvfp4(stored: Stored, q: QuantizedTensor, shape: tuple[int, int], codes
 def read_nvfp4_f16(stored: Stored, q: QuantizedTensor, shape: tuple[int, int], codes: Values) -> Weight:
     rows, cols = shape
     scales = bytes_of(stored, q.scales).view("<f2").reshape(rows, cols // 16)
+    if not np.isfinite(scales).all():
+        raise CheckpointError(f"{stored[q.scales][0].path}: tensor {shorten(q.scales)} holds scales that are NaN or "
+                              "infinite; download it again")
     factors = np.full(rows, scalar(stored, q.factor, q.divides), np.float32)
     return NVFP4_F16.pack(shape, codes.reshape(rows, cols // 2), scales, factors)
 

@@ -160,7 +160,8 @@ class Machine:
     def register_reader(o: Operand, array: Values, dtype: np.dtype[Any]) -> Callable[[Lanes], Any]:
         if array.dtype.itemsize != dtype.itemsize:
             if array.dtype.itemsize < dtype.itemsize or dtype.kind == "f" or dtype.kind == "b":
-                raise PtxError(f"register {o.name} is not {dtype.itemsize * 8} bits wide")
+                raise PtxError(f"register {o.name} is "
+                               + ("no predicate" if dtype.kind == "b" else f"not {dtype.itemsize * 8} bits wide"))
             return lambda lanes: (array if lanes is None else array[lanes]).astype(dtype)
         array = array.view(dtype)
         if o.negated:

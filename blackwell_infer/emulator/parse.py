@@ -74,20 +74,24 @@ class Module(msgspec.Struct, frozen=True):
     variables: tuple[Variable, ...]
 
 
-ENTRY = re.compile(r"\.entry\s+([\w$]+)\s*(?:\((.*?)\))?\s*((?:\.\w+\s+[\d,\s]+)*)\{", re.DOTALL)
+ENTRY = re.compile(r"(?:\.(?:visible|weak)\s+)?\.entry\s+([\w$]+)\s*(?:\((.*?)\))?\s*((?:\.\w+\s+[\d,\s]+)*)\{",
+                   re.DOTALL)
 PARAM = re.compile(r"\.param\s+(?:\.align\s+\d+\s+)?\.(\w+)\s+(?:\.ptr\s*(?:\.(?:global|shared|const|local)\s*)?"
                    r"(?:\.align\s+\d+\s*)?)?([\w$]+)"
                    r"(?:\[(\d+)\])?")
 VARIABLE = re.compile(r"(?:\.visible\s+|\.extern\s+|\.weak\s+)*\.(shared|local|const|global)\s+(?:\.align\s+(\d+)\s+)?"
                       r"\.(\w+)\s+([\w$]+)\s*((?:\[\d*\])*)\s*(?:=\s*(.*))?", re.DOTALL)
 REGISTERS = re.compile(r"\.reg\s+\.(\w+)\s+(.*)", re.DOTALL)
-NUMBER = re.compile(r"-?(0[xX][0-9a-fA-F]+|\d+)U?|0[fdFD][0-9a-fA-F]+")
+NUMBER = re.compile(r"-?(0[xX][0-9a-fA-F]+|\d+)U?|0[fF][0-9a-fA-F]{8}|0[dD][0-9a-fA-F]{16}")
 BRACES = re.compile(r"[{}]")
 DELIMITERS = re.compile(r"[{}\[\],]")
 SPACE = re.compile(r"[\s;]*")
 LABEL = re.compile(r"([$A-Za-z_%][\w$]*):(?!:)")
 OPCODE = re.compile(r"(?:@(!?)([%\w$]+)\s+)?([a-z][\w.:]*)\s*(.*)", re.DOTALL)
 ADDRESS = re.compile(r"(.+?)\s*(?:([+-])\s*(-?\w+))?")
+OUTSIDE = re.compile(r"\s*(\.(version|target|address_size)\b[^\n]*|\.section\s[^{}]*\{[^{}]*\}|"
+                     r"\.(visible|extern|weak|common|const|global|shared|local|pragma)\b[^;{}]*(\{[^{}]*\})?[^;{}]*;)")
+"""directives, debug sections and variables outside kernels"""
 BRANCH = re.compile(r"(^|\s)bra\b")
 SYMBOL = re.compile(r"[\w$]+")
 
@@ -96,26 +100,41 @@ def parse_module(text: str) -> Module:
     """Parse a whole PTX text; PtxError names the line of what it does not understand."""
     text = re.sub(r"//[^\n]*", "", text)
     text = re.sub(r"/\*.*?\*/", lambda m: re.sub(r"[^\n]", " ", m[0]), text, flags=re.DOTALL)
-    files = {m[1]: m[2] for m in re.finditer(r'^\s*\.file\s+(\d+)\s+"([^"]*)"', text, re.MULTILINE)}
-    text = re.sub(r"^\s*\.(file|section)\b[^\n]*", "", text, flags=re.MULTILINE)
+    # The compiler puts the folder where it ran before the names that our sources give.
+    files = {m[1]: re.sub(r"^.*/(?=ptx/)", "", m[2])
+             for m in re.finditer(r'^\s*\.file\s+(\d+)\s+"([^"]*)"', text, re.MULTILINE)}
+    text = re.sub(r"^\s*\.file\b[^\n]*", "", text, flags=re.MULTILINE)
     target = re.search(r"\.target\s+(\w+)", text)
     if target is None:
         raise PtxError("PTX without a .target directive")
     entries: dict[str, Entry] = {}
-    outside: list[str] = []
+    outside: list[tuple[int, str]] = []
     at = 0
     for head in ENTRY.finditer(text):
         if head.start() < at:
             continue
         end = _closing(text, head.end() - 1)
-        outside.append(text[at : head.start()])
-        entry = _entry(head[1], head[2] or "", text[head.end() : end], text.count("\n", 0, head.end()) + 1,
-                       files)
+        outside.append((line_of(text, at), text[at : head.start()]))
+        entry = _entry(head[1], head[2] or "", text[head.end() : end], line_of(text, head.end()), files)
         entries[entry.name] = entry
         at = end + 1
-    outside.append(text[at:])
-    variables = tuple(_variable(m) for part in outside for s in part.split(";") if (m := VARIABLE.search(s)))
-    return Module(target[1], entries, variables)
+    outside.append((line_of(text, at), text[at:]))
+    return Module(target[1], entries, tuple(v for first, part in outside for v in _outside(part, first)))
+
+
+def _outside(text: str, first_line: int) -> Iterator[Variable]:
+    """The variables of a part of the text outside any kernel. PtxError for what may not stand there."""
+    at = 0
+    for part in OUTSIDE.finditer(text):
+        if text[at : part.start()].strip():
+            break
+        at = part.end()
+        if m := VARIABLE.fullmatch(part[1].removesuffix(";").strip()):
+            yield _variable(m, first_line + line_of(text, part.start(1)) - 1)
+    rest = text[at:].lstrip()
+    if rest:
+        line = first_line + line_of(text, len(text) - len(rest)) - 1
+        raise PtxError(f"line {line}: cannot read {rest.splitlines()[0]!r} outside a kernel")
 
 
 def _closing(text: str, start: int) -> int:
@@ -124,20 +143,27 @@ def _closing(text: str, start: int) -> int:
         depth += 1 if brace[0] == "{" else -1
         if depth == 0:
             return brace.start()
-    raise PtxError("PTX ends inside a kernel body")
+    raise PtxError(f"line {line_of(text, start)}: PTX ends inside the kernel body that begins here")
 
 
-def _variable(m: re.Match[str]) -> Variable:
+def line_of(text: str, at: int) -> int:
+    return text.count("\n", 0, at) + 1
+
+
+def _variable(m: re.Match[str], line: int) -> Variable:
     space, align, kind, name, dims, init = m[1], int(m[2] or 1), m[3], m[4], m[5], m[6]
-    if kind not in WIDTHS:
-        raise PtxError(f"variable {name} has the unknown type .{kind}")
+    if not WIDTHS.get(kind):
+        raise PtxError(f"line {line}: variable {name} has the unknown type .{kind}")
     item = WIDTHS[kind] // 8
     size = item
     for d in re.findall(r"\[(\d*)\]", dims):
         size *= int(d or 0)
     data = b""
     if init:
-        values = [_immediate(v.strip(), 0) for v in init.strip().strip("{}").split(",")]
+        try:
+            values = [_immediate(v.strip(), 0) for v in init.strip().strip("{}").split(",")]
+        except ValueError as e:
+            raise PtxError(f"line {line}: cannot read the values of variable {name}: {e}") from e
         data = b"".join((v.value & (1 << WIDTHS[kind]) - 1).to_bytes(item, "little") for v in values)
     return Variable(name, space, max(align, item), size, data)
 
@@ -150,7 +176,7 @@ def _entry(name: str, params: str, body: str, first_line: int, files: dict[str, 
     scopes = _Scopes()
     branches: list[tuple[int, tuple[int, ...]]] = []
     source, line, counted = "", first_line, 0
-    for kind, text, offset in _statements(body):
+    for kind, text, offset in _statements(body, first_line):
         line += body.count("\n", counted, offset)
         counted = offset
         if kind == "statement" and text[0] != ".":
@@ -162,9 +188,11 @@ def _entry(name: str, params: str, body: str, first_line: int, files: dict[str, 
         elif kind == "close":
             scopes.close()
         elif kind == "label":
+            if scopes.local(text) in labels:
+                raise PtxError(f"line {line}: label {text} stands twice in one scope")
             labels[scopes.local(text)] = len(code)
         elif kind == "loc":
-            number, at = text.split()[1:3]
+            number, at = [*text.split(), "", ""][1:3]
             source = f"{files.get(number, number)}:{at}"
         elif m := REGISTERS.match(text):
             if m[1] not in WIDTHS:
@@ -175,11 +203,14 @@ def _entry(name: str, params: str, body: str, first_line: int, files: dict[str, 
                 for reg in [f"{ranged[1]}{i}" for i in range(int(ranged[2]))] if ranged else [item]:
                     registers[scopes.declare(reg)] = WIDTHS[m[1]]
         elif m := VARIABLE.match(text):
-            variables.append(_variable(m))
+            variables.append(_variable(m, line))
         elif not text.startswith(".pragma"):
             raise PtxError(f"line {line}: cannot read {text!r}")
     for i, chain in branches:
         code[i] = _resolved(code[i], chain, labels)
+    for m in PARAM.finditer(params):
+        if not WIDTHS.get(m[1]):
+            raise PtxError(f"line {first_line}: parameter {m[2]} has the unknown type .{m[1]}")
     sized = tuple((m[2], WIDTHS[m[1]] // 8 * int(m[3] or 1)) for m in PARAM.finditer(params))
     return Entry(name, sized, registers, tuple(variables), tuple(code), labels)
 
@@ -251,7 +282,7 @@ class _Scopes:
         raise ValueError(text)
 
 
-def _statements(body: str) -> Iterator[tuple[str, str, int]]:
+def _statements(body: str, first_line: int) -> Iterator[tuple[str, str, int]]:
     """Split a body in labels, scope braces and statements, with their offsets. A brace opens a scope only at the start
     of a statement; elsewhere it belongs to a vector operand."""
     i, n = 0, len(body)
@@ -272,7 +303,8 @@ def _statements(body: str) -> Iterator[tuple[str, str, int]]:
         else:
             end = body.find(";", i)
             if end < 0:
-                raise PtxError("a statement has no closing semicolon")
+                raise PtxError(f"line {first_line + line_of(body, i) - 1}: no semicolon closes "
+                               f"{body[i:].splitlines()[0]!r}")
             yield "statement", body[i:end].strip(), i
             i = end + 1
 
@@ -291,9 +323,9 @@ def _instruction(text: str, line: int, scopes: _Scopes, source: str) -> Instruct
 
 def _resolved(ins: Instruction, chain: tuple[int, ...], labels: dict[str, int]) -> Instruction:
     """A branch inside nested blocks, with the innermost label of that name."""
-    name = ins.operands[0].name
+    name = ins.operands[0].name if ins.operands else ""
     found = next((f"{name}@{i}" for i in reversed(chain) if f"{name}@{i}" in labels), name)
-    return msgspec.structs.replace(ins, operands=(Operand("sym", found), *ins.operands[1:]))
+    return msgspec.structs.replace(ins, operands=(Operand("sym", found), *ins.operands[1:])) if name else ins
 
 
 def _split(text: str) -> list[str]:
@@ -318,4 +350,6 @@ def _immediate(text: str, bits: int) -> Operand:
         return Operand("imm", value=int(text[2:], 16), bits=32)
     if text[:2].lower() == "0d":
         return Operand("imm", value=int(text[2:], 16), bits=64)
-    return Operand("imm", value=int(text.rstrip("U"), 0), bits=bits)
+    digits = text.rstrip("U")
+    octal = digits.lstrip("-").isdigit() and digits.lstrip("-")[:1] == "0"
+    return Operand("imm", value=int(digits, 8 if octal else 0), bits=bits)

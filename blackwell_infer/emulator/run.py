@@ -14,6 +14,7 @@ import numpy as np
 from blackwell_infer.emulator.barriers import NUMBERS, Barriers
 from blackwell_infer.emulator.flow import doubtful
 from blackwell_infer.emulator.instructions import FORMS
+from blackwell_infer.emulator.instructions.shape import check_operands
 from blackwell_infer.emulator.machine import EXITED, PATIENCE, Indices, Lanes, Machine, Step
 from blackwell_infer.emulator.memory import Heap, LaneError
 from blackwell_infer.emulator.parse import Entry, Instruction, Module, Operand, PtxError, parse_module
@@ -26,8 +27,12 @@ ARRIVE = frozenset({"bar.arrive", "bar.cta.arrive", "barrier.arrive.aligned", "b
 REDUCE = {f"{head}.red.{kind}{tail}.{out}": kind for kind, out in (("popc", "u32"), ("and", "pred"), ("or", "pred"))
           for head in ("bar", "bar.cta", "barrier", "barrier.cta") for tail in ("", ".aligned")}
 UNALIGNED = frozenset({"barrier.sync", "barrier.cta.sync", "barrier.arrive", "barrier.cta.arrive"})
-ENDS = BRANCHES | RETURNS | SYNC | ARRIVE | REDUCE.keys() | {"trap"}
-"""instructions that end a basic block"""
+ENDS: Mapping[str, str] = {**dict.fromkeys(BRANCHES, "l"), **dict.fromkeys([*RETURNS, "trap"], ""),
+                           **dict.fromkeys(SYNC, "r/r"), **dict.fromkeys(ARRIVE, "rr"),
+                           **dict.fromkeys(REDUCE, "rrr/r")}
+"""instructions that end a basic block, and their operands (`shape.check_operands`)"""
+MISFITS = (PtxError, IndexError, KeyError, ValueError, TypeError)
+"""what a builder of `FORMS` may raise for operands that it cannot use"""
 LANES = 8192
 """lanes that run at once; larger grids run in several goes, as CTAs are independent"""
 STALL = 100_000
@@ -49,6 +54,8 @@ class Program:
     def __init__(self, module: Module, entry: Entry) -> None:
         self.module, self.entry = module, entry
         code = entry.code
+        for ins in code:
+            check_known(entry.name, ins)
         starts = sorted({0, *entry.labels.values(), *(i + 1 for i, x in enumerate(code) if x.op in ENDS)})
         starts = [s for s in starts if s < len(code)]
         number = {s: i for i, s in enumerate(starts)}
@@ -68,10 +75,10 @@ class Program:
         through = (at + 1,) if last.guard else ()
         if last.op not in BRANCHES:
             return through
-        label = last.operands[0].name
-        if label not in self.target:
-            raise PtxError(f"{self.entry.name}, line {last.line}: {last.text}: there is no label {label}")
-        return (self.target[label], *through)
+        name = last.operands[0].name
+        if name not in self.target:
+            raise PtxError(f"{label(self.entry.name, last)}: there is no label {name}")
+        return (self.target[name], *through)
 
 
 class Texts:
@@ -142,7 +149,7 @@ class Run:
         self.reductions: dict[int, tuple[Callable[[Lanes, Any], None], str]] = {}
         self.random: np.random.Generator | None = None
         self.steps: list[Sequence[tuple[Instruction, Step]] | None] = [None] * len(program.blocks)
-        self.ends: list[Callable[[Lanes], int]] = [self.end(at) for at in range(len(program.blocks))]
+        self.ends: list[Callable[[Lanes], int]] = [self.ending(at) for at in range(len(program.blocks))]
         self.weight = len(program.entry.registers) * self.m.lanes
 
     def run(self, grid: tuple[int, int, int], first: int, count: int, params: bytes,
@@ -177,7 +184,9 @@ class Run:
         waiting = np.flatnonzero(m.place != EXITED)
         if len(waiting):
             lane = int(waiting[0])
-            raise PtxError(f"{m.entry.name}: deadlock: {m.where(lane)} waits at barrier "
+            ins = self.program.blocks[int(self.barriers.resume[lane]) - 1][1]
+            assert ins is not None
+            raise PtxError(f"{self.label(ins)}: deadlock: {m.where(lane)} waits at barrier "
                            f"{self.barriers.number[lane]} that others never reach")
         try:
             m.asynchronous.check_end()
@@ -235,21 +244,17 @@ class Run:
     # -- instructions -----------------------------------------------------------------------------------------------
 
     def label(self, ins: Instruction) -> str:
-        source = f" ({ins.source})" if ins.source else ""
-        return f"{self.m.entry.name}, line {ins.line}{source}: {ins.text}"
+        return label(self.m.entry.name, ins)
 
     def build(self, at: int) -> Sequence[tuple[Instruction, Step]]:
         m, made = self.m, []
         for ins in self.program.blocks[at][0]:
-            form = FORMS.get(ins.op)
-            if form is None:
-                raise PtxError(f"{self.label(ins)}: the form {ins.op!r} is not known to the emulator; add it in "
-                               "blackwell_infer/emulator/instructions")
             try:
-                step = form(m, ins)
-            except (PtxError, IndexError, KeyError) as e:
-                raise PtxError(f"{self.label(ins)}: {e}") from e
-            made.append((ins, self.guarded(m.reader(guard_of(ins), "pred"), step) if ins.guard else step))
+                step = FORMS[ins.op](m, ins)
+                made.append((ins, self.guarded(m.reader(guard_of(ins), "pred"), step) if ins.guard else step))
+            except MISFITS as e:
+                what = str(e) if isinstance(e, PtxError) else f"the operands do not fit this form ({e})"
+                raise PtxError(f"{self.label(ins)}: {what}") from e
         self.steps[at] = made
         return made
 
@@ -290,6 +295,14 @@ class Run:
             if ins is None or str(e).startswith(m.entry.name + ","):
                 raise
             raise self.fault(ins, lanes, e) from e
+
+    def ending(self, at: int) -> Callable[[Lanes], int]:
+        """`end`, whose errors carry the place."""
+        try:
+            return self.end(at)
+        except PtxError as e:
+            ins = self.program.blocks[at][1]
+            raise (self.fault(ins, None, e) if ins else e) from e
 
     def end(self, at: int) -> Callable[[Lanes], int]:
         """What happens after the last instruction of a block."""
@@ -368,6 +381,24 @@ class Run:
             self.opened(barriers.arrive(n, number(lanes), 0 if count is None else count(lanes), at + 1, wait, aligned))
             return -1
         return arrive
+
+
+def label(entry: str, ins: Instruction) -> str:
+    """Where an instruction stands, and what it is."""
+    source = f" ({ins.source})" if ins.source else ""
+    return f"{entry}, line {ins.line}{source}: {ins.text}"
+
+
+def check_known(entry: str, ins: Instruction) -> None:
+    """PtxError for a form that is not on the whitelist, whether or not it would be reached."""
+    if ins.op not in ENDS and ins.op not in FORMS:
+        raise PtxError(f"{label(entry, ins)}: the form {ins.op!r} is not known to the emulator; add it in "
+                       "blackwell_infer/emulator/instructions")
+    if ins.op in ENDS:
+        try:
+            check_operands(ins, ENDS[ins.op])
+        except PtxError as e:
+            raise PtxError(f"{label(entry, ins)}: {e}") from e
 
 
 def guard_of(ins: Instruction) -> Operand:

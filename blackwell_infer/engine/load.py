@@ -12,10 +12,11 @@ from blackwell_infer.engine.capacity import Capacity, Room, fit, wanted_context
 from blackwell_infer.engine.runner import ModelRunner, Runner
 from blackwell_infer.engine.scheduler import Limits
 from blackwell_infer.engine.state import DTYPES, FORMAT_OF, Build
-from blackwell_infer.engine.weights import Counting, DeviceLoading, HostLoading, Measure, Meter, arranger
+from blackwell_infer.engine.weights import Counting, DeviceLoading, HostLoading, Measure, Meter, arranger, placing
 from blackwell_infer.kv.spec import PAGE
 from blackwell_infer.log import Progress, logger
 from blackwell_infer.models.registry import find_family
+from blackwell_infer.quant.format import PAIRED
 from blackwell_infer.text.load import Text, open_text
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     architecture: str
     device: str
     dtype: str
+    activations: str
+    """the setting: "full", or "quantized" where a matrix's own format allows it"""
     parameters: int
     vocab: int
     max_context: int
@@ -96,12 +99,16 @@ def loaded(checkpoint: Checkpoint, config: EngineConfig, progress: Progress) -> 
     found = survey(checkpoint, config, on_host)
     build, limits, measure = found.build, found.limits, found.measure
     text = open_text(checkpoint)
+    if build.activations != "full" and not measure.matrices.keys() & PAIRED.keys():
+        logger.warning("activations = %s changes nothing here: no matrix is stored as %s", config.activations,
+                       ", ".join(PAIRED))
     runner, capacity, workspace = (on_numpy if on_host else on_cuda)(device, found, checkpoint, config, progress)
     info = ModelInfo(
         path=str(checkpoint.path), family=build.family.name, architecture=architecture(checkpoint, build),
-        device=device, dtype=build.dtype, parameters=measure.parameters, vocab=build.geometry.vocab,
-        max_context=capacity.context, formats=measure.formats, weight_bytes=measure.nbytes, decode_bytes=measure.decode,
-        workspace_bytes=workspace, kv_pages=capacity.pages, kv_token_bytes=build.page_bytes // PAGE)
+        device=device, dtype=build.dtype, activations=config.activations, parameters=measure.parameters,
+        vocab=build.geometry.vocab, max_context=capacity.context, formats=measure.formats,
+        weight_bytes=measure.nbytes, decode_bytes=measure.decode, workspace_bytes=workspace,
+        kv_pages=capacity.pages, kv_token_bytes=build.page_bytes // PAGE)
     logger.info("loaded %s: %s, %s on %s, context %d, %d pages", info.path, info.family, info.dtype, info.device,
                 info.max_context, info.kv_pages)
     limits = msgspec.structs.replace(limits, pages=capacity.pages, context=capacity.context)
@@ -121,7 +128,8 @@ def survey(checkpoint: Checkpoint, config: EngineConfig, on_host: bool) -> Surve
     measure = counting.measure(dense=on_host)
     limits = Limits(batch=config.max_batch, step_tokens=config.max_step_tokens, pages=0, context=context,
                     score_tokens=max(1, min(config.max_step_tokens, SCORE_BYTES // (4 * geometry.vocab))))
-    return Survey(Build(family, cfg, choose_dtype(config.dtype, on_host, measure, checkpoint)), limits, measure)
+    return Survey(Build(family, cfg, choose_dtype(config.dtype, on_host, measure, checkpoint),
+                        config.activations), limits, measure)
 
 
 def foresee(found: Survey, checkpoint: Checkpoint, config: EngineConfig, free: int, total: int,
@@ -195,7 +203,8 @@ def on_numpy(device: str, found: Survey, checkpoint: Checkpoint, config: EngineC
     build, limits, measure = found.build, found.limits, found.measure
     workspace = host_workspace(found)
     capacity = fit(config, limits.context, found.room(*memory.memory(), workspace))
-    loading = HostLoading(memory, checkpoint.tensors, checkpoint.weight, Meter(measure.nbytes, progress))
+    loading = HostLoading(memory, checkpoint.tensors, checkpoint.weight, Meter(measure.nbytes, progress),
+                          placing(build.activations))
     model = build.model(memory, loading, capacity.context, limits.batch, capacity.pages)
     return ModelRunner(memory, ref, model), capacity, workspace
 
@@ -218,7 +227,7 @@ def on_cuda(device: str, found: Survey, checkpoint: Checkpoint, config: EngineCo
         capacity = fit(config, limits.context, found.room(*queue.memory(), rehearsal.workspace))
         ops = CudaOps(queue)
         loading = DeviceLoading(queue, checkpoint.tensors, checkpoint.weight, Meter(measure.nbytes, progress),
-                                arranger(ops, build.dtype))
+                                placing(build.activations, arranger(ops, build.dtype)))
         model = build.model(queue, loading, capacity.context, limits.batch, capacity.pages)
         queue.prepare(rehearsal.variants, progress)
         runner = GraphRunner(queue, ops, model, capacity.context, config.graphs)

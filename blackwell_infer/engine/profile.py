@@ -125,7 +125,7 @@ class DryModel:
     def __init__(self, found: Survey, checkpoint: Checkpoint, context: int, slots: int, queue: DryQueue) -> None:
         self.queue = queue
         self.context = context
-        self.model = found.build.model(queue, Hollow(queue, checkpoint.tensors, found.build.dtype), context, slots, 1)
+        self.model = found.build.model(queue, Hollow(queue, checkpoint.tensors, found.build), context, slots, 1)
         self.tokens = token_state(queue, slots)
 
     def profile(self, lengths: Sequence[int]) -> Profile:

@@ -13,7 +13,7 @@ from blackwell_infer.engine.batch import Reload, Settings, Tables, Work, make_ba
 from blackwell_infer.engine.graphs import GraphRunner
 from blackwell_infer.engine.scheduler import Limits, Plan, Row, pages_for
 from blackwell_infer.engine.state import Build
-from blackwell_infer.engine.weights import DeviceLoading, Meter, arranger, hollow
+from blackwell_infer.engine.weights import DeviceLoading, Meter, arranger, hollow, placing
 from blackwell_infer.kernels.kernel import Variant
 from blackwell_infer.log import silent
 from blackwell_infer.ops.cuda import CudaOps
@@ -35,8 +35,9 @@ class Rehearsal(msgspec.Struct, frozen=True):
 class Hollow(DeviceLoading):
     """Parameters that are addresses only. Small tensors whose values a family looks at are ones (rope_freqs)."""
 
-    def __init__(self, queue: DryQueue, tensors: Mapping[str, TensorInfo], dtype: str) -> None:
-        super().__init__(queue, tensors, hollow(tensors), Meter(0, silent), arranger(CudaOps(queue), dtype))
+    def __init__(self, queue: DryQueue, tensors: Mapping[str, TensorInfo], build: Build) -> None:
+        super().__init__(queue, tensors, hollow(tensors), Meter(0, silent),
+                         placing(build.activations, arranger(CudaOps(queue), build.dtype)))
 
     def computed(self, name: str, shape: tuple[int, ...], make: Callable[[], np.ndarray[Any, Any]]) -> Array:
         return self.memory.put(np.asarray(self.expect.computed(name, shape, make)))
@@ -48,7 +49,7 @@ class Hollow(DeviceLoading):
 def rehearse(build: Build, tensors: Mapping[str, TensorInfo], limits: Limits, queue: DryQueue) -> Rehearsal:
     """Run the largest steps within `limits` on a dry queue of the real device's architecture and libraries."""
     # Pages are never written, so one may stand for all.
-    model = build.model(queue, Hollow(queue, tensors, build.dtype), limits.context, limits.batch, 1)
+    model = build.model(queue, Hollow(queue, tensors, build), limits.context, limits.batch, 1)
     runner = GraphRunner(queue, CudaOps(queue), model, limits.context, capture=False)
     for work in works(limits):
         runner.launch(work)

@@ -25,6 +25,8 @@ class Build(msgspec.Struct, frozen=True):
     family: Family
     cfg: Any
     dtype: str
+    activations: str = "full"
+    """the setting: "full", or "quantized" where a matrix's format allows it"""
 
     @property
     def geometry(self) -> Geometry:

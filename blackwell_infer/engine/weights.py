@@ -20,11 +20,36 @@ from blackwell_infer.log import Progress
 from blackwell_infer.models.take import Expect, members
 from blackwell_infer.ops.api import Ops
 from blackwell_infer.quant import FORMATS
-from blackwell_infer.quant.format import Experts, Linear, Weight
+from blackwell_infer.quant.format import PAIRED, Experts, Linear, Weight
+from blackwell_infer.quant.tiled import paired
 from blackwell_infer.types import Array
 
 Source = Callable[[str], Weight]
 """The stored matrix of a name, on the host."""
+Arrange = Callable[[Weight], Weight]
+"""A matrix in another order; a format that has no other stays as it is"""
+Place = Callable[[Weight, bool], Weight]
+"""What becomes of a joined matrix on its backend; the flag says that rows are looked up in it"""
+
+
+def as_stored(w: Weight) -> Weight:
+    """`Arrange` for backends whose matmuls read matrices as they are stored."""
+    return w
+
+
+def arranger(ops: Ops, dtype: str) -> Arrange:
+    """How a device arranges matrices: not at all for float32 activations, whose matmuls read them as stored."""
+    return as_stored if dtype == "float32" else ops.arrange
+
+
+def placing(activations: str, arrange: Arrange = as_stored) -> Place:
+    """With "quantized" activations a projection meets them in codes where its format has such, which settles its order;
+    all other matrices are arranged. No format is both paired and arranged."""
+    pair = paired if activations == "quantized" else as_stored
+
+    def place(w: Weight, looked_up: bool) -> Weight:
+        return arrange(w if looked_up else pair(w))
+    return place
 
 
 class Meter:
@@ -43,11 +68,13 @@ class Meter:
 class Loading:
     """What both backends share: checks of names and shapes, small tensors, and what is read of each kind."""
 
-    def __init__(self, memory: Memory, tensors: Mapping[str, TensorInfo], source: Source, meter: Meter) -> None:
+    def __init__(self, memory: Memory, tensors: Mapping[str, TensorInfo], source: Source, meter: Meter,
+                 place: Place) -> None:
         self.memory = memory
         self.expect = Expect(tensors)
         self.source = source
         self.meter = meter
+        self.place = place
 
     def values(self, name: str) -> np.ndarray[Any, Any]:
         """A stored tensor as float32."""
@@ -80,12 +107,29 @@ class Loading:
         self.meter.add(value.nbytes)
         return array
 
+    def groups(self, names: Sequence[str], shapes: Sequence[tuple[int, int]]) -> list[tuple[str, ...]]:
+        """The names of a projection's blocks, those that become one matrix together: neighbours of one format."""
+        shape_of = dict(zip(names, shapes, strict=True))
+        for name, shape in shape_of.items():
+            self.expect.matrix(name, shape)
+        groups: list[tuple[str, ...]] = []
+        for name in names:
+            form = self.expect.tensors[name].format
+            stays = groups and self.expect.tensors[groups[-1][-1]].format == form
+            if stays and FORMATS[form].joins(tuple(shape_of[n] for n in (*groups[-1], name))):
+                groups[-1] = (*groups[-1], name)
+            else:
+                groups.append((name,))
+        return groups
+
 
 class HostLoading(Loading):
-    """Float32 matrices on the host; the blocks of a fused projection stay apart, so that nothing is copied."""
+    """Float32 matrices on the host; the blocks of a fused projection stay apart, so that nothing is copied. Matrices
+    that meet quantised activations keep their bytes, joined as on a device: their inputs share a scale."""
 
-    def __init__(self, memory: Memory, tensors: Mapping[str, TensorInfo], source: Source, meter: Meter) -> None:
-        super().__init__(memory, tensors, source, meter)
+    def __init__(self, memory: Memory, tensors: Mapping[str, TensorInfo], source: Source, meter: Meter,
+                 place: Place) -> None:
+        super().__init__(memory, tensors, source, meter, place)
         self.loaded: dict[str, Weight] = {}
 
     def table(self, name: str, shape: tuple[int, int]) -> Weight:
@@ -99,7 +143,18 @@ class HostLoading(Loading):
         return self.loaded[name]
 
     def linear(self, names: Sequence[str], shapes: Sequence[tuple[int, int]]) -> Linear:
-        return tuple(self.table(name, shape) for name, shape in zip(names, shapes, strict=True))
+        shape_of = dict(zip(names, shapes, strict=True))
+        return tuple(w for group in self.groups(names, shapes) for w in self.placed(group, shape_of))
+
+    def placed(self, group: tuple[str, ...], shape_of: Mapping[str, tuple[int, int]]) -> Linear:
+        """One matrix that meets quantised activations, or each of the group as float32."""
+        if self.expect.tensors[group[0]].format in PAIRED and not self.loaded.keys() & set(group):
+            whole = joined_on_host([self.source(name) for name in group])
+            placed = self.place(whole, False)
+            if placed.format != whole.format:
+                self.meter.add(placed.nbytes)
+                return (placed,)
+        return tuple(self.table(name, shape_of[name]) for name in group)
 
     def experts(self, names: Sequence[str], count: int, top: int, shape: tuple[int, int]) -> tuple[Experts, ...]:
         """As they are stored: a token needs few of them, and the reference dequantises one at a time."""
@@ -114,33 +169,22 @@ class HostLoading(Loading):
 class DeviceLoading(Loading):
     """Matrices on a device in their own format; neighbours of one format become one matrix without a host copy.
 
-    `arrange` puts a matrix into the order in which the device multiplies.
+    A format of several parts is joined and placed on the host, as not all of them are per row; one of a single part is
+    placed on the device.
     """
 
     def __init__(self, queue: Queue, tensors: Mapping[str, TensorInfo], source: Source, meter: Meter,
-                 arrange: Callable[[Weight], Weight]) -> None:
-        super().__init__(queue, tensors, source, meter)
+                 place: Place) -> None:
+        super().__init__(queue, tensors, source, meter, place)
         self.queue = queue
-        self.arrange = arrange
         self.loaded: dict[tuple[str, ...], Weight] = {}
 
     def table(self, name: str, shape: tuple[int, int]) -> Weight:
         self.expect.matrix(name, shape)
-        return self.joined((name,))
+        return self.joined((name,), looked_up=True)
 
     def linear(self, names: Sequence[str], shapes: Sequence[tuple[int, int]]) -> Linear:
-        shape_of = dict(zip(names, shapes, strict=True))
-        for name, shape in shape_of.items():
-            self.expect.matrix(name, shape)
-        groups: list[list[str]] = []
-        for name in names:
-            form = self.expect.tensors[name].format
-            stays = groups and self.expect.tensors[groups[-1][-1]].format == form
-            if stays and FORMATS[form].joins(tuple(shape_of[n] for n in (*groups[-1], name))):
-                groups[-1].append(name)
-            else:
-                groups.append([name])
-        return tuple(self.joined(tuple(group)) for group in groups)
+        return tuple(self.joined(group) for group in self.groups(names, shapes))
 
     def experts(self, names: Sequence[str], count: int, top: int, shape: tuple[int, int]) -> tuple[Experts, ...]:
         forms = [stack.weight.format for stack in self.expect.experts(names, count, top, shape)]
@@ -148,31 +192,35 @@ class DeviceLoading(Loading):
         return tuple(Experts(stacked(self.queue, Pieces(group, count, shape), form, self.source, self.meter.add), count)
                      for group, form in zip(groups, forms, strict=False))
 
-    def joined(self, names: tuple[str, ...]) -> Weight:
+    def joined(self, names: tuple[str, ...], looked_up: bool = False) -> Weight:
         """One matrix of the rows of all names."""
         if names not in self.loaded:
             weights = [self.source(name) for name in names]
-            if len(weights) > 1 and len(weights[0].parts) > 1:  # small parts are not all per row: join on the host
-                weights = [FORMATS[weights[0].format].concat(tuple(weights))]
-            rows = sum(w.shape[0] for w in weights)
-            parts = []
-            for blocks in zip(*(w.parts for w in weights), strict=True):
-                whole = self.queue.empty((sum(b.shape[0] for b in blocks), *blocks[0].shape[1:]), blocks[0].dtype)
-                first = 0
-                for block in blocks:
-                    host = np.asarray(block)
-                    self.queue.upload(whole[first : first + len(host)], host)
-                    self.meter.add(host.nbytes)
-                    first += len(host)
-                parts.append(whole)
-            self.loaded[names] = self.arrange(Weight(weights[0].format, (rows, weights[0].shape[1]), tuple(parts)))
+            if len(weights[0].parts) > 1:
+                self.loaded[names] = self.uploaded([self.place(joined_on_host(weights), looked_up)])
+            else:
+                self.loaded[names] = self.place(self.uploaded(weights), looked_up)
         return self.loaded[names]
 
+    def uploaded(self, weights: Sequence[Weight]) -> Weight:
+        """Matrices one above the other on the device."""
+        rows = sum(w.shape[0] for w in weights)
+        parts = []
+        for blocks in zip(*(w.parts for w in weights), strict=True):
+            whole = self.queue.empty((sum(b.shape[0] for b in blocks), *blocks[0].shape[1:]), blocks[0].dtype)
+            first = 0
+            for block in blocks:
+                host = np.asarray(block)
+                self.queue.upload(whole[first : first + len(host)], host)
+                self.meter.add(host.nbytes)
+                first += len(host)
+            parts.append(whole)
+        return Weight(weights[0].format, (rows, weights[0].shape[1]), tuple(parts))
 
-def arranger(ops: Ops, dtype: str) -> Callable[[Weight], Weight]:
-    """What a device does to matrices at load: arranges them, but for float32 activations, whose matmuls read them as
-    they are stored."""
-    return (lambda w: w) if dtype == "float32" else ops.arrange
+
+def joined_on_host(weights: list[Weight]) -> Weight:
+    """One matrix of all rows; a single one as it is, without a copy."""
+    return weights[0] if len(weights) == 1 else FORMATS[weights[0].format].concat(tuple(weights))
 
 
 def hollow(tensors: Mapping[str, TensorInfo]) -> Source:

@@ -12,12 +12,13 @@ import numpy as np
 
 from blackwell_infer.errors import CheckpointError, UnsupportedModelError
 from blackwell_infer.kv.spec import CacheSpec, KVState
+from blackwell_infer.models import fused
 from blackwell_infer.models.moe import MoeConfig, SparseMlp, build_sparse, sparse_mlp
 from blackwell_infer.models.rope import Rope, frequencies, read_rope, rope_table
 from blackwell_infer.models.spec import Geometry, Take
 from blackwell_infer.ops.api import Ops
 from blackwell_infer.ops.batch import Batch
-from blackwell_infer.quant.format import Linear, Weight
+from blackwell_infer.quant.format import Linear, Quantized, Weight
 from blackwell_infer.types import Array
 
 Size = Annotated[int, msgspec.Meta(gt=0, le=1 << 31)]
@@ -209,24 +210,28 @@ def forward(ops: Ops, cfg: DenseConfig, params: DenseParams, state: KVState, bat
     """Hidden states [T, H] after the final norm; keys and values of the batch are appended to `state`."""
     scale = cfg.head_dim**-0.5
     residual = ops.embed(params.embed, batch.ids, dtype)
-    h = ops.rms_norm(residual, params.layers[0].attention_norm, cfg.eps)
-    after = (*(p.attention_norm for p in params.layers[1:]), params.norm)  # the norm that follows each layer
-    for p, kv, window, norm in zip(params.layers, state.layers, cfg.windows, after, strict=True):
-        qkv = ops.linear(h, p.qkv, p.qkv_bias)
+    h = fused.rms_norm(ops, residual, params.layers[0].attention_norm, cfg.eps, params.layers[0].qkv)
+    # The norm that follows each layer, and the projection that takes what it makes.
+    after = (*((p.attention_norm, p.qkv) for p in params.layers[1:]), (params.norm, ()))
+    for p, kv, window, (norm, following) in zip(params.layers, state.layers, cfg.windows, after, strict=True):
+        qkv = fused.linear(ops, h, p.qkv, p.qkv_bias, dtype)
         x = ops.attention_(kv, qkv, batch, params.rope, cfg.heads, scale, window, q_norm=p.q_norm, k_norm=p.k_norm,
                            eps=cfg.eps)
         x = ops.linear(x, p.out, p.out_bias)
-        residual, h = ops.add_rms_norm(x, residual, p.mlp_norm, cfg.eps)
-        x = feed_forward(ops, p.mlp, h)
-        residual, h = ops.add_rms_norm(x, residual, norm, cfg.eps)
+        x, residual = feed_forward(ops, p, x, residual, cfg.eps, dtype)
+        residual, h = fused.add_rms_norm(ops, x, residual, norm, cfg.eps, following)
+    assert not isinstance(h, Quantized)
     return h
 
 
-def feed_forward(ops: Ops, p: DenseMlp | SparseMlp, h: Array) -> Array:
-    """The MLP of normed hidden states [T, H]."""
-    if isinstance(p, SparseMlp):
-        return sparse_mlp(ops, p, h)
-    return ops.linear(ops.swiglu(ops.linear(h, p.gate_up, p.gate_up_bias)), p.down, p.down_bias)
+def feed_forward(ops: Ops, p: LayerParams, x: Array, residual: Array, eps: float, dtype: str) -> tuple[Array, Array]:
+    """(MLP of the normed sum, the sum) of what attention made [T, H] and the residual."""
+    if isinstance(p.mlp, SparseMlp):
+        residual, h = ops.add_rms_norm(x, residual, p.mlp_norm, eps)
+        return sparse_mlp(ops, p.mlp, h), residual
+    residual, into = fused.add_rms_norm(ops, x, residual, p.mlp_norm, eps, p.mlp.gate_up)
+    inner = fused.swiglu(ops, fused.linear(ops, into, p.mlp.gate_up, p.mlp.gate_up_bias, dtype), p.mlp.down)
+    return fused.linear(ops, inner, p.mlp.down, p.mlp.down_bias, dtype), residual
 
 
 def logits(ops: Ops, cfg: DenseConfig, params: DenseParams, hidden: Array) -> Array:

@@ -41,7 +41,8 @@ class Ops(Protocol):
     def linear(self, x: Array, w: Linear, bias: Array | None = None) -> Array:
         """x [T, K] times the transpose of each row block of w, outputs side by side -> [T, sum of rows].
 
-        bias [sum of rows] float32.
+        bias [sum of rows] float32. For a row block in a format of `quant.tiled.QUANTISES` x is quantised first, to the
+        format that goes with it and under the input scale that the block holds: `linear_quantized` of `quantize`.
         """
         ...
 
@@ -81,10 +82,10 @@ class Ops(Protocol):
                          residual: Array | None = None) -> Array:
         """Like `linear`, on quantised activations: W4A4 and W8A8. Returns [T, sum of rows] of dtype.
 
-        Formats of x and w belong together: "nvfp4" with "nvfp4_tiled", "mxfp8" with "mxfp8_tiled" (quant/tiled.py),
-        "fp8" with "fp8", "fp8_block" with "fp8_block". residual [T, sum of rows] of dtype is added before the one
-        rounding at the end. KernelError: formats that do not go together, or a K that the kernel does not take (a
-        multiple of 64 for nvfp4, of 32 for mxfp8, of 16 for fp8 and fp8_block).
+        Formats of x and w belong together: "nvfp4" with "nvfp4_tiled", "mxfp8" with "mxfp8_tiled", "fp8" with
+        "fp8_w8a8", "fp8_block" with "fp8_block_w8a8" (quant/tiled.py, `paired`). residual [T, sum of rows] of dtype is
+        added before the one rounding at the end. KernelError: formats that do not go together, or a K that the kernel
+        does not take (a multiple of 64 for nvfp4, of 32 for mxfp8, of 16 for fp8 and fp8_block).
         """
         ...
 

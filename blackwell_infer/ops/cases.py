@@ -113,6 +113,9 @@ LINEARS: tuple[tuple[str, tuple[str, ...], int, int, tuple[int, ...], bool, Bad]
     (BF16, ("fp8",), 7, 171, (40,), False, ()), (F16, ("fp8_block",), 33, 395, (129,), True, ()),
     (F32, ("fp8",), 7, 171, (40,), False, ()), (BF16, ("fp8",), 100, 172, (40,), False, ()),
     (BF16, ("nvfp4", "bf16", "fp8"), 5, 64, (33, 7, 24), True, ()),
+    (BF16, ("nvfp4_tiled",), 5, 192, (40,), True, ()), (F16, ("nvfp4_tiled",), 70, 128, (33,), False, ()),
+    (BF16, ("mxfp8_tiled", "bf16", "nvfp4_tiled"), 17, 64, (24, 7, 33), True, ()),
+    (F16, ("fp8_w8a8",), 3, 176, (24,), False, ()), (BF16, ("fp8_block_w8a8", "fp8_w8a8"), 9, 272, (40, 24), True, ()),
     (F16, ("q8_0", "f16"), 9, 64, (40, 24), False, ()), (F32, ("f32", "bf16", "q8_0"), 4, 64, (7, 9, 11), True, ()))
 
 FRAGMENTED = tuple(form + SUFFIX for form in FRAGMENTS)
@@ -132,7 +135,7 @@ LOGITS: tuple[tuple[str, str, int, int, int], ...] = (
     (F32, "f32", 1, 64, 320), (F32, "f32", 17, 172, 512), (F32, "q8_0", 2, 64, 105), (F16, "f16", 3, 256, 320),
     (F16, "q6_k", 2, 256, 1001), (BF16, "bf16", 1, 64, 151936), (BF16, "bf16", 7, 172, 320),
     (BF16, "q6_k", 16, 512, 1003), (BF16, "q4_k", 33, 256, 320), (BF16, "q5_k", 2, 256, 320),
-    (BF16, "q8_0", 32, 128, 4099), (BF16, "q4_0", 1, 128, 333))
+    (BF16, "q8_0", 32, 128, 4099), (BF16, "q4_0", 1, 128, 333), (BF16, "nvfp4_tiled", 3, 128, 77))
 
 SWIGLUS: tuple[tuple[str, int, int, Bad], ...] = (
     # dtype, T, I, bad rows

@@ -11,9 +11,9 @@ from blackwell_infer.kv.spec import PAGE, PagedKV
 from blackwell_infer.ops.batch import Batch, PenaltyState, Routing, Sampled, SampleParams, TokenState
 from blackwell_infer.ops.ref.quantize import quantize
 from blackwell_infer.quant import FORMATS
-from blackwell_infer.quant.format import Experts, Weight
+from blackwell_infer.quant.format import QUANTISES, Experts, Weight
 from blackwell_infer.quant.fragments import SUFFIX, fragmented
-from blackwell_infer.quant.tiled import tiled
+from blackwell_infer.quant.tiled import paired
 
 Values = np.ndarray[Any, Any]
 Random = np.random.Generator
@@ -72,6 +72,8 @@ def weight(rng: Random, form: str, rows: int, cols: int) -> Weight:
     size = cols**-0.5
     if form.endswith(SUFFIX):
         return fragmented(weight(rng, form.removesuffix(SUFFIX), rows, cols))
+    if form in QUANTISES:
+        return paired(scaled_weight(rng, QUANTISES[form], rows, cols))
     if form in SCALED:
         return scaled_weight(rng, form, rows, cols)
     if form not in HALVES:
@@ -172,7 +174,7 @@ def make_fused(rng: Random, maker: str, dtype: str, form: str, tokens: int, cols
 def make_linear_quantized(rng: Random, form: str, dtype: str, tokens: int, cols: int, rows: tuple[int, ...], bias: bool,
                           residual: bool, bad: Bad) -> Kwargs:
     x = quantize(activations(rng, (tokens, cols), "float32", bad), form, np.full(1, 2.0**-8, np.float32))
-    return {"x": x, "w": tuple(tiled(weight(rng, form, n, cols)) for n in rows), "dtype": dtype,
+    return {"x": x, "w": tuple(paired(weight(rng, form, n, cols)) for n in rows), "dtype": dtype,
             "bias": rng.standard_normal(sum(rows)).astype(np.float32) if bias else None,
             "residual": activations(rng, (tokens, sum(rows)), dtype) if residual else None}
 

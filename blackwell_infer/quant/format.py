@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import msgspec
@@ -49,6 +51,22 @@ class Quantized(msgspec.Struct, frozen=True):
     format: str
     shape: tuple[int, int]
     parts: tuple[Array, ...]
+
+
+PAIRED: Mapping[str, str] = MappingProxyType({
+    "nvfp4": "nvfp4_tiled", "mxfp8": "mxfp8_tiled", "fp8": "fp8_w8a8", "fp8_block": "fp8_block_w8a8"})
+"""What weights are called that meet activations in codes of the same kind (W4A4, W8A8), by the format that both have.
+The name is the choice: `ops.linear` quantises what meets such a weight. No checkpoint stores them."""
+QUANTISES: Mapping[str, str] = MappingProxyType({name: form for form, name in PAIRED.items()})
+"""The format of activations that such a weight takes"""
+INPUT_SCALES: Mapping[str, int] = MappingProxyType({PAIRED["nvfp4"]: 3, PAIRED["fp8"]: 2})
+"""Which part of a weight is the recorded scale of its inputs"""
+
+
+def input_scale(w: Weight) -> Array | None:
+    """The scale that a checkpoint recorded for quantising what meets this weight, float32 [1] (0: none)."""
+    at = INPUT_SCALES.get(w.format)
+    return None if at is None else w.parts[at]
 
 
 Linear = tuple[Weight, ...]

@@ -1,4 +1,5 @@
-"""The order in which block-scaled matrix products read scales: tiles of 128 rows by 4 groups, 512 bytes each.
+"""Weights that meet quantised activations, and the order in which block-scaled matrix products read scales: tiles of
+128 rows by 4 groups, 512 bytes each.
 
 Source: cuBLAS documentation, "1D block scaling factors layout". Byte (r % 32) * 16 + (r % 128) // 32 * 4 + c % 4 of
 tile (r // 128, c // 4) is the scale of row r and group c; tiles of a row of tiles follow each other. Rows and groups
@@ -12,12 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from blackwell_infer.quant.format import Weight
+from blackwell_infer.quant.format import PAIRED, QUANTISES, Weight
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
-TILED: Mapping[str, str] = MappingProxyType({"nvfp4": "nvfp4_tiled", "mxfp8": "mxfp8_tiled"})
-"""Formats whose scales may be put into tiles, and what they are then called; all other parts stay as they are."""
+TILED: Mapping[str, str] = MappingProxyType({form: PAIRED[form] for form in ("nvfp4", "mxfp8")})
+"""Formats whose scales are put into tiles where they meet quantised activations; all other parts stay as they are."""
+MULTIPLES: Mapping[str, int] = MappingProxyType({"nvfp4": 64, "mxfp8": 32, "fp8": 16, "fp8_block": 16})
+"""What the rows of such a weight must be a multiple of"""
 
 
 def tiled_size(rows: int, groups: int) -> int:
@@ -38,19 +41,27 @@ def from_tiles(tiles: Bytes, rows: int, groups: int) -> Bytes:
     return np.ascontiguousarray(blocks.reshape(-(-rows // 128) * 128, -1)[:rows, :groups])
 
 
-def tiled(w: Weight) -> Weight:
-    """A host weight with its scales in tiles, for `ops.linear_quantized`; formats without tiles stay as they are."""
-    if w.format not in TILED:
-        return w
-    codes, scales, *rest = (np.asarray(part) for part in w.parts)
-    return Weight(TILED[w.format], w.shape, (codes, to_tiles(scales), *rest))
+def fits(form: str, cols: int) -> bool:
+    """Whether activations of this format can meet a matrix with rows of `cols` elements."""
+    return cols % MULTIPLES[form] == 0
 
 
-def untiled(w: Weight) -> Weight:
-    """The inverse of `tiled`."""
-    formats = {name: form for form, name in TILED.items()}
-    if w.format not in formats:
+def paired(w: Weight) -> Weight:
+    """A host weight as it meets activations in codes of its own kind; one that cannot, or does already, as it is."""
+    if w.format not in PAIRED or not fits(w.format, w.shape[1]):
         return w
-    codes, scales, *rest = (np.asarray(part) for part in w.parts)
-    groups = w.shape[1] // (16 if w.format == TILED["nvfp4"] else 32)
-    return Weight(formats[w.format], w.shape, (codes, from_tiles(scales, w.shape[0], groups), *rest))
+    parts = tuple(np.asarray(part) for part in w.parts)
+    if w.format in TILED:
+        parts = (parts[0], to_tiles(parts[1]), *parts[2:])
+    return Weight(PAIRED[w.format], w.shape, parts)
+
+
+def unpaired(w: Weight) -> Weight:
+    """The inverse of `paired`."""
+    form = QUANTISES.get(w.format)
+    if form is None:
+        return w
+    parts = tuple(np.asarray(part) for part in w.parts)
+    if form in TILED:
+        parts = (parts[0], from_tiles(parts[1], w.shape[0], w.shape[1] // (16 if form == "nvfp4" else 32)), *parts[2:])
+    return Weight(form, w.shape, parts)

@@ -17,7 +17,7 @@ from blackwell_infer.engine.graphs import Bucket, GraphRunner, Inputs, Space
 from blackwell_infer.engine.packed import Packed, arrays_of
 from blackwell_infer.engine.scheduler import Plan, Row, pages_for
 from blackwell_infer.engine.state import Build
-from blackwell_infer.engine.weights import DeviceLoading, Meter, hollow
+from blackwell_infer.engine.weights import DeviceLoading, Meter, hollow, placing
 from blackwell_infer.errors import OutOfMemoryError
 from blackwell_infer.log import silent
 from blackwell_infer.models.registry import find_family
@@ -35,7 +35,7 @@ def runner(total: int = 1 << 40, capture: bool = True) -> tuple[DryQueue, GraphR
     build = Build(family, family.config(checkpoint.config), "bfloat16")
     queue = DryQueue("sm_90a", total=total)
     loading = DeviceLoading(queue, checkpoint.tensors, hollow(checkpoint.tensors), Meter(0, silent),
-                            CudaOps(queue).arrange)
+                            placing("full", CudaOps(queue).arrange))
     return queue, GraphRunner(queue, CudaOps(queue), build.model(queue, loading, CONTEXT, BATCH, 1), CONTEXT, capture)
 
 

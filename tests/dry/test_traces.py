@@ -15,7 +15,7 @@ from blackwell_infer.engine.rehearsal import work
 from blackwell_infer.engine.runner import ModelRunner
 from blackwell_infer.engine.scheduler import Limits
 from blackwell_infer.engine.state import Build
-from blackwell_infer.engine.weights import DeviceLoading, Meter, hollow
+from blackwell_infer.engine.weights import DeviceLoading, Meter, hollow, placing
 from blackwell_infer.log import silent
 from blackwell_infer.models.registry import find_family
 from blackwell_infer.ops.cuda import CudaOps
@@ -32,7 +32,7 @@ def steps(model: str, arch: str, limits: Limits, counts: dict[str, list[int]]) -
     build = Build(family, family.config(checkpoint.config), "bfloat16")
     queue = DryQueue(arch, libraries=LIBRARIES[arch])
     loading = DeviceLoading(queue, checkpoint.tensors, hollow(checkpoint.tensors), Meter(0, silent),
-                            CudaOps(queue).arrange)
+                            placing("full", CudaOps(queue).arrange))
     runner = ModelRunner(queue, CudaOps(queue), build.model(queue, loading, limits.context, limits.batch, 1))
     traces = {}
     for name, rows in counts.items():

@@ -139,3 +139,11 @@ def test_generic_addresses_come_back() -> None:
     a = np.arange(32, dtype=np.uint64)
     body = ".reg .b64 %g; cvta.shared.u64 %g, %a; cvta.to.shared.u64 %d, %g;"
     assert np.array_equal(run(body, {"a": a}, {"d": "b64"})["d"], a)
+
+
+def test_tf32_rounds_ties_away_and_keeps_nan() -> None:
+    words = np.array([0x3F801000, 0x3F800FFF, 0xBF801000, 0x7F800000, 0x7FFFFFFF, 0xFFC00000, 0x7F801000, 0] * 4,
+                     np.uint32)
+    got = run("cvt.rna.tf32.f32 %d, %a;", {"a": words}, {"d": "b32"})["d"][:8]
+    nan = 0x7FFFFFFF
+    assert got.tolist() == [0x3F802000, 0x3F800000, 0xBF802000, 0x7F800000, nan, nan, nan, 0]

@@ -72,7 +72,7 @@ def planted(folder: Path, source: str, old: str, new: str) -> Path:
 
 def outcome(case: cases.Case, builder: Builder, seed: int | None = None) -> str:
     """What catches the case: the interpreter's message, "result" for a wrong result, "" for nothing."""
-    queue = EmulatedQueue("sm_90a", builder, seed=seed)
+    queue = EmulatedQueue(builder.arch, builder, seed=seed)
     expected = cases.run_case(ref, case, lambda a: a.copy(), lambda a: a)
     try:
         with queue.step():
@@ -91,7 +91,7 @@ def test_a_planted_fault_is_caught(fault: str, tmp_path: Path) -> None:
     message = outcome(case_named(name), Builder("sm_90a", None, planted(tmp_path, source, old, new)))
     assert any(part in message for part in shows.split("|")) and message, message
     if message != "result":
-        assert ".cu" in message and ", line " in message and "thread (" in message     # where it happened
+        assert all(part in message for part in ("(ptx/", ".cu", ", line ", "thread ("))          # where it happened
 
 
 @pytest.mark.parametrize("fault", RACES)

@@ -15,7 +15,7 @@ from blackwell_infer.engine.runner import ModelRunner, Runner
 from blackwell_infer.engine.scheduler import Limits
 from blackwell_infer.engine.state import Build
 from blackwell_infer.engine.stream import Stream
-from blackwell_infer.engine.weights import DeviceLoading, Meter
+from blackwell_infer.engine.weights import DeviceLoading, Meter, placing
 from blackwell_infer.log import silent
 from blackwell_infer.models.registry import find_family
 from blackwell_infer.ops.cuda import CudaOps
@@ -34,7 +34,8 @@ def answers(queue: EmulatedQueue, name: str, graphs: bool) -> tuple[list[Output]
     checkpoint = open_checkpoint(DATA / name)
     family = find_family(checkpoint.config)
     build = Build(family, family.config(checkpoint.config), "bfloat16")
-    loading = DeviceLoading(queue, checkpoint.tensors, checkpoint.weight, Meter(0, silent), CudaOps(queue).arrange)
+    loading = DeviceLoading(queue, checkpoint.tensors, checkpoint.weight, Meter(0, silent),
+                            placing("full", CudaOps(queue).arrange))
     model, ops = build.model(queue, loading, LIMITS.context, LIMITS.batch, LIMITS.pages), CudaOps(queue)
     runner = GraphRunner(queue, ops, model, LIMITS.context) if graphs else ModelRunner(queue, ops, model)
     text, vocab = open_text(checkpoint), build.geometry.vocab

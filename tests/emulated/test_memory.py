@@ -78,7 +78,22 @@ def test_compare_and_swap_lets_one_lane_win() -> None:
     ("add.cc.u32 %d, %tid, 1;", "the form 'add.cc.u32' is not known to the emulator; add it in"),
     ("mul.f32 %d, %tid, {1, 2};", "operand 'vec' is not known"),
     ("ld.shared.b64 %d, [%t];", "does not fit a register|nothing wrote"),
-    ("bra NOWHERE;", "no label NOWHERE"),
+    ("bra NOWHERE;", "no label NOWHERE"), ("bra;", "0 operands; 1 expected"),
+    ("bar.sync;", "0 operands; 1 to 2 expected"),
+    ("mov.u32 %d;", "2 operands expected"), ("selp.b32 %d, 1, 2;", "3 operands; 4 expected"),
+    ("ld.shared.b32 %d, %t;", "operand 2 is no address in brackets"),
+    ("ld.shared.v2.b32 %d, [%t];", "operand 1 is no vector of 2 registers"),
+    ("ld.shared.b32 %d, [%t], %d;", "3 operands; 2 expected"), ("st.shared.b32 [%t];", "1 operands; 2 expected"),
+    ("@%q mov.u32 %d, 1;", "operand '%q' is not known"), ("@%q bra E; E:", "operand '%q' is not known"),
+    ("@%tid mov.u32 %d, 1;", "%tid is no predicate"), ("ld.param.u64 %at, [other];", "do not fit this form .*other"),
+    ("atom.shared.and.f32 %d, [%t], %d;", "'atom.shared.and.f32' is not known"),
+    ("red.shared.exch.b32 [%t], %d;", "'red.shared.exch.b32' is not known"),
+    ("setp.lt.b32 %x, %d, %d;", "'setp.lt.b32' is not known"),
+    ("setp.hi.s32 %x, %d, %d;", "'setp.hi.s32' is not known"),
+    ("cp.async.ca.shared.global [%t], [%memory], 5;", "a copy of 5 bytes; .ca copies 4, 8 or 16, .cg 16"),
+    ("cp.async.cg.shared.global [%t], [%memory], 8;", "a copy of 8 bytes"),
+    ("cp.async.wait_group %d;", "operand 1 is no constant"),
+    ("bra E; call absent; E:", "the form 'call' is not known"),
 ])
 def test_faults_say_what_and_where(body: str, message: str) -> None:
     with pytest.raises(PtxError, match=message) as caught:
@@ -109,12 +124,27 @@ def test_access_after_free_is_an_error() -> None:
 
 @pytest.mark.parametrize(("source", "message"), [
     ("nothing", "without a .target"),
-    (".target sm_90\n.visible .entry k() { mov.u32", "inside a kernel body|semicolon"),
+    (".target sm_90\n.visible .entry k() { mov.u32", "line 2: PTX ends inside the kernel body"),
     (".target sm_90\n.visible .entry k() { .reg .quux %r<3>; ret; }", "register type .quux"),
-    (".target sm_90\n.visible .entry k() {\n\n mov.u32 %r, (3); }", "line 4: cannot read the operands")])
+    (".target sm_90\n.visible .entry k() {\n\n mov.u32 %r, (3); }", "line 4: cannot read the operands"),
+    (".target sm_90\n\n.visible .entry k() {\n ret;", "line 3: PTX ends inside the kernel body"),
+    (".target sm_90\n.visible .entry k() {\n ret;\n mov.u32 %r, 1\n }", "line 4: no semicolon closes 'mov.u32 %r, 1'"),
+    (".target sm_90\n.global .u32 x[2] = {1, a};", "line 2: cannot read the values of variable x"),
+    (".target sm_90\n.visible .entry k() {\n .shared .b99 x[4]; ret; }",
+     "line 3: variable x has the unknown type .b99"),
+    (".target sm_90\n.visible .entry k(.param .quux p) { ret; }", "parameter p has the unknown type .quux"),
+    (".target sm_90\n.visible .entry k() { ret; }\n}\nret;", "line 3: cannot read '}' outside a kernel"),
+    (".target sm_90\n.func f() { ret; }", "line 2: cannot read '.func f.*outside a kernel"),
+    (".target sm_90\n.visible .entry k() {\n L: ret;\n L: ret; }", "line 4: label L stands twice")])
 def test_malformed_text_is_refused_with_its_line(source: str, message: str) -> None:
     with pytest.raises(PtxError, match=message):
         parse_module(source)
+
+
+def test_numbers_are_read_in_every_base() -> None:
+    got = run("mov.u32 %a, 017; mov.u32 %b, 0x1F; add.u32 %c, %a, -3; mov.b32 %d, 0f3F800000;", {},
+              dict.fromkeys("abcd", "b32"))
+    assert [int(got[n][0]) for n in "abcd"] == [15, 31, 12, 0x3F800000]
 
 
 def test_an_unknown_kernel_is_named() -> None:

@@ -18,7 +18,7 @@ from blackwell_infer.ops import inputs, ref
 from blackwell_infer.ops.cuda import CudaOps
 from blackwell_infer.ops.cuda.nvfp4 import SCALE_SUMS
 from blackwell_infer.quant.format import Quantized, Weight
-from blackwell_infer.quant.tiled import tiled
+from blackwell_infer.quant.tiled import paired
 
 ARCHS = ("sm_90a", "sm_120f")
 Queues = Callable[..., EmulatedQueue]
@@ -62,7 +62,7 @@ def problem(tokens: int, rows: int, cols: int) -> tuple[Quantized, Weight]:
     rng = np.random.default_rng(tokens)
     x = inputs.activations(rng, (tokens, cols), "float32") * np.exp2(rng.integers(-3, 4, (tokens, cols // 16))).repeat(
         16, axis=1).astype(np.float32)
-    return ref.quantize(x, "nvfp4", np.full(1, 2.0**-6, np.float32)), tiled(inputs.weight(rng, "nvfp4", rows, cols))
+    return ref.quantize(x, "nvfp4", np.full(1, 2.0**-6, np.float32)), paired(inputs.weight(rng, "nvfp4", rows, cols))
 
 
 def placed(q: EmulatedQueue, x: Quantized, w: Weight) -> tuple[Quantized, Weight]:

@@ -56,6 +56,30 @@ def test_a_mask_with_absent_lanes_is_an_error() -> None:
             shfl.sync.bfly.b32 %d, %tid, 1, 31, 0xFFFFFFFF; E:""", {}, {"d": "b32"})
 
 
+@pytest.mark.parametrize(("body", "message"), [
+    ("shfl.sync.bfly.b32 %d, %tid, 1, 31, 0xFFFF;", r"leaves out a lane that runs it; thread \(16, 0, 0\)"),
+    ("vote.sync.any.pred %p, %p, 0xFFFF;", "leaves out a lane that runs it"),
+    ("redux.sync.add.u32 %d, %tid, 0xFFFF;", "leaves out a lane that runs it"),
+    ("@!%p bra E; shfl.sync.bfly.b32 %d, %tid, 16, 31, 0xFFFF; E:",
+     "a shuffle reads lane 16, which does not take part"),
+    ("@%p bra E; shfl.sync.down.b32 %d, %tid, 1, 31, 0xFFFF0000; bra E; E:", ""),
+])
+def test_a_mask_must_fit_the_lanes_that_run(body: str, message: str) -> None:
+    body = f".reg .pred %p; mov.u32 %d, 0; setp.lt.u32 %p, %tid, 16; {body}"
+    if not message:
+        assert run(body, {}, {"d": "b32"})["d"][16:31].tolist() == list(range(17, 32))
+        return
+    with pytest.raises(PtxError, match=message):
+        run(body, {}, {"d": "b32"})
+
+
+def test_a_vote_for_agreement() -> None:
+    for limit, expected in ((0, True), (5, False), (32, True)):
+        got = run(f".reg .pred %p; setp.lt.u32 %p, %tid, {limit}; vote.sync.uni.pred %d, %p, 0xFFFFFFFF;", {},
+                  {"d": "pred"})["d"]
+        assert (got == expected).all()
+
+
 @pytest.mark.parametrize(("name", "function"), [("add", np.sum), ("min", np.min), ("max", np.max)])
 @pytest.mark.parametrize("kind", ["s32", "u32"])
 def test_reductions(name: str, function: object, kind: str) -> None:
@@ -117,7 +141,8 @@ def test_a_missing_barrier_shows_as_an_unwritten_read() -> None:
 
 
 @pytest.mark.parametrize(("body", "message"), [
-    ("setp.ge.u32 %p, %tid, 32; @%p bra E; bar.sync 1, 64; E:", "deadlock: thread .* waits at barrier 1"),
+    ("setp.ge.u32 %p, %tid, 32; @%p bra E; bar.sync 1, 64; E:",
+     "k, line .*bar.sync 1, 64: deadlock: thread .* waits at barrier 1"),
     ("setp.ge.u32 %p, %tid, 16; @%p bra E; bar.sync 1, 32; E:", "part of a warp is at an aligned barrier"),
     ("bar.sync 16;", "barrier 16 does not exist"), ("bar.sync 0, 33;", "multiple of 32"),
     ("bar.sync 0, 32;", "more threads arrive"), ("L: bra L;", "deadlock: no thread stores"),

@@ -13,7 +13,7 @@ from blackwell_infer.ops.cuda import CudaOps
 from blackwell_infer.ops.ref.quantize import dequantize
 from blackwell_infer.quant import FORMATS
 from blackwell_infer.quant.format import Quantized, Weight
-from blackwell_infer.quant.tiled import tiled
+from blackwell_infer.quant.tiled import paired
 
 pytestmark = pytest.mark.gpu
 Values = np.ndarray[Any, Any]
@@ -47,7 +47,7 @@ def test_products_of_real_shapes(queue: CudaQueue, form: str, m: int, n: int, k:
     wide = FORMATS[form].dequantize(w).astype(np.float64)
     with queue.step():
         made = ops.quantize(queue.put(x), form)
-        y = queue.download(ops.linear_quantized(made, (placed(queue, tiled(w)),), "float32")).result()
+        y = queue.download(ops.linear_quantized(made, (placed(queue, paired(w)),), "float32")).result()
         found = host(queue, made)
     assert same(found, ref.quantize(x, form))
     some = np.unique(np.concatenate([rng.integers(0, m, 48), [0, m - 1]]))
@@ -80,7 +80,7 @@ def test_a_row_has_the_same_bits_alone_and_in_company(queue: CudaQueue, form: st
     monkeypatch.setattr(queue, "libraries", frozenset())
     rng, ops = np.random.default_rng(1), CudaOps(queue)
     x = inputs.activations(rng, (300, 2816), "bfloat16")
-    w = placed(queue, tiled(inputs.weight(rng, form, 520, 2816)))
+    w = placed(queue, paired(inputs.weight(rng, form, 520, 2816)))
 
     def run(some: Values) -> Values:
         with queue.step():

@@ -15,7 +15,7 @@ from blackwell_infer.kv.spec import PAGE, KVState, PagedKV
 from blackwell_infer.models.registry import find_family
 from blackwell_infer.ops import ref
 from blackwell_infer.ops.batch import Batch
-from blackwell_infer.ops.ref.linear import DTYPES
+from blackwell_infer.ops.ref.product import DTYPES
 from blackwell_infer.quant import FORMATS
 from blackwell_infer.quant.format import Experts, Linear, Weight
 

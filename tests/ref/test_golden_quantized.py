@@ -186,6 +186,11 @@ def test_the_perplexity_tool_scores_pieces_of_a_text(tmp_path: Path, capsys: pyt
         nats += (np.logaddexp.reduce(z, axis=1) - z[np.arange(len(z)), ids[i + 1:i + 48]]).sum()
         count += len(z)
     assert float(lines[2][4]) == pytest.approx(nats / count, abs=1e-3) and lines[2][4] == lines[3][4]
+    assert perplexity.main([str(folder), "--text", str(tmp_path / "t.txt"), "--max-context", "48", "--activations",
+                            "quantized", "--input-peak", "8", "--layouts", "fp8-block", "mxfp4"]) == 0
+    lossy = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    assert lossy[4][:4] == lines[4][:4] and lossy[4][4] != lines[4][4]
+    assert [line for i, line in enumerate(lossy) if i != 4] == [line for i, line in enumerate(lines) if i != 4]
     assert perplexity.main([str(folder), "--text", str(tmp_path / "absent.txt")]) == 1
     assert "absent.txt" in capsys.readouterr().err
 

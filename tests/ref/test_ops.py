@@ -10,8 +10,11 @@ import pytest
 from blackwell_infer.kv.spec import PAGE, PagedKV
 from blackwell_infer.ops import cases, inputs, ref
 from blackwell_infer.ops.batch import Batch
+from blackwell_infer.ops.ref.quantize import dequantize
 from blackwell_infer.quant import FORMATS
-from blackwell_infer.quant.format import Weight
+from blackwell_infer.quant.format import QUANTISES, Weight, input_scale
+from blackwell_infer.quant.fragments import plain
+from blackwell_infer.quant.tiled import unpaired
 
 Values = np.ndarray[Any, Any]
 BFLOAT = np.dtype(ml_dtypes.bfloat16)
@@ -46,6 +49,12 @@ def dtype_of(x: Values) -> str:
     return next(name for name, d in inputs.DTYPES.items() if d == x.dtype)
 
 
+def values(w: Weight) -> Values:
+    """A matrix of any format and order as float32."""
+    stored = plain(unpaired(w))
+    return FORMATS[stored.format].dequantize(stored)
+
+
 def exact_norm(x: Values, weight: Values, eps: float) -> Values:
     x64 = x.astype(np.float64)
     with np.errstate(invalid="ignore"):
@@ -68,10 +77,16 @@ def test_add_rms_norm(case: cases.Case) -> None:
 
 @pytest.mark.parametrize("case", of("linear") + of("logits"), ids=names)
 def test_linear(case: cases.Case) -> None:
+    """Against float64 products of the same operands; those of a paired weight are in codes."""
     k = cases.make(case)
-    w = np.concatenate([FORMATS[b.format].dequantize(b) for b in k["w"]]).astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        want = np.einsum("tk,nk->tn", k["x"].astype(np.float64), w)
+    blocks = []
+    for b in k["w"]:
+        form = QUANTISES.get(b.format)
+        x = k["x"] if form is None else dequantize(ref.quantize(k["x"], form, input_scale(b)))
+        w = values(b).astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            blocks.append(np.einsum("tk,nk->tn", x.astype(np.float64), w))
+    want = np.concatenate(blocks, axis=1)
     if k.get("bias") is not None:
         want += k["bias"]
     close(outputs(case)["out"], want, "float32" if case.op == "logits" else dtype_of(k["x"]), 5e-6)
@@ -90,7 +105,7 @@ def test_swiglu(case: cases.Case) -> None:
 @pytest.mark.parametrize("case", of("embed"), ids=names)
 def test_embed(case: cases.Case) -> None:
     k = cases.make(case)
-    table = FORMATS[k["table"].format].dequantize(k["table"])
+    table = values(k["table"])
     got = outputs(case)["out"]
     for row, token in zip(got, k["ids"], strict=True):
         want = table[token] if 0 <= token < len(table) else np.zeros(table.shape[1])

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from blackwell_infer.errors import KernelError
 from blackwell_infer.ops import inputs, ref
 from blackwell_infer.ops.ref.quantize import dequantize, e2m1
-from blackwell_infer.quant.format import Quantized
+from blackwell_infer.quant.format import PAIRED, Quantized, input_scale
 from blackwell_infer.quant.packed import E2M1
-from blackwell_infer.quant.tiled import from_tiles, tiled, tiled_size, to_tiles, untiled
+from blackwell_infer.quant.tiled import from_tiles, paired, tiled_size, to_tiles, unpaired
 
 FORMS = ("nvfp4", "mxfp8", "fp8", "fp8_block")
 
@@ -40,7 +40,7 @@ def test_tiles_put_every_scale_where_the_layout_says(rows: int, groups: int) -> 
 @pytest.mark.parametrize("form", ["nvfp4", "mxfp8", "fp8"])
 def test_a_tiled_weight_comes_back(form: str) -> None:
     w = inputs.weight(np.random.default_rng(1), form, 130, 192)
-    back = untiled(tiled(w))
+    back = unpaired(paired(w))
     assert back.format == form and all(np.array_equal(a, b) for a, b in zip(back.parts, w.parts, strict=True))
 
 
@@ -66,7 +66,7 @@ def test_what_is_exact_in_the_format_comes_back_as_it_was(form: str) -> None:
 def test_bad_numbers_spoil_their_row_alone(form: str, value: float) -> None:
     x = np.random.default_rng(4).standard_normal((5, 128)).astype(np.float32)
     x[2, 70] = value
-    w = (tiled(inputs.weight(np.random.default_rng(5), form, 24, 128)),)
+    w = (paired(inputs.weight(np.random.default_rng(5), form, 24, 128)),)
     y = np.asarray(ref.linear_quantized(ref.quantize(x, form), w, "float32"))
     assert np.isnan(y[2]).all() and np.isfinite(np.delete(y, 2, axis=0)).all()
 
@@ -98,7 +98,7 @@ def test_a_product_is_that_of_the_dequantised() -> None:
         bias, residual = rng.standard_normal(24).astype(np.float32), inputs.activations(rng, (20, 24), "float16")
         from blackwell_infer.quant import FORMATS
         want = dequantize(x).astype(np.float64) @ FORMATS[form].dequantize(w).T.astype(np.float64) + bias + residual
-        got = np.asarray(ref.linear_quantized(x, (tiled(w),), "float16", bias, residual))
+        got = np.asarray(ref.linear_quantized(x, (paired(w),), "float16", bias, residual))
         assert got.dtype == np.float16 and np.abs(got - want).max() < 4e-3
 
 
@@ -113,3 +113,25 @@ def test_misfits_are_refused() -> None:
     with pytest.raises(KernelError, match="mxfp8 activations go with mxfp8_tiled weights, not nvfp4"):
         ref.linear_quantized(Quantized(q.format, q.shape, q.parts),
                              (inputs.weight(np.random.default_rng(8), "nvfp4", 8, 96),), "float32")
+
+
+@pytest.mark.parametrize("form", PAIRED)
+def test_a_linear_quantises_what_meets_a_paired_weight(form: str) -> None:
+    rng = np.random.default_rng(9)
+    w, plain = inputs.weight(rng, PAIRED[form], 24, 128), inputs.weight(rng, "f32", 7, 128)
+    if form in ("nvfp4", "fp8"):
+        recorded = np.asarray(input_scale(w))
+        assert recorded.shape == (1,)
+        recorded[:] = 0.01                       # a part of the weight: what it records counts
+    x, bias = inputs.activations(rng, (5, 128), "float16"), rng.standard_normal(31).astype(np.float32)
+    got = np.asarray(ref.linear(x, (plain, w), bias))
+    lossy = ref.linear_quantized(ref.quantize(x, form, input_scale(w)), (w,), "float16", bias[7:])
+    assert got[:, :7].tobytes() == np.asarray(ref.linear(x, (plain,), bias[:7])).tobytes()
+    assert got[:, 7:].tobytes() == np.asarray(lossy).tobytes()
+    assert got[:, 7:].tobytes() != np.asarray(ref.linear(x, (unpaired(w),), bias[7:])).tobytes()
+
+
+@pytest.mark.parametrize(("form", "cols"), [("nvfp4", 96), ("fp8", 72), ("fp8_block", 72), ("mxfp4", 64), ("bf16", 64)])
+def test_a_weight_that_does_not_fit_stays_as_it_is(form: str, cols: int) -> None:
+    w = inputs.weight(np.random.default_rng(1), form, 3, cols)
+    assert paired(w) is w and unpaired(w) is w

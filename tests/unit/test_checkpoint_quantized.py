@@ -244,6 +244,8 @@ E4M3_GRID = np.ones((6, 3), ml_dtypes.float8_e4m3fn)
 WRONG: list[tuple[str, Callable[[Arrays], Arrays], str]] = [
     ("modelopt nvfp4", without("weight_scale"), r"up_proj\.weight' needs tensor .*weight_scale' \(F8_E4M3 \[6, 3\].*"
      r"is missing; beside it there is .*weight_scale_2' F32 \[\]"),
+    ("modelopt nvfp4", lambda a: {f"{M}.weight": a[f"{M}.weight"]}, r"up_proj\.weight' needs tensor .*weight_scale' "
+     r"\(F8_E4M3 \[6, 3\] or U8 .*is missing; beside it"),
     ("modelopt nvfp4", without("weight_scale_2"), r"needs tensor .*weight_scale_2' \(F32 \[\] or \[1\].*missing"),
     ("modelopt nvfp4", without("weight"), r"weight_scale_2' is F32 \[\], expected to belong to codes"),
     ("modelopt nvfp4", instead("weight_scale", E4M3_GRID[:5]),
@@ -282,7 +284,9 @@ def test_missing_and_misshapen_scales_are_named(tmp_path: Path, layout: str, cha
 
 
 @pytest.mark.parametrize(("layout", "name", "array", "match"), [
-    ("modelopt nvfp4", "weight_scale", -E4M3_GRID, "negative scales"),
+    ("modelopt nvfp4", "weight_scale", -E4M3_GRID, "negative or NaN"),
+    ("modelopt nvfp4", "weight_scale", np.full((6, 3), np.nan, ml_dtypes.float8_e4m3fn), "negative or NaN"),
+    ("lynn", "weight.scale", np.full((6, 3), np.inf, np.float16), "NaN or infinite"),
     ("modelopt nvfp4", "weight_scale_2", single(np.nan), "NaN or infinite"),
     ("modelopt nvfp4", "weight_scale_2", single(-1), "no scale"),
     ("compressed nvfp4", "weight_global_scale", single(0), "no scale"),

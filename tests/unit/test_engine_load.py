@@ -11,6 +11,7 @@ import ml_dtypes
 import msgspec
 import numpy as np
 import pytest
+from tooling import load_tool
 
 from blackwell_infer.checkpoint import Checkpoint, open_checkpoint
 from blackwell_infer.config import EngineConfig
@@ -20,11 +21,21 @@ from blackwell_infer.engine.load import choose_device, choose_dtype, foresee, lo
 from blackwell_infer.engine.rehearsal import rehearse
 from blackwell_infer.engine.scheduler import Limits
 from blackwell_infer.engine.state import Build
-from blackwell_infer.engine.weights import Counting, DeviceLoading, HostLoading, Measure, Meter, hollow
+from blackwell_infer.engine.weights import (
+    Counting,
+    DeviceLoading,
+    HostLoading,
+    Measure,
+    Meter,
+    arranger,
+    hollow,
+    placing,
+)
 from blackwell_infer.errors import CheckpointError, ConfigError, OutOfMemoryError
-from blackwell_infer.log import silent
+from blackwell_infer.log import logger, silent
 from blackwell_infer.models.registry import find_family
 from blackwell_infer.ops.cuda import CudaOps
+from blackwell_infer.quant.encode_fp import encode_fp
 from blackwell_infer.quant.format import Weight
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,9 +43,9 @@ DATA = ROOT / "tests" / "data"
 LIMITS = Limits(batch=32, step_tokens=200, score_tokens=40, pages=8, context=256)
 
 
-def built(checkpoint: Checkpoint, dtype: str = "bfloat16") -> Build:
+def built(checkpoint: Checkpoint, dtype: str = "bfloat16", activations: str = "full") -> Build:
     family = find_family(checkpoint.config)
-    return Build(family, family.config(checkpoint.config), dtype)
+    return Build(family, family.config(checkpoint.config), dtype, activations)
 
 
 @pytest.fixture(params=["llama", "mistral", "qwen3", "mixtral", "qwen3_moe_pruned"])
@@ -77,13 +88,14 @@ def test_experts_stay_as_they_are_stored() -> None:
     checkpoint = open_checkpoint(DATA / "qwen3_moe_pruned")
     build, meter = built(checkpoint), Meter(0, silent)
     memory = HostMemory()
-    model = build.model(memory, HostLoading(memory, checkpoint.tensors, checkpoint.weight, meter), 64, 2, 3)
+    model = build.model(memory, HostLoading(memory, checkpoint.tensors, checkpoint.weight, meter,
+                                            placing("full")), 64, 2, 3)
     mlp = model.params.layers[0].mlp
     assert [(e.count, e.weight.format, e.weight.shape) for e in (*mlp.gate_up, mlp.down)] == [
         (7, "bf16", (7 * 32, 64)), (7, "bf16", (7 * 32, 64)), (7, "bf16", (7 * 64, 32))]
     queue = DryQueue()
     model = build.model(queue, DeviceLoading(queue, checkpoint.tensors, checkpoint.weight, meter,
-                                             CudaOps(queue).arrange), 64, 2, 3)
+                                             placing("full", CudaOps(queue).arrange)), 64, 2, 3)
     mlp = model.params.layers[3].mlp
     assert [(e.count, e.weight.format, e.weight.shape) for e in (*mlp.gate_up, mlp.down)] == [
         (3, "bf16", (3 * 64, 64)), (3, "bf16", (3 * 64, 32))]
@@ -93,13 +105,14 @@ def test_host_weights_are_float32_and_device_weights_are_as_stored(checkpoint: C
     build, seen = built(checkpoint), []
     meter = Meter(measured(checkpoint, dense=True).nbytes, lambda stage, done, total, unit: seen.append((done, total)))
     memory = HostMemory()
-    model = build.model(memory, HostLoading(memory, checkpoint.tensors, checkpoint.weight, meter), 64, 2, 3)
+    model = build.model(memory, HostLoading(memory, checkpoint.tensors, checkpoint.weight, meter,
+                                            placing("full")), 64, 2, 3)
     assert model.params.layers[0].qkv[0].parts[0].dtype == np.float32
     assert [done for done, _ in seen] == sorted(done for done, _ in seen) and seen[-1][0] <= seen[-1][1]
 
     queue = DryQueue()
     model = build.model(queue, DeviceLoading(queue, checkpoint.tensors, checkpoint.weight, meter,
-                                             CudaOps(queue).arrange), 64, 2, 3)
+                                             placing("full", CudaOps(queue).arrange)), 64, 2, 3)
     (qkv,) = model.params.layers[0].qkv
     assert qkv.format == "bf16" and qkv.parts[0].dtype == ml_dtypes.bfloat16
     assert qkv.parts[0].shape == qkv.shape == (sum(
@@ -113,7 +126,7 @@ def test_tied_embeddings_are_loaded_once() -> None:
     tied = "lm_head.weight" not in checkpoint.tensors
     queue, build = DryQueue(), built(checkpoint)
     model = build.model(queue, DeviceLoading(queue, checkpoint.tensors, checkpoint.weight, Meter(1, silent),
-                                             CudaOps(queue).arrange), 64, 1, 1)
+                                             placing("full", CudaOps(queue).arrange)), 64, 1, 1)
     assert (model.params.embed.parts[0].ptr == model.params.head[0].parts[0].ptr) == tied
 
 
@@ -122,13 +135,85 @@ def test_neighbours_of_one_format_are_joined_on_the_device() -> None:
         [("a", "f32", np.float32), ("b", "f32", np.float32), ("c", "f16", np.float16)])}
     infos: dict[str, Any] = {name: type("Info", (), {"shape": w.shape, "format": w.format, "nbytes": w.nbytes})
                              for name, w in stored.items()}
-    take = DeviceLoading(DryQueue(), infos, stored.__getitem__, Meter(1, silent), lambda w: w)
+    take = DeviceLoading(DryQueue(), infos, stored.__getitem__, Meter(1, silent), placing("full"))
     found = take.linear(["a", "b", "c"], [(2, 32)] * 3)
     assert [(w.format, w.shape) for w in found] == [("f32", (4, 32)), ("f16", (2, 32))]
     with pytest.raises(CheckpointError, match=r"tensor d \[2, 32\] is missing"):
         take.linear(["d"], [(2, 32)])
     with pytest.raises(CheckpointError, match=r"tensor a has shape \[2, 32\].* \[3, 32\]"):
         take.table("a", (3, 32))
+
+
+def test_projections_meet_quantised_activations_in_the_same_groups_on_both_backends() -> None:
+    """Neighbours of one format share the largest input scale; what is looked up by row stays as it is stored."""
+    rng = np.random.default_rng(0)
+    stored = {name: encode_fp(rng.standard_normal((4, 64)), form) for name, form in zip(
+        "abcde", ("nvfp4", "nvfp4", "fp8", "nvfp4_f16", "nvfp4"), strict=True)}
+    for scale, name in enumerate("abe"):
+        stored[name] = Weight("nvfp4", (4, 64), (*stored[name].parts[:3], np.full(1, scale + 1, np.float32)))
+    infos: dict[str, Any] = {name: type("Info", (), {"shape": w.shape, "format": w.format, "nbytes": w.nbytes})
+                             for name, w in stored.items()}
+    queue = DryQueue()
+    for take in (HostLoading(HostMemory(), infos, stored.__getitem__, Meter(1, silent), placing("quantized")),
+                 DeviceLoading(queue, infos, stored.__getitem__, Meter(1, silent), placing("quantized"))):
+        assert take.table("e", (4, 64)).format == ("f32" if isinstance(take, HostLoading) else "nvfp4")
+        found = take.linear(list("abcde"), [(4, 64)] * 5)
+        formats = [(w.format, w.shape[0]) for w in found]
+        assert formats == [("nvfp4_tiled", 8), ("fp8_w8a8", 4), *(
+            [("f32", 4), ("f32", 4)] if isinstance(take, HostLoading) else [("nvfp4_f16", 4), ("nvfp4", 4)])]
+        if isinstance(take, HostLoading):
+            assert np.asarray(found[0].parts[3]).tolist() == [2]
+
+
+@pytest.mark.parametrize("activations", ["full", "quantized"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_device_arranges_what_it_does_not_pair(activations: str, dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    stored = {"a": encode_fp(rng.standard_normal((4, 256)), "nvfp4"),
+              "b": Weight("q4_k", (4, 256), (np.zeros((4, 144), np.uint8),))}
+    infos: dict[str, Any] = {name: type("Info", (), {"shape": w.shape, "format": w.format, "nbytes": w.nbytes})
+                             for name, w in stored.items()}
+    queue = DryQueue()
+    take = DeviceLoading(queue, infos, stored.__getitem__, Meter(1, silent),
+                         placing(activations, arranger(CudaOps(queue), dtype)))
+    tables = [take.table(name, (4, 256)).format for name in "ab"]
+    assert tables == ["nvfp4", "q4_k" if dtype == "float32" else "q4_k_fragments"]
+    take = DeviceLoading(queue, infos, stored.__getitem__, Meter(1, silent),
+                         placing(activations, arranger(CudaOps(queue), dtype)))
+    assert [w.format for w in take.linear(list("ab"), [(4, 256)] * 2)] == [
+        "nvfp4" if activations == "full" else "nvfp4_tiled", tables[1]]
+
+
+def test_quantised_activations_need_matrices_that_they_go_with(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING", logger=logger.name):
+        load(str(DATA / "llama"), EngineConfig(device="numpy", max_context=32), silent).runner.close()
+        assert not caplog.text
+        load(str(DATA / "llama"), EngineConfig(device="numpy", max_context=32, activations="quantized"),
+             silent).runner.close()
+    assert "activations = quantized changes nothing here: no matrix is stored as nvfp4, mxfp8, fp8" in caplog.text
+
+
+def test_a_rehearsal_finds_the_kernels_of_quantised_activations(tmp_path: Path) -> None:
+    load_tool("quantize_hf").convert(DATA / "llama", tmp_path / "model", "modelopt-mixed")
+    checkpoint = open_checkpoint(tmp_path / "model")
+    for activations, wanted in (("full", set()), ("quantized", {"nvfp4_gemm", "fp8_gemm", "quantize_tokens",
+                                                                "add_rms_norm_quantize"})):
+        build = built(checkpoint, activations=activations)
+        found = rehearse(build, checkpoint.tensors, LIMITS, DryQueue()).variants
+        names = {v.kernel.entry for v in found}
+        assert names & {"nvfp4_gemm", "fp8_gemm", "quantize", "quantize_tokens", "add_rms_norm_quantize"} == wanted
+
+
+def test_experts_meet_activations_as_they_are(tmp_path: Path) -> None:
+    load_tool("quantize_hf").convert(DATA / "qwen3_moe", tmp_path / "model", "modelopt-mixed")
+    checkpoint, keys = open_checkpoint(tmp_path / "model"), []
+    for activations in ("full", "quantized"):
+        build = built(checkpoint, activations=activations)
+        keys.append({v.key for v in rehearse(build, checkpoint.tensors, LIMITS, DryQueue()).variants})
+    full, quantized = keys
+    experts = {key for key in full if key.startswith(("moe_rows", "moe_groups")) and "nvfp4" in key}
+    assert experts and experts <= quantized
+    assert any("fp8_gemm" in key for key in quantized - full)
 
 
 @pytest.mark.parametrize("arch", ["sm_90a", "sm_120f"])

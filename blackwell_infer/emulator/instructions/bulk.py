@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from blackwell_infer.emulator.instructions.shape import Form, nothing
+from blackwell_infer.emulator.instructions.shape import Form, nothing, shaped
 from blackwell_infer.emulator.machine import Lanes, Machine, Step
 from blackwell_infer.emulator.memory import LaneError
 from blackwell_infer.emulator.parse import Instruction, Operand, PtxError
@@ -264,25 +264,27 @@ SHARED = {"": "", ".shared": "shared", ".shared::cta": "shared"}
 CACHED = ("", ".L2::cache_hint")
 INTO, TO = ("shared::cluster", "shared::cta"), "mbarrier::complete_tx::bytes"
 FORMS: dict[str, Form] = {
-    **{f"mbarrier.init{s}.b64": initialise(v) for s, v in SHARED.items()},
-    **{f"mbarrier.inval{s}.b64": invalidate(v) for s, v in SHARED.items()},
-    **{f"mbarrier.arrive{x}{o}{s}.b64": arrive(v, bool(x)) for s, v in SHARED.items() for x in ("", ".expect_tx")
-       for o in ("", ".release.cta", ".relaxed.cta")},
-    **{f"mbarrier.arrive_drop{s}.b64": arrive(v, False, drops=True) for s, v in SHARED.items()},
-    **{f"mbarrier.expect_tx{o}{s}.b64": expect(v, 1) for s, v in SHARED.items() for o in ("", ".relaxed.cta")},
-    **{f"mbarrier.complete_tx{o}{s}.b64": expect(v, -1) for s, v in SHARED.items() for o in ("", ".relaxed.cta")},
-    **{f"mbarrier.{t}_wait{p}{o}{s}.b64": test(v, bool(p)) for s, v in SHARED.items() for t in ("test", "try")
-       for p in ("", ".parity") for o in ("", ".acquire.cta", ".relaxed.cta")},
-    **{f"cp.async.mbarrier.arrive{i}{s}.b64": arrive_after_copies(bool(i), v) for s, v in SHARED.items()
+    **{f"mbarrier.init{s}.b64": shaped("ar", initialise(v)) for s, v in SHARED.items()},
+    **{f"mbarrier.inval{s}.b64": shaped("a", invalidate(v)) for s, v in SHARED.items()},
+    **{f"mbarrier.arrive{x}{o}{s}.b64": shaped("rar" if x else "ra/r", arrive(v, bool(x)))
+       for s, v in SHARED.items() for x in ("", ".expect_tx") for o in ("", ".release.cta", ".relaxed.cta")},
+    **{f"mbarrier.arrive_drop{s}.b64": shaped("ra/r", arrive(v, False, drops=True)) for s, v in SHARED.items()},
+    **{f"mbarrier.expect_tx{o}{s}.b64": shaped("ar", expect(v, 1)) for s, v in SHARED.items()
+       for o in ("", ".relaxed.cta")},
+    **{f"mbarrier.complete_tx{o}{s}.b64": shaped("ar", expect(v, -1)) for s, v in SHARED.items()
+       for o in ("", ".relaxed.cta")},
+    **{f"mbarrier.{t}_wait{p}{o}{s}.b64": shaped("rar/r", test(v, bool(p))) for s, v in SHARED.items()
+       for t in ("test", "try") for p in ("", ".parity") for o in ("", ".acquire.cta", ".relaxed.cta")},
+    **{f"cp.async.mbarrier.arrive{i}{s}.b64": shaped("a", arrive_after_copies(bool(i), v)) for s, v in SHARED.items()
        for i in ("", ".noinc")},
-    **{f"cp.async.bulk.{i}.global.{TO}{c}": load for i in INTO for c in CACHED},
-    **{f"cp.async.bulk.global.shared::cta.bulk_group{c}": store for c in CACHED},
-    **{f"cp.async.bulk.tensor.{r}d.{i}.global{t}.{TO}{c}": tensor_load(r) for r in range(1, 6) for i in INTO
-       for t in ("", ".tile") for c in CACHED},
-    **{f"cp.async.bulk.tensor.{r}d.global.shared::cta{t}.bulk_group{c}": tensor_store(r) for r in range(1, 6)
-       for t in ("", ".tile") for c in CACHED},
-    "cp.async.bulk.commit_group": commit,
-    "cp.async.bulk.wait_group": wait, "cp.async.bulk.wait_group.read": wait,
+    **{f"cp.async.bulk.{i}.global.{TO}{c}": shaped("aara/r", load) for i in INTO for c in CACHED},
+    **{f"cp.async.bulk.global.shared::cta.bulk_group{c}": shaped("aar/r", store) for c in CACHED},
+    **{f"cp.async.bulk.tensor.{r}d.{i}.global{t}.{TO}{c}": shaped("ata/r", tensor_load(r)) for r in range(1, 6)
+       for i in INTO for t in ("", ".tile") for c in CACHED},
+    **{f"cp.async.bulk.tensor.{r}d.global.shared::cta{t}.bulk_group{c}": shaped("ta/r", tensor_store(r))
+       for r in range(1, 6) for t in ("", ".tile") for c in CACHED},
+    "cp.async.bulk.commit_group": shaped("", commit),
+    "cp.async.bulk.wait_group": shaped("i", wait), "cp.async.bulk.wait_group.read": shaped("i", wait),
     "cp.async.bulk.prefetch.L2.global": nothing, "prefetch.tensormap": nothing, "prefetch.param.tensormap": nothing,
     **{f"fence.{f}": nothing for f in ("mbarrier_init.release.cluster", "proxy.async.global", "proxy.alias",
                                        "proxy.async.shared::cluster", "acq_rel.cluster", "acq_rel.sys", "sc.gpu",

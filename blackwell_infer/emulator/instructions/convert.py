@@ -100,9 +100,9 @@ def shift_window(space: str, sign: int) -> Form:
 
 
 def tf32(x: Any) -> Any:
-    """cvt.rna.tf32: 10 mantissa bits, ties away from zero."""
+    """cvt.rna.tf32: 10 mantissa bits, ties away from zero; NaN becomes 0x7FFFFFFF."""
     b = np.asarray(x, F32).view(np.uint32)
-    return (b + np.uint32(0x1000)) & np.uint32(0xFFFFE000)
+    return np.where(np.isnan(x), np.uint32(0x7FFFFFFF), (b + np.uint32(0x1000)) & np.uint32(0xFFFFE000))
 
 
 ROUND = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from blackwell_infer.emulator.instructions.shape import Form, op, registers
+from blackwell_infer.emulator.instructions.shape import Form, op, registers, shaped
 from blackwell_infer.emulator.machine import NUMPY, Lanes, Machine, Step
 from blackwell_infer.emulator.parse import Instruction, PtxError
 
@@ -151,9 +151,12 @@ def lookup3(a: Any, b: Any, c: Any, table: Any) -> Any:
     return out
 
 
-COMPARE: dict[str, Any] = {"eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater,
-                           "ge": np.greater_equal, "lo": np.less, "ls": np.less_equal, "hi": np.greater,
-                           "hs": np.greater_equal}
+EQUAL: dict[str, Any] = {"eq": np.equal, "ne": np.not_equal}
+COMPARE: dict[str, Any] = {**EQUAL, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal}
+COMPARISONS: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("b16", "b32", "b64"), EQUAL), **dict.fromkeys(SIGNED, COMPARE),
+    **{k: {**COMPARE, "lo": np.less, "ls": np.less_equal, "hi": np.greater, "hs": np.greater_equal} for k in UNSIGNED}}
+"""comparisons of each type"""
 COMBINE: dict[str, Any] = {"and": np.logical_and, "or": np.logical_or, "xor": np.logical_xor}
 
 
@@ -163,8 +166,6 @@ def set_predicate(kind: str, compare: Any, combine: Any) -> Form:
     def build(m: Machine, ins: Instruction) -> Step:
         targets = [m.writer(o) for o in registers(ins.operands[0])]
         a, b = m.reader(ins.operands[1], kind), m.reader(ins.operands[2], kind)
-        if (combine is None) != (len(ins.operands) == 3):
-            raise PtxError("wrong number of operands")
         c = m.reader(ins.operands[3], "pred") if combine is not None else None
 
         def step(lanes: Lanes) -> None:
@@ -177,13 +178,15 @@ def set_predicate(kind: str, compare: Any, combine: Any) -> Form:
             if len(targets) > 1:
                 targets[1](lanes, other)
         return step
-    return build
+    return shaped("prr" if combine is None else "prrr", build)
 
 
 def move(kind: str) -> Form:
     """mov: a register, or the parts of a wide register packed or unpacked."""
 
     def build(m: Machine, ins: Instruction) -> Step:
+        if len(ins.operands) != 2:
+            raise PtxError("2 operands expected")
         dst, src = ins.operands
         if dst.kind == "vec":
             parts = [m.writer(o) for o in dst.items]
@@ -226,7 +229,7 @@ def select(kind: str) -> Form:
         known_a, known_b = m.known(first), m.known(second)
         return m.moving(dst, lambda lanes: np.where(p(lanes), known_a(lanes), known_b(lanes)), put,
                         lambda lanes: np.where(p(lanes), a(lanes), b(lanes)))
-    return build
+    return shaped("rrrr", build)
 
 
 FORMS: dict[str, Form] = {
@@ -263,8 +266,7 @@ FORMS: dict[str, Form] = {
     "prmt.b32": op(("b32", "b32", "b32"), permute),
     "lop3.b32": op(("b32", "b32", "b32", "b32"), lookup3),
     **{f"selp.{k}": select(k) for k in (*INTEGERS, "b16", "b32", "b64", "f32", "f64")},
-    **{f"setp.{c}.{k}": set_predicate(k, f, None)
-       for c, f in COMPARE.items() for k in (*INTEGERS, "b16", "b32", "b64")},
-    **{f"setp.{c}.{b}.{k}": set_predicate(k, f, g) for c, f in COMPARE.items() for b, g in COMBINE.items()
-       for k in (*INTEGERS, "b16", "b32", "b64")},
+    **{f"setp.{c}.{k}": set_predicate(k, f, None) for k, some in COMPARISONS.items() for c, f in some.items()},
+    **{f"setp.{c}.{b}.{k}": set_predicate(k, f, g) for k, some in COMPARISONS.items() for c, f in some.items()
+       for b, g in COMBINE.items()},
 }

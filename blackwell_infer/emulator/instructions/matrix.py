@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from blackwell_infer.emulator.instructions.convert import from_half
-from blackwell_infer.emulator.instructions.shape import Form, registers
+from blackwell_infer.emulator.instructions.shape import Form, registers, shaped
 from blackwell_infer.emulator.machine import Lanes, Machine, Step
 from blackwell_infer.emulator.parse import Instruction
 
@@ -128,14 +128,16 @@ def store_matrix(count: int, transpose: bool) -> Form:
 SHARED = (".shared", ".shared::cta")
 SIXTEEN = ("f16", "bf16")
 FORMS: dict[str, Form] = {
-    **{f"ldmatrix.sync.aligned.m8n8.x{n}{t}{s}.b16": load_matrix(n, bool(t)) for n in (1, 2, 4)
+    **{f"ldmatrix.sync.aligned.m8n8.x{n}{t}{s}.b16": shaped(f"{n}a", load_matrix(n, bool(t))) for n in (1, 2, 4)
        for t in ("", ".trans") for s in SHARED},
-    **{f"stmatrix.sync.aligned.m8n8.x{n}{t}{s}.b16": store_matrix(n, bool(t)) for n in (1, 2, 4)
+    **{f"stmatrix.sync.aligned.m8n8.x{n}{t}{s}.b16": shaped(f"a{n}", store_matrix(n, bool(t))) for n in (1, 2, 4)
        for t in ("", ".trans") for s in SHARED},
-    **{f"mma.sync.aligned.m16n8k{k}.row.col.f32.{a}.{a}.f32": multiply(a, a, "f32") for a in SIXTEEN for k in (8, 16)},
-    **{f"mma.sync.aligned.m16n8k{k}.row.col.f32.tf32.tf32.f32": multiply("tf32", "tf32", "f32") for k in (4, 8)},
-    **{f"mma.sync.aligned.m16n8k32.row.col.s32.{a}.{b}.s32": multiply(a, b, "s32") for a in ("s8", "u8")
+    **{f"mma.sync.aligned.m16n8k{k}.row.col.f32.{a}.{a}.f32": shaped(f"4{n}4", multiply(a, a, "f32")) for a in SIXTEEN
+       for k, n in ((8, "21"), (16, "42"))},
+    **{f"mma.sync.aligned.m16n8k{k}.row.col.f32.tf32.tf32.f32": shaped(f"4{n}4", multiply("tf32", "tf32", "f32"))
+       for k, n in ((4, "21"), (8, "42"))},
+    **{f"mma.sync.aligned.m16n8k32.row.col.s32.{a}.{b}.s32": shaped("4424", multiply(a, b, "s32")) for a in ("s8", "u8")
        for b in ("s8", "u8")},
-    **{f"mma.sync.aligned.m16n8k32.row.col.f32.{a}.{b}.f32": multiply(a, b, "f32") for a in ("e4m3", "e5m2")
-       for b in ("e4m3", "e5m2")},
+    **{f"mma.sync.aligned.m16n8k32.row.col.f32.{a}.{b}.f32": shaped("4424", multiply(a, b, "f32"))
+       for a in ("e4m3", "e5m2") for b in ("e4m3", "e5m2")},
 }

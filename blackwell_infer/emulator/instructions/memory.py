@@ -5,12 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from blackwell_infer.emulator.instructions.shape import Form, nothing, registers
+from blackwell_infer.emulator.instructions.shape import Form, nothing, registers, shaped
 from blackwell_infer.emulator.machine import NUMPY, Lanes, Machine, Step
 from blackwell_infer.emulator.parse import Instruction, PtxError
 
 TYPES = ("b8", "u8", "s8", "b16", "u16", "s16", "b32", "u32", "s32", "f32", "b64", "u64", "s64", "f64")
-VECTORS = {"": 1, ".v2": 2, ".v4": 4}
 
 
 def load(space: str, kind: str) -> Form:
@@ -76,11 +75,9 @@ def atomic(space: str, kind: str, name: str, returns: bool) -> Form:
     function = ATOMICS[name]
 
     def build(m: Machine, ins: Instruction) -> Step:
-        operands = ins.operands if returns else (None, *ins.operands)
-        put = m.writer(operands[0]) if operands[0] is not None else None
-        if operands[1] is None or operands[2] is None:
-            raise PtxError("missing operands")
-        at, read, dtype = m.address(operands[1]), m.reader(operands[2], kind), NUMPY[kind]
+        put = m.writer(ins.operands[0]) if returns else None
+        place, value = ins.operands[-2:]
+        at, read, dtype = m.address(place), m.reader(value, kind), NUMPY[kind]
 
         def step(lanes: Lanes) -> None:
             addresses = at(lanes)
@@ -99,7 +96,7 @@ def atomic(space: str, kind: str, name: str, returns: bool) -> Form:
             if put is not None:
                 put(lanes, old)
         return step
-    return build
+    return shaped("rar" if returns else "ar", build)
 
 
 def compare_and_swap(space: str, kind: str) -> Form:
@@ -117,13 +114,15 @@ def compare_and_swap(space: str, kind: str) -> Form:
                     words[j] = n[i]
             put(lanes, old)
         return step
-    return build
+    return shaped("rarr", build)
 
 
 def copy_async(m: Machine, ins: Instruction) -> Step:
     """cp.async dst, src, width{, source bytes}: the rest of the width is zero."""
     dst, src = m.address(ins.operands[0]), m.address(ins.operands[1])
     width = ins.operands[2].value
+    if width not in ((4, 8, 16) if ins.op.startswith("cp.async.ca") else (16,)):
+        raise PtxError(f"a copy of {width} bytes; .ca copies 4, 8 or 16, .cg 16")
     size = m.reader(ins.operands[3], "u32") if len(ins.operands) > 3 else None
 
     def step(lanes: Lanes) -> None:
@@ -157,29 +156,35 @@ HINTS = ("", ".L1::no_allocate", ".L1::evict_first", ".L1::evict_last", ".L2::12
 SPACES = {"": "", ".global": "global", ".shared": "shared", ".local": "local", ".const": "global",
           ".shared::cta": "shared"}
 ORDERS = ("", ".relaxed.gpu", ".relaxed.cta", ".acq_rel.gpu")
-ATOMIC_TYPES = ("u32", "s32", "u64", "b32", "b64", "f32")
+SHARABLE = {s: space for s, space in SPACES.items() if s not in (".local", ".const")}
+WRITABLE = {s: space for s, space in SPACES.items() if s != ".const"}
+ATOMIC_TYPES = {"add": ("u32", "s32", "u64", "f32"), **dict.fromkeys(("min", "max"), ("u32", "s32", "u64", "s64")),
+                **dict.fromkeys(("and", "or", "xor"), ("b32", "b64"))}
+EXCHANGED = {"exch": ("b32", "b64")}
+"""which types an atomic takes; an exchange returns what it replaces, so it has no `red` form"""
+COUNTS = {"": "1", ".v2": "2", ".v4": "4"}
+"""a vector operand for `shaped`"""
 
 FORMS: dict[str, Form] = {
-    **{f"ld{s}{v}.{k}": load(space, k) for s, space in SPACES.items() for v in VECTORS for k in TYPES},
-    **{f"ld.volatile{s}{v}.{k}": load(space, k) for s, space in SPACES.items() for v in VECTORS for k in TYPES},
-    **{f"ld.global{nc}{h}{v}.{k}": load("global", k) for nc in ("", ".nc") for h in HINTS for v in VECTORS
-       for k in TYPES},
-    **{f"ld.global.cg{v}.{k}": load("global", k) for v in VECTORS for k in TYPES},
-    **{f"ld.param{v}.{k}": load_parameter(k) for v in VECTORS for k in TYPES},
-    **{f"st{s}{v}.{k}": store(space, k) for s, space in SPACES.items() if s != ".const" for v in VECTORS
-       for k in TYPES},
-    **{f"st.volatile{s}{v}.{k}": store(space, k) for s, space in SPACES.items() for v in VECTORS for k in TYPES},
-    **{f"atom{o}{s}.{n}.{k}": atomic(space, k, n, True) for o in ORDERS for s, space in SPACES.items()
-       for n in ATOMICS for k in ATOMIC_TYPES},
-    **{f"red{o}{s}.{n}.{k}": atomic(space, k, n, False) for o in ORDERS for s, space in SPACES.items()
-       for n in ATOMICS for k in ATOMIC_TYPES},
-    **{f"atom{o}{s}.cas.{k}": compare_and_swap(space, k) for o in ORDERS for s, space in SPACES.items()
+    **{f"ld{o}{s}{v}.{k}": shaped(f"{n}a", load(space, k)) for o in ("", ".volatile") for s, space in SPACES.items()
+       for v, n in COUNTS.items() for k in TYPES},
+    **{f"ld.global{nc}{h}{v}.{k}": shaped(f"{n}a/r" if h.endswith("cache_hint") else f"{n}a", load("global", k))
+       for nc in ("", ".nc") for h in HINTS for v, n in COUNTS.items() for k in TYPES},
+    **{f"ld.global.cg{v}.{k}": shaped(f"{n}a", load("global", k)) for v, n in COUNTS.items() for k in TYPES},
+    **{f"ld.param{v}.{k}": shaped(f"{n}a", load_parameter(k)) for v, n in COUNTS.items() for k in TYPES},
+    **{f"st{o}{s}{v}.{k}": shaped(f"a{n}", store(space, k)) for o in ("", ".volatile") for s, space in WRITABLE.items()
+       for v, n in COUNTS.items() for k in TYPES},
+    **{f"atom{o}{s}.{n}.{k}": atomic(space, k, n, True) for o in ORDERS for s, space in SHARABLE.items()
+       for n, kinds in {**ATOMIC_TYPES, **EXCHANGED}.items() for k in kinds},
+    **{f"red{o}{s}.{n}.{k}": atomic(space, k, n, False) for o in ORDERS for s, space in SHARABLE.items()
+       for n, kinds in ATOMIC_TYPES.items() for k in kinds},
+    **{f"atom{o}{s}.cas.{k}": compare_and_swap(space, k) for o in ORDERS for s, space in SHARABLE.items()
        for k in ("b32", "b64")},
-    **{f"cp.async.{c}.shared{t}.global{h}": copy_async for c in ("ca", "cg") for t in ("", "::cta")
+    **{f"cp.async.{c}.shared{t}.global{h}": shaped("aai/r", copy_async) for c in ("ca", "cg") for t in ("", "::cta")
        for h in ("", ".L2::128B", ".L2::256B")},
-    "cp.async.commit_group": commit,
-    "cp.async.wait_group": wait_group,
-    "cp.async.wait_all": wait_all,
+    "cp.async.commit_group": shaped("", commit),
+    "cp.async.wait_group": shaped("i", wait_group),
+    "cp.async.wait_all": shaped("", wait_all),
     "membar.gl": nothing, "membar.cta": nothing, "membar.sys": nothing, "fence.acq_rel.gpu": nothing,
     "fence.acq_rel.cta": nothing, "fence.proxy.async": nothing, "fence.proxy.async.shared::cta": nothing,
     "griddepcontrol.wait": nothing, "griddepcontrol.launch_dependents": nothing, "nanosleep.u32": nothing,

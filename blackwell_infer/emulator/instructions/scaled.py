@@ -15,7 +15,7 @@ import numpy as np
 
 from blackwell_infer.emulator.instructions.matrix import accumulate, read, sum_of
 from blackwell_infer.emulator.instructions.narrow import E2M1, E4M3, FORMATS, scale_value
-from blackwell_infer.emulator.instructions.shape import Form, registers
+from blackwell_infer.emulator.instructions.shape import Form, registers, shaped
 from blackwell_infer.emulator.machine import Lanes, Machine, Step
 from blackwell_infer.emulator.parse import Instruction, Operand, PtxError
 
@@ -77,8 +77,6 @@ def multiply(decode_a: Any, decode_b: Any, scale: str = "", size: int = 0) -> Fo
     """mma.sync.aligned with float32 accumulators; `scale` and `size` are the scale type and the scales of a row."""
 
     def build(m: Machine, ins: Instruction) -> Step:
-        if len(ins.operands) != (8 if scale else 4):
-            raise PtxError(f"{8 if scale else 4} operands expected")
         d, a, b, c = (registers(o) for o in ins.operands[:4])
         put = [m.writer(o) for o in d]
         ra, rb, rc = [read(m, o) for o in a], [read(m, o) for o in b], [read(m, o, "f32") for o in c]
@@ -100,7 +98,7 @@ def multiply(decode_a: Any, decode_b: Any, scale: str = "", size: int = 0) -> Fo
             for p, r in zip(put, results, strict=True):
                 p(lanes, r.reshape(-1))
         return step
-    return build
+    return shaped("44241212" if scale else "4424", build)
 
 
 def spellings(shape: str, kind: str, types: str) -> tuple[str, str]:

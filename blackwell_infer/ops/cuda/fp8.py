@@ -1,8 +1,6 @@
 """Launchers of ptx/fp8: E4M3 activations by E4M3 weights (W8A8) under MX scales, factors or block scales."""
 from __future__ import annotations
 
-from functools import partial
-
 from blackwell_infer.device.queue import Queue
 from blackwell_infer.device.tensor import Tensor
 from blackwell_infer.kernels.cost import multiplied
@@ -26,11 +24,6 @@ GEMMS: dict[tuple[str, str], dict[int, Variant]] = {
     for form in FORMS for dtype, act in ACTS.items()}
 
 
-def supported(multiple: int, k: int) -> bool:
-    """Whether the kernel takes rows of k elements: those of a multiple of `multiple`."""
-    return k % multiple == 0
-
-
 def multiply(q: Queue, x: Quantized, w: Weight, bias: Array | None, residual: Array | None, out: Tensor,
              column: int) -> None:
     """out[:, column:column + N] = x [M, K] times w [N, K] transposed, plus bias [N] and the same part of residual."""
@@ -41,6 +34,3 @@ def multiply(q: Queue, x: Quantized, w: Weight, bias: Array | None, residual: Ar
     q.launch(GEMMS[x.format, out.dtype.name][rows], (-(-m // rows), -(-n // TILE_N), 1), (256, 1, 1), *x.parts,
              *w.parts[:2], bias, residual, out, m, n, k, out.shape[1], column, smem=4 * ((rows + TILE_N) * 64 + 1024),
              pdl=True)
-
-
-by_16, by_32 = partial(supported, 16), partial(supported, 32)

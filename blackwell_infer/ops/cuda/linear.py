@@ -15,9 +15,10 @@ from blackwell_infer.ops.cuda import arrange, small
 from blackwell_infer.ops.cuda import staged as stage
 from blackwell_infer.ops.cuda.gemm import KERNELS as GEMM_KERNELS
 from blackwell_infer.ops.cuda.gemm import large
+from blackwell_infer.ops.cuda.quantized import quantise_and_multiply
 from blackwell_infer.ops.cuda.rows import FORMATS, WEIGHT, WEIGHT_ROWS, choose, embed, pointers
 from blackwell_infer.ops.cuda.staged import MOST_ROWS, Staged, plain, staged
-from blackwell_infer.quant.format import Linear, Weight
+from blackwell_infer.quant.format import QUANTISES, Linear, Weight
 from blackwell_infer.quant.fragments import FRAGMENTS, SUFFIX
 from blackwell_infer.types import Array
 
@@ -68,7 +69,9 @@ def outputs(q: Queue, op: str, x: Array, w: Linear, bias: Array | None, dtype: n
         if block.shape[1] != k:
             raise KernelError(f"{op}: x has rows of {k} elements, a {block.format} weight has rows of {block.shape[1]}")
         part = None if bias is None else bias[column:column + n]
-        if m and n:
+        if m and n and block.format in QUANTISES:
+            quantise_and_multiply(q, x, block, part, out, column)
+        elif m and n:
             multiply(q, op, x, block, part, out, column)
         column += n
     return out

@@ -48,11 +48,6 @@ KINDS = {"float32": 0, "float16": 1, "bfloat16": 2}
 """What the hand-written tile calls a type of results"""
 
 
-def supported(k: int) -> bool:
-    """Whether the kernel takes rows of k elements."""
-    return k % 64 == 0
-
-
 def multiply(q: Queue, x: Quantized, w: Weight, bias: Array | None, residual: Array | None, out: Tensor,
              column: int) -> None:
     """out[:, column:column + N] = x [M, K] times w [N, K] transposed, plus bias [N] and the same part of residual."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from blackwell_infer.ops.batch import Routing
 from blackwell_infer.ops.ref.activation import swiglu
-from blackwell_infer.ops.ref.linear import Floats, product
+from blackwell_infer.ops.ref.product import Floats, product
 from blackwell_infer.quant import FORMATS
 from blackwell_infer.quant.format import Experts
 from blackwell_infer.types import Array

@@ -4,23 +4,14 @@ Letters: T tokens, K inputs, N outputs, V vocabulary, H width.
 """
 from __future__ import annotations
 
-from typing import Any
-
-import ml_dtypes
 import numpy as np
 
+from blackwell_infer.ops.ref.product import DTYPES, Floats, product
+from blackwell_infer.ops.ref.quantize import dequantize, matrix, quantize
 from blackwell_infer.quant import FORMATS
-from blackwell_infer.quant.format import Linear, Weight
+from blackwell_infer.quant.format import QUANTISES, Linear, Weight, input_scale
 from blackwell_infer.quant.fragments import fragmented, plain
 from blackwell_infer.types import Array
-
-DTYPES = {
-    "float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16),
-}
-SMALL = 16
-"""Up to this many rows are multiplied one by one, so that a row's bits do not depend on the rows beside it."""
-
-Floats = np.ndarray[Any, np.dtype[np.float32]]
 
 
 def arrange(w: Weight) -> Weight:
@@ -44,22 +35,20 @@ def embed(table: Weight, ids: Array, dtype: str) -> Array:
         return values.astype(DTYPES[dtype])
 
 
-def product(x: Floats, w: Floats) -> Floats:
-    """x [T, K] times w [N, K] transposed -> [T, N].
-
-    BLAS picks its summation order by the number of rows, so few rows go through one matrix-vector product each.
-    """
-    if x.shape[0] <= SMALL:
-        return np.asarray(np.matmul(x[:, None, :], w.T)[:, 0])
-    return np.asarray(np.matmul(x, w.T))
-
-
 @np.errstate(over="ignore", invalid="ignore")
 def blocks(x: Array, w: Linear) -> Floats:
     """Float32 products with every row block, side by side."""
     x32 = np.ascontiguousarray(x, dtype=np.float32)
-    outs = [product(x32, dense(b)) for b in w]
+    outs = [product(*operands(x32, b)) for b in w]
     return outs[0] if len(outs) == 1 else np.concatenate(outs, axis=1)
+
+
+def operands(x: Floats, w: Weight) -> tuple[Floats, Floats]:
+    """What is multiplied: x and w as float32, x by way of its codes where w asks for that."""
+    form = QUANTISES.get(w.format)
+    if form is None:
+        return x, dense(w)
+    return dequantize(quantize(x, form, input_scale(w))), matrix(form, w)
 
 
 @np.errstate(over="ignore", invalid="ignore")

@@ -13,12 +13,12 @@ import numpy as np
 
 from blackwell_infer.errors import KernelError
 from blackwell_infer.ops.ref.activation import swiglu
-from blackwell_infer.ops.ref.linear import DTYPES, Floats, product
 from blackwell_infer.ops.ref.norm import add_rms_norm, rms_norm
+from blackwell_infer.ops.ref.product import DTYPES, Floats, product
 from blackwell_infer.quant import FORMATS
-from blackwell_infer.quant.format import Linear, Quantized, Weight
+from blackwell_infer.quant.format import PAIRED, Linear, Quantized, Weight
 from blackwell_infer.quant.packed import E2M1, E4M3, E8M0
-from blackwell_infer.quant.tiled import from_tiles, to_tiles, untiled
+from blackwell_infer.quant.tiled import from_tiles, to_tiles, unpaired
 from blackwell_infer.types import Array
 
 Values = np.ndarray[Any, Any]
@@ -154,11 +154,6 @@ def dequantize(x: Quantized) -> Floats:
     return np.asarray(codes * E4M3[from_tiles(parts[1], rows, cols // 16)].repeat(16, axis=1) * parts[2])
 
 
-PARTNERS: Mapping[str, str] = MappingProxyType({
-    "nvfp4": "nvfp4_tiled", "mxfp8": "mxfp8_tiled", "fp8": "fp8", "fp8_block": "fp8_block"})
-"""The weight format that goes with a format of activations"""
-
-
 @np.errstate(over="ignore", invalid="ignore")
 def linear_quantized(x: Quantized, w: Linear, dtype: str, bias: Array | None = None,
                      residual: Array | None = None) -> Array:
@@ -173,8 +168,8 @@ def linear_quantized(x: Quantized, w: Linear, dtype: str, bias: Array | None = N
 
 def matrix(form: str, w: Weight) -> Floats:
     """A partner of activations in `form` as float32. KernelError: another format."""
-    if w.format != PARTNERS[form]:
-        raise KernelError(f"linear_quantized: {form} activations go with {PARTNERS[form]} weights, not {w.format}")
-    plain = untiled(w)
+    if w.format != PAIRED[form]:
+        raise KernelError(f"linear_quantized: {form} activations go with {PAIRED[form]} weights, not {w.format}")
+    plain = unpaired(w)
     return FORMATS[plain.format].dequantize(plain)
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from blackwell_infer.checkpoint.reader import TensorInfo
 from blackwell_infer.device.queue import Memory, Queue
-from blackwell_infer.engine.stack import Pieces, one_matrix, stacked
+from blackwell_infer.engine.stack import Arrange, Pieces, one_matrix, ordered, stacked, tiled
 from blackwell_infer.errors import UnsupportedModelError
 from blackwell_infer.log import Progress
 from blackwell_infer.models.take import Expect, members
@@ -114,11 +114,11 @@ class HostLoading(Loading):
 class DeviceLoading(Loading):
     """Matrices on a device in their own format; neighbours of one format become one matrix without a host copy.
 
-    `arrange` puts a matrix into the order in which the device multiplies.
+    `arrange` puts a matrix into the order in which the device multiplies; None: all stay as they are stored.
     """
 
     def __init__(self, queue: Queue, tensors: Mapping[str, TensorInfo], source: Source, meter: Meter,
-                 arrange: Callable[[Weight], Weight]) -> None:
+                 arrange: Arrange | None) -> None:
         super().__init__(queue, tensors, source, meter)
         self.queue = queue
         self.arrange = arrange
@@ -145,8 +145,14 @@ class DeviceLoading(Loading):
     def experts(self, names: Sequence[str], count: int, top: int, shape: tuple[int, int]) -> tuple[Experts, ...]:
         forms = [stack.weight.format for stack in self.expect.experts(names, count, top, shape)]
         groups = [tuple(names)] if len(set(forms)) == 1 else [(name,) for name in names]
-        return tuple(Experts(stacked(self.queue, Pieces(group, count, shape), form, self.source, self.meter.add), count)
+        return tuple(Experts(self.stack(Pieces(group, count, shape), form), count)
                      for group, form in zip(groups, forms, strict=False))
+
+    def stack(self, pieces: Pieces, form: str) -> Weight:
+        """In fragment order where that is possible."""
+        if self.arrange is not None and tiled(pieces, form):
+            return ordered(self.queue, pieces, form, self.source, self.meter.add, self.arrange)
+        return stacked(self.queue, pieces, form, self.source, self.meter.add)
 
     def joined(self, names: tuple[str, ...]) -> Weight:
         """One matrix of the rows of all names."""
@@ -165,14 +171,15 @@ class DeviceLoading(Loading):
                     self.meter.add(host.nbytes)
                     first += len(host)
                 parts.append(whole)
-            self.loaded[names] = self.arrange(Weight(weights[0].format, (rows, weights[0].shape[1]), tuple(parts)))
+            stored = Weight(weights[0].format, (rows, weights[0].shape[1]), tuple(parts))
+            self.loaded[names] = stored if self.arrange is None else self.arrange(stored)
         return self.loaded[names]
 
 
-def arranger(ops: Ops, dtype: str) -> Callable[[Weight], Weight]:
+def arranger(ops: Ops, dtype: str) -> Arrange | None:
     """What a device does to matrices at load: arranges them, but for float32 activations, whose matmuls read them as
     they are stored."""
-    return (lambda w: w) if dtype == "float32" else ops.arrange
+    return None if dtype == "float32" else ops.arrange
 
 
 def hollow(tensors: Mapping[str, TensorInfo]) -> Source:

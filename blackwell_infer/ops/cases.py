@@ -197,7 +197,8 @@ EXPERTS: tuple[tuple[str, str, str, int, int, int, int, int, int, Bad], ...] = (
     (BF16, FRAGMENTED[0], FRAGMENTED[0], 5, 2304, 256, 3, 2, 0, BAD[:1]),
     (F16, FRAGMENTED[0], FRAGMENTED[1], 16, 256, 256, 12, 11, 1, BAD),
     (BF16, "+".join(FRAGMENTED), FRAGMENTED[0], 2, 256, 512, 4, 3, 0, BAD[:1]),
-    (BF16, f"{FRAGMENTED[1]}+q5_k", "q8_0", 4, 256, 288, 3, 2, 0, ()), (BF16, "q5_k", FRAGMENTED[1], 2, 256, 256, 3, 2, 0, ()),
+    (BF16, f"{FRAGMENTED[1]}+q5_k", "q8_0", 4, 256, 288, 3, 2, 0, ()),
+    (BF16, "q5_k", FRAGMENTED[1], 2, 256, 256, 3, 2, 0, ()),
     (BF16, FRAGMENTED[0], FRAGMENTED[1], 100, 512, 256, 4, 3, 1, BAD),
     (F16, "+".join(FRAGMENTED), FRAGMENTED[0], 40, 256, 256, 5, 2, 0, ()),
     (BF16, FRAGMENTED[1], "f16", 20, 256, 48, 5, 2, 0, ()))

@@ -34,7 +34,8 @@ template <typename F> struct warp_tiles {
     // Add the product of the tiles at `block` and the staged `rows`, both in shared memory. `wait` returns when the tiles
     // are there. odd[m] becomes 1 where row m of x has infinities or NaNs.
     template <typename Wait>
-    __device__ __forceinline__ void multiply(const u8* block, const u8* rows, u32* odd, sums_t& acc, const Wait& wait) const {
+    __device__ __forceinline__ void multiply(const u8* block, const u8* rows, u32* odd, sums_t& acc,
+                                             const Wait& wait) const {
         const u8* units = rows + t * 16;
         const float* sides = reinterpret_cast<const float*>(rows + 512 * M);
         words4_t v[SLOTS > 1 ? ROUNDS : 1];

@@ -82,7 +82,8 @@ def test_experts_stay_as_they_are_stored() -> None:
     assert [(e.count, e.weight.format, e.weight.shape) for e in (*mlp.gate_up, mlp.down)] == [
         (7, "bf16", (7 * 32, 64)), (7, "bf16", (7 * 32, 64)), (7, "bf16", (7 * 64, 32))]
     queue = DryQueue()
-    model = build.model(queue, DeviceLoading(queue, checkpoint.tensors, checkpoint.weight, meter, CudaOps(queue).arrange), 64, 2, 3)
+    model = build.model(queue, DeviceLoading(queue, checkpoint.tensors, checkpoint.weight, meter,
+                                             CudaOps(queue).arrange), 64, 2, 3)
     mlp = model.params.layers[3].mlp
     assert [(e.count, e.weight.format, e.weight.shape) for e in (*mlp.gate_up, mlp.down)] == [
         (3, "bf16", (3 * 64, 64)), (3, "bf16", (3 * 64, 32))]
@@ -121,7 +122,7 @@ def test_neighbours_of_one_format_are_joined_on_the_device() -> None:
         [("a", "f32", np.float32), ("b", "f32", np.float32), ("c", "f16", np.float16)])}
     infos: dict[str, Any] = {name: type("Info", (), {"shape": w.shape, "format": w.format, "nbytes": w.nbytes})
                              for name, w in stored.items()}
-    take = DeviceLoading(DryQueue(), infos, stored.__getitem__, Meter(1, silent), lambda w: w)
+    take = DeviceLoading(DryQueue(), infos, stored.__getitem__, Meter(1, silent), None)
     found = take.linear(["a", "b", "c"], [(2, 32)] * 3)
     assert [(w.format, w.shape) for w in found] == [("f32", (4, 32)), ("f16", (2, 32))]
     with pytest.raises(CheckpointError, match=r"tensor d \[2, 32\] is missing"):

@@ -49,8 +49,8 @@ GROUPS = Kernel("moe/groups.cu", "moe_groups", (
     Param("tiles", "in", "int32"), Param("y", "out"), Param("N", "i32"), Param("K", "i32"), Param("top", "i32"),
     Param("mode", "i32"), Param("stride", "i32"), Param("column", "i32")),
     {"FORMAT": FORMATS, "ACT": ("f16", "bf16"), "TILE_M": (16, 64, 128)}, cost=routed)
-TILED = Kernel(GROUPS.source, GROUPS.entry, GROUPS.params, {**GROUPS.defines, "FORMAT": tuple(FRAGMENTS), "TILED": (1,)},
-               cost=routed)
+TILED = Kernel(GROUPS.source, GROUPS.entry, GROUPS.params,
+               {**GROUPS.defines, "FORMAT": tuple(FRAGMENTS), "TILED": (1,)}, cost=routed)
 COMBINE = Kernel("moe/combine.cu", "moe_combine", (
     Param("z", "in", "float32"), Param("weights", "in", "float32"), Param("y", "out"), Param("H", "i32"),
     Param("top", "i32")), {"ACT": ("f16", "bf16")}, cost=moved)
@@ -139,7 +139,7 @@ def multiply(q: Queue, x: Array, found: Sorted, w: Experts, out: Tensor, mode: i
     blocks = -(-w.rows // TILE_N)
     if mode == GATE:
         blocks = -(-w.rows // 2 // (TILE_N // 2))
-    stored = (stack_rows(w), None, None) if form.endswith(SUFFIX) else pointers(w.weight)
+    stored = (stack_rows(w, mode == GATE), None, None) if form.endswith(SUFFIX) else pointers(w.weight)
     smem = 64 * (3 * found.rows + 2 * TILE_N) + 2 * TILE_N * RAW[form]
     q.launch(v, (blocks, found.tiles.shape[0], 1), (256, 1, 1), x, *stored, found.order, found.offsets,
              found.tiles, out, w.rows, w.weight.shape[1], found.top, mode, out.shape[1], column, smem=smem, pdl=True)

@@ -59,8 +59,8 @@ def multiply(q: Queue, x: Array, routing: Routing, w: Experts, out: Tensor, mode
     rows, segments = (w.rows // 2, 2) if mode == "gate" else (w.rows, top if mode == "sum" else 1)
     grid = (-(-rows // TILE), tokens if mode == "sum" else tokens * top, 1)
     q.launch(v, grid, (256, 1, 1), x, *pointers(w.weight), routing.experts, routing.weights, out, w.rows,
-             w.weight.shape[1], top, MODES[mode], out.shape[1], column, smem=8 * TILE * RING[w.weight.format] + 512 * segments,
-             pdl=True)
+             w.weight.shape[1], top, MODES[mode], out.shape[1], column,
+             smem=8 * TILE * RING[w.weight.format] + 512 * segments, pdl=True)
 
 
 def gate(q: Queue, both: Tensor, out: Tensor) -> None:

@@ -30,23 +30,23 @@ VARIANTS = {mode: {(form + SUFFIX, dtype): SMALL.variant(FORMAT=form, ACT=act, M
                    for dtype, act in ACT.items()} for mode in MODES}
 
 
-def stack_rows(w: Experts) -> Array:
-    """A stack in fragment order as [rows, bytes of a row]: as many bytes as stored blocks have. KernelError: experts that
-    do not begin with a tile."""
-    if w.rows % ROWS:
-        raise KernelError(f"experts: {w.weight.format} experts of {w.rows} rows; in this order rows must be a multiple "
-                          f"of {ROWS}")
-    return w.weight.parts[0].reshape(w.weight.shape[0], -1)
+def stack_rows(w: Experts, halves: bool) -> Array:
+    """A stack in fragment order as [rows, bytes of a row], like stored blocks. KernelError: experts that do not begin
+    with a tile, or, with `halves`, gate and up that do not."""
+    unit = 2 * ROWS if halves else ROWS
+    if w.rows % unit:
+        raise KernelError(f"experts: {w.weight.format} experts of {w.rows} rows{', half of them gate' * halves}; in this "
+                          f"order rows must be a multiple of {unit}")
+    rows, part = w.weight.shape[0], w.weight.parts[0]
+    found: Array = part.reshape(rows, part.shape[0] // max(rows, 1))
+    return found
 
 
 def multiply(q: Queue, x: Array, routing: Routing, w: Experts, out: Tensor, mode: str, column: int) -> None:
     """Products of one matrix of each pair's expert, as `mode` says."""
     v = choose(q, "experts", VARIANTS[mode], w.weight.format, x.dtype)
-    (tokens, top), stack = routing.experts.shape, stack_rows(w)
+    (tokens, top), stack = routing.experts.shape, stack_rows(w, mode == "gate")
     rows = w.rows // 2 if mode == "gate" else w.rows
-    if rows % ROWS:
-        raise KernelError(f"experts: gate and up of {rows} rows in one {w.weight.format} matrix; in this order rows must "
-                          f"be a multiple of {ROWS}")
     segments, at_once = (top, 1) if mode == "sum" else (1, 2 if mode == "gate" else 1)
     units = segments * -(-w.weight.shape[1] // COLS)
     stage = at_once * FRAGMENTS[w.weight.format.removesuffix(SUFFIX)].tile_bytes
@@ -55,5 +55,5 @@ def multiply(q: Queue, x: Array, routing: Routing, w: Experts, out: Tensor, mode
     room = (SHARED_LIMIT[q.arch] - STATIC) // 2 - fixed
     depth = max(1, min(-(-units // WARPS), MOST_DEPTH, room // (WARPS * stage)))
     grid = (rows // ROWS, 1 if mode == "sum" else top, tokens)
-    q.launch(v, grid, (32 * WARPS, 1, 1), x, stack, routing.experts, routing.weights, out, w.rows, w.weight.shape[1], top,
-             depth, out.shape[1], column, smem=WARPS * depth * stage + fixed, pdl=True)
+    q.launch(v, grid, (32 * WARPS, 1, 1), x, stack, routing.experts, routing.weights, out, w.rows,
+             w.weight.shape[1], top, depth, out.shape[1], column, smem=WARPS * depth * stage + fixed, pdl=True)

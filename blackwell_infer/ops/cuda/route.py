@@ -61,8 +61,8 @@ def route(q: Queue, x: Array, router: Linear, top: int, norm: bool) -> Routing:
 
 
 def rows_of_cta(shape: tuple[int, ...], dtype: np.dtype[Any], router: Linear) -> int:
-    """Rows of the router to a CTA of the one launch that does all; 0 where it takes more than one: many tokens or experts, a
-    router that is not one dense matrix, rows that are no multiple of 8 elements or too long."""
+    """Rows of the router to a CTA of the one launch that does all; 0 where it takes more than one: many tokens or
+    experts, a router that is not one dense matrix, rows that are no multiple of 8 elements or too long."""
     tokens, width = shape
     if (not 0 < tokens <= MOST_TOKENS or dtype.name not in ACTS or len(router) != 1 or width % 8
             or router[0].format not in DENSE or router[0].shape[0] > MOST_EXPERTS or router[0].shape[1] != width):

@@ -23,8 +23,12 @@ SMALL = 16
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 
 
-def arrange(w: Weight) -> Weight:
-    return fragmented(w)
+def arrange(w: Weight, out: Array | None = None) -> Weight:
+    found = fragmented(w)
+    if out is None:
+        return found
+    np.asarray(out)[...] = found.parts[0]
+    return Weight(found.format, found.shape, (out,))
 
 
 def dense(w: Weight) -> Floats:

@@ -16,6 +16,9 @@
 #define PAIRS (SLOTS == 1 ? 4 : SLOTS == 2 ? 2 : 1)  // of sub-blocks that a lane has sums of
 #define WIDTH (SLOTS == 8 ? 2 : 4)         // sums of a pair: rows g and g + 8, for one or two rows of x
 #define SPANS (32 / F::SPAN)
+// Sums of products at a time, each of every CHAINS-th sub-block. Columns 2 t and 2 t + 1 of SLOTS = 8 take nothing from
+// each other: they may be two sums, so that not every product waits for the one before.
+#define CHAINS (SLOTS == 8 ? 1 + (TILES * SPANS == 1) : SLOTS > 1 ? ROUNDS : 1)
 
 template <typename F> struct warp_tiles {
     typedef float sums_t[TILES][COLUMNS][PAIRS][WIDTH];
@@ -51,7 +54,7 @@ template <typename F> struct warp_tiles {
                 start[r][0] = sides[j * M + min(c0, M - 1)];
                 start[r][1] = sides[(j + (SLOTS == 8)) * M + min(c1, M - 1)];
             }
-        float part[TILES][SLOTS > 1 ? ROUNDS : 1][SPANS][4];
+        float part[TILES][CHAINS][SPANS][4];
         wait();
         float d[TILES][2], e[TILES][2], power[COLUMNS][2];
 #pragma unroll
@@ -92,7 +95,7 @@ template <typename F> struct warp_tiles {
                 u32 a[TILES][2][4];
 #pragma unroll
                 for (int p = 0; p < TILES; p++) form.expand(codes[p], h, a[p]);
-                const int j = 2 * q + h, round = SLOTS > 1 ? j % ROUNDS : 0;
+                const int j = 2 * q + h, round = SLOTS > 1 ? j % ROUNDS : 0, chain = j % CHAINS;
 #pragma unroll
                 for (int c = 0; c < COLUMNS; c++) {
                     words4_t x_unit;
@@ -108,15 +111,16 @@ template <typename F> struct warp_tiles {
                     }
 #pragma unroll
                     for (int p = 0; p < TILES; p++) {
-                        if (SLOTS == 1 || j / ROUNDS == 0)
+                        if (j < CHAINS || SLOTS == 1)
 #pragma unroll
                             for (int e = 0; e < SPANS; e++)
 #pragma unroll
                                 for (int r = 0; r < 4; r++)
-                                    part[p][round][e][r] = F::OFFSET ? start[SLOTS == 1 ? j : round][r & 1] : 0.0f;
+                                    part[p][chain][e][r] = F::OFFSET && (SLOTS < 8 || CHAINS == 1 || (r & 1) == chain)
+                                                               ? start[SLOTS == 1 ? j : round][r & 1] : 0.0f;
 #pragma unroll
                         for (int e = 0; e < 2; e++)
-                            mma_16816<f16_t>(part[p][round][e % SPANS], a[p][e], x_unit.r[2 * e],
+                            mma_16816<f16_t>(part[p][chain][e % SPANS], a[p][e], x_unit.r[2 * e],
                                              x_unit.r[2 * e + 1]);
                         if (SLOTS == 1)
 #pragma unroll
@@ -150,7 +154,7 @@ template <typename F> struct warp_tiles {
                             scales[p].get(form, r, i, s);
 #pragma unroll
                             for (int o = 0; o < WIDTH; o++)
-                                sum[o] = SLOTS == 8 ? fmaf(part[p][0][i][(2 * o + r) & 3], s[o & 1], sum[o])
+                                sum[o] = SLOTS == 8 ? fmaf(part[p][r % CHAINS][i][(2 * o + r) & 3], s[o & 1], sum[o])
                                                     : fmaf(part[p][r % ROUNDS][i][o], s[o >> 1], sum[o]);
                         }
                     settle(p, 0, k, sum);

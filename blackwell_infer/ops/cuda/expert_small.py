@@ -35,8 +35,8 @@ def stack_rows(w: Experts, halves: bool) -> Array:
     with a tile, or, with `halves`, gate and up that do not."""
     unit = 2 * ROWS if halves else ROWS
     if w.rows % unit:
-        raise KernelError(f"experts: {w.weight.format} experts of {w.rows} rows{', half of them gate' * halves}; in this "
-                          f"order rows must be a multiple of {unit}")
+        raise KernelError(f"experts: {w.weight.format} experts of {w.rows} rows{', half of them gate' * halves}; in "
+                          f"this order rows must be a multiple of {unit}")
     rows, part = w.weight.shape[0], w.weight.parts[0]
     found: Array = part.reshape(rows, part.shape[0] // max(rows, 1))
     return found

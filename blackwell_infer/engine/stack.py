@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -12,8 +12,18 @@ from blackwell_infer.errors import UnsupportedModelError
 from blackwell_infer.models.take import members
 from blackwell_infer.quant import FORMATS
 from blackwell_infer.quant.format import Weight
+from blackwell_infer.quant.fragments import COLS, FRAGMENTS, ROWS, SUFFIX
+from blackwell_infer.types import Array
 
 Source = Callable[[str], Weight]
+SCRATCH = 128 << 20
+"""Bytes of stored blocks that wait on a device for their place in another order"""
+
+
+class Arrange(Protocol):
+    """`ops.api.Ops.arrange`."""
+
+    def __call__(self, w: Weight, out: Array | None = None) -> Weight: ...
 
 
 class Pieces(msgspec.Struct, frozen=True):
@@ -65,6 +75,30 @@ def stacked(queue: Queue, pieces: Pieces, form: str, source: Source, loaded: Cal
         queue.upload(parts[i], host)
         loaded(host.nbytes)
     return Weight(form, pieces.whole, parts)
+
+
+def ordered(queue: Queue, pieces: Pieces, form: str, source: Source, loaded: Callable[[int], None],
+            arrange: Arrange) -> Weight:
+    """`stacked` in fragment order, for what is `tiled`: some rows at a time go through scratch memory."""
+    rows, cols = pieces.whole
+    row = FRAGMENTS[form].tile_bytes * (cols // COLS) // ROWS  # bytes, in either order
+    out = queue.empty((rows * row,), np.uint8)
+    raw = queue.empty((min(rows, max(SCRATCH // row // ROWS, 1) * ROWS), row), np.uint8)
+    for first, weight in blocks(pieces, source):
+        stored = np.asarray(weight.parts[0])
+        for low in range(0, len(stored), raw.shape[0]):
+            host = stored[low : low + raw.shape[0]]
+            queue.upload(raw[: len(host)], host)
+            at = (first + low) * row
+            piece = Weight(form, (len(host), cols), (raw[: len(host)],))
+            arrange(piece, out[at : at + len(host) * row])
+            loaded(host.nbytes)
+    return Weight(form + SUFFIX, pieces.whole, (out,))
+
+
+def tiled(pieces: Pieces, form: str) -> bool:
+    """Whether a stack can lie in fragment order: every matrix, and gate and up in one, must begin with a tile."""
+    return form in FRAGMENTS and pieces.shape[0] % (2 * ROWS) == 0
 
 
 def blocks(pieces: Pieces, source: Source) -> Iterator[tuple[int, Weight]]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from blackwell_infer.checkpoint.reader import TensorInfo
 from blackwell_infer.device.queue import Memory, Queue
-from blackwell_infer.engine.stack import Pieces, one_matrix, stacked
+from blackwell_infer.engine.stack import Arrange, Pieces, one_matrix, ordered, stacked, tiled
 from blackwell_infer.errors import UnsupportedModelError
 from blackwell_infer.log import Progress
 from blackwell_infer.models.take import Expect, members
@@ -26,30 +26,30 @@ from blackwell_infer.types import Array
 
 Source = Callable[[str], Weight]
 """The stored matrix of a name, on the host."""
-Arrange = Callable[[Weight], Weight]
-"""A matrix in another order; a format that has no other stays as it is"""
-Place = Callable[[Weight, bool], Weight]
-"""What becomes of a joined matrix on its backend; the flag says that rows are looked up in it"""
 
 
-def as_stored(w: Weight) -> Weight:
-    """`Arrange` for backends whose matmuls read matrices as they are stored."""
-    return w
+class Place(msgspec.Struct, frozen=True):
+    """What becomes of a joined matrix on its backend. No format is both paired and arranged."""
+
+    paired: bool
+    """whether a projection meets quantised activations in codes where its format has such, which settles its order"""
+    arrange: Arrange | None
+    """puts a matrix into another order (a format that has none stays as it is); None: all stay as they are stored"""
+
+    def __call__(self, w: Weight, looked_up: bool) -> Weight:
+        """The matrix in its place; `looked_up`: rows are looked up in it."""
+        found = paired(w) if self.paired and not looked_up else w
+        return found if self.arrange is None else self.arrange(found)
 
 
-def arranger(ops: Ops, dtype: str) -> Arrange:
+def arranger(ops: Ops, dtype: str) -> Arrange | None:
     """How a device arranges matrices: not at all for float32 activations, whose matmuls read them as stored."""
-    return as_stored if dtype == "float32" else ops.arrange
+    return None if dtype == "float32" else ops.arrange
 
 
-def placing(activations: str, arrange: Arrange = as_stored) -> Place:
-    """With "quantized" activations a projection meets them in codes where its format has such, which settles its order;
-    all other matrices are arranged. No format is both paired and arranged."""
-    pair = paired if activations == "quantized" else as_stored
-
-    def place(w: Weight, looked_up: bool) -> Weight:
-        return arrange(w if looked_up else pair(w))
-    return place
+def placing(activations: str, arrange: Arrange | None = None) -> Place:
+    """As the setting `activations` and the backend ask."""
+    return Place(activations == "quantized", arrange)
 
 
 class Meter:
@@ -189,8 +189,14 @@ class DeviceLoading(Loading):
     def experts(self, names: Sequence[str], count: int, top: int, shape: tuple[int, int]) -> tuple[Experts, ...]:
         forms = [stack.weight.format for stack in self.expect.experts(names, count, top, shape)]
         groups = [tuple(names)] if len(set(forms)) == 1 else [(name,) for name in names]
-        return tuple(Experts(stacked(self.queue, Pieces(group, count, shape), form, self.source, self.meter.add), count)
+        return tuple(Experts(self.stack(Pieces(group, count, shape), form), count)
                      for group, form in zip(groups, forms, strict=False))
+
+    def stack(self, pieces: Pieces, form: str) -> Weight:
+        """In fragment order where that is possible."""
+        if self.place.arrange is not None and tiled(pieces, form):
+            return ordered(self.queue, pieces, form, self.source, self.meter.add, self.place.arrange)
+        return stacked(self.queue, pieces, form, self.source, self.meter.add)
 
     def joined(self, names: tuple[str, ...], looked_up: bool = False) -> Weight:
         """One matrix of the rows of all names."""

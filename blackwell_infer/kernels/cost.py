@@ -79,14 +79,14 @@ def multiplied(call: Call) -> Cost:
 
 
 def routed(call: Call) -> Cost:
-    """Products of (token, slot) pairs with their experts' matrices [N, K], stacked in `w`: of evenly routed pairs, the
-    expected number of different experts is read."""
-    n, k = call.number("N"), call.number("K")
+    """Products of (token, slot) pairs with their experts' matrices [N, K], stacked in `w`: of evenly routed tokens,
+    whose `top` experts differ, the expected number of different experts is read."""
+    n, k, top = call.number("N"), call.number("K"), call.number("top")
     chosen = call.args["experts" if "experts" in call.args else "order"]
     assert isinstance(chosen, Array)
-    pairs, weights = elements(chosen), ("w", "scales", "factors")
+    pairs, weights = elements(chosen), tuple(name for name in ("w", "scales", "factors") if name in call.args)
     count = call.shape("w")[0] // n
-    met = count * (1 - (1 - 1 / count) ** pairs)
+    met = count * (1 - (1 - top / count) ** (pairs // top))
     others = tuple(name for name in call.args if name not in weights)
     return Cost(call.nbytes(*others) + int(call.nbytes(*weights) * met / count), 2 * pairs * n * k)
 

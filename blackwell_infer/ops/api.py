@@ -18,9 +18,10 @@ from blackwell_infer.types import Array
 class Ops(Protocol):
     """One implementation of every op. Activation dtype follows the inputs; `embed` takes it explicitly."""
 
-    def arrange(self, w: Weight) -> Weight:
+    def arrange(self, w: Weight, out: Array | None = None) -> Weight:
         """w in the order in which the small matmuls of a GPU read it (quant/fragments.py); a format that has none stays
-        as it is. Every op takes either, for 16-bit activations."""
+        as it is. Every op takes either, for 16-bit activations; of experts, if the rows of a matrix (gate and up: each)
+        are a multiple of 16. `out` uint8 [bytes]: memory for the result, of a format that has the order."""
         ...
 
     def embed(self, table: Weight, ids: Array, dtype: str) -> Array:

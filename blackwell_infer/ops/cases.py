@@ -174,7 +174,9 @@ ROUTES: tuple[tuple[str, str, int, int, int, int, bool, float, Bad], ...] = (
     (F32, "f32", 6, 32, 5, 5, False, 0.5, BAD), (F32, "f32", 4, 32, 1, 1, True, 0, ()),
     (F32, "f32", 40, 32, 300, 10, False, 0.5, ()), (F32, "f32", 70, 32, 3, 2, True, 1, ()),
     (BF16, "bf16", 5, 64, 61, 7, True, 0.25, ((3, NAN),)), (F16, "f16", 17, 64, 129, 33, True, 0.25, ()),
-    (BF16, "f32", 66, 32, 40, 4, False, 0.5, BAD))
+    (BF16, "f32", 66, 32, 40, 4, False, 0.5, BAD), (BF16, "f32", 1, 2048, 128, 8, True, 0, ()),
+    (BF16, "f32", 16, 264, 128, 8, True, 0, BAD), (F16, "bf16", 13, 64, 250, 32, False, 0.25, BAD),
+    (BF16, "f16", 8, 520, 33, 2, True, 0.5, BAD), (F32, "f32", 3, 4096, 8, 2, True, 0, ()))
 
 EXPERTS: tuple[tuple[str, str, str, int, int, int, int, int, int, Bad], ...] = (
     # dtype, format of gate and up (joined with a `+`: two matrices), of down, T, H, I, E, top, idle experts, bad rows
@@ -190,7 +192,19 @@ EXPERTS: tuple[tuple[str, str, str, int, int, int, int, int, int, Bad], ...] = (
     (BF16, "q4_k", "q6_k", 100, 512, 256, 4, 3, 1, ()), (BF16, "q4_k+q5_k", "q4_k", 40, 256, 256, 5, 2, 0, ()),
     (F16, "q8_0", "q4_0", 70, 96, 160, 3, 2, 0, ()), (BF16, "nvfp4", "mxfp4", 65, 160, 96, 4, 2, 1, ()),
     (BF16, "q8_0", "bf16", 150, 64, 96, 2, 2, 0, BAD), (F16, "fp8", "fp8", 30, 104, 72, 9, 4, 2, ()),
-    (BF16, "fp8_block", "fp8_block", 50, 256, 128, 3, 1, 0, ()), (BF16, "bf16", "bf16", 300, 64, 24, 130, 2, 3, ()))
+    (BF16, "fp8_block", "fp8_block", 50, 256, 128, 3, 1, 0, ()), (BF16, "bf16", "bf16", 300, 64, 24, 130, 2, 3, ()),
+    # the same over weights in fragment order
+    *((dtype, form, form, tokens, 256, 256, 3, 2, 0, ()) for dtype in (F16, BF16) for form in FRAGMENTED
+      for tokens in (3, 17)),
+    (BF16, FRAGMENTED[0], FRAGMENTED[1], 1, 512, 768, 9, 8, 0, ()),
+    (BF16, FRAGMENTED[0], FRAGMENTED[0], 5, 2304, 256, 3, 2, 0, BAD[:1]),
+    (F16, FRAGMENTED[0], FRAGMENTED[1], 16, 256, 256, 12, 11, 1, BAD),
+    (BF16, "+".join(FRAGMENTED), FRAGMENTED[0], 2, 256, 512, 4, 3, 0, BAD[:1]),
+    (BF16, f"{FRAGMENTED[1]}+q5_k", "q8_0", 4, 256, 288, 3, 2, 0, ()),
+    (BF16, "q5_k", FRAGMENTED[1], 2, 256, 256, 3, 2, 0, ()),
+    (BF16, FRAGMENTED[0], FRAGMENTED[1], 100, 512, 256, 4, 3, 1, BAD),
+    (F16, "+".join(FRAGMENTED), FRAGMENTED[0], 40, 256, 256, 5, 2, 0, ()),
+    (BF16, FRAGMENTED[1], "f16", 20, 256, 48, 5, 2, 0, ()))
 
 TAKES: tuple[tuple[str, int, int, tuple[int, ...]], ...] = (
     # dtype, T, H, index

@@ -12,26 +12,15 @@
 // them before the previous kernel has finished. The warp's blocks of x arrive the same way: once, if `depth` blocks hold
 // all of them, else `depth` ahead. No warp waits for another but at the end of a group, where the sums of those warps meet
 // in order. So the order of additions depends on K, FORMAT and split alone: a row's bits depend on no other row.
-// A product has 8 columns. For fewer rows of x, SLOTS = 8 / XROWS sub-blocks of 32 columns of a tile share them: sub-block
-// j multiplies its own columns and zeros elsewhere, so that sums of SLOTS sub-blocks wait side by side for their scales.
-// Lanes t then apply the scales of different sub-blocks, to which the lanes of XROWS = 8 keep separate sums: whatever
-// XROWS is, the sums of sub-blocks 2 i and 2 i + 1, over all tiles of a warp, are added up in a tree over i = 0..3.
-// Products of integers and float16 values are exact and summed in float32; scales multiply the sums.
+// Products: warp_tiles.cuh.
 // A row with infinities or NaNs gets their share from scalar products at the end, so that they spread as IEEE says.
 // Shared memory: dynamic, per warp `ahead` TILES tiles, `depth` blocks of x, and twice the sums.
 // Archs: sm_90 and up. Bytes moved: the weights once.
 #include "bulk.cuh"
-#include "fragments.cuh"
-#include "stage.cuh"
+#include "warp_tiles.cuh"
 
 #define SUM_STRIDE 20  // floats between the sums of neighbouring activation rows: spreads a fragment over the banks
 #define SUMS (TILES * COLUMNS * 8 * SUM_STRIDE)  // floats of a warp
-#define COLUMNS (XROWS > 8 ? XROWS / 8 : 1)
-#define SLOTS (XROWS > 8 ? 1 : 8 / XROWS)
-#define ROUNDS (8 / SLOTS)                 // sub-blocks of a slot
-#define PAIRS (SLOTS == 1 ? 4 : SLOTS == 2 ? 2 : 1)  // of sub-blocks that a lane has sums of
-#define WIDTH (SLOTS == 8 ? 2 : 4)         // sums of a pair: rows g and g + 8, for one or two rows of x
-#define SPANS (32 / F::SPAN)
 #define MOST_BLOCKS 16
 #define MOST_AHEAD 2
 
@@ -42,7 +31,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
     extern __shared__ __align__(128) u8 shared[];
     __shared__ __align__(8) u64 barriers[WARPS][MOST_AHEAD + MOST_BLOCKS];
     __shared__ u32 odd[16];  // rows of x with infinities or NaNs
-    const int lane = threadIdx.x & 31, warp = __shfl_sync(0xFFFFFFFFu, (int)threadIdx.x >> 5, 0), g = lane >> 2, t = lane & 3;
+    const int lane = threadIdx.x & 31, warp = __shfl_sync(0xFFFFFFFFu, (int)threadIdx.x >> 5, 0);
     const int split = 1 << split_log, warps = blockDim.x >> 5;
     const int share = warp & (split - 1), row_tiles = (N + 15) / 16, groups = (N + (1 << rows_log) - 1) >> rows_log;
     const int own = (tiles - share + split - 1) >> split_log;  // of the blocks of columns
@@ -87,156 +76,15 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
         for (int b = 0; b < depth && b < own && b < total; b++) fetch_block(b, b);
     }
 
-    const F form(tiles >> 31);
-    // The lane as a column of B: a row of x and a slot. Its columns of C: rows c0 and c1 of x (c1 is another slot's c0 if
-    // SLOTS = 8).
-    const int of_x = 8 / SLOTS, own_slot = g / of_x;
-    const int c0 = SLOTS == 8 ? 0 : 2 * t % of_x, c1 = SLOTS == 8 ? 0 : c0 + 1;
-    int place[8];  // of the lane's unit of a sub-block: zeros where it is another slot's
-#pragma unroll
-    for (int j = 0; j < 8; j++)
-        place[j] = own_slot == j / ROUNDS ? (j * M + min(g % of_x, M - 1)) * 64 + t * 16 : size - 16;
+    const warp_tiles<F> product(tiles >> 31, lane, M);
     int stage = 0, parity = 0, slot = 0, slot_parity = 0, i = 0, turn = 0;
     for (int group = blockIdx.x; group < groups; group += gridDim.x) {
-        float acc[TILES][COLUMNS][PAIRS][WIDTH] = {};
+        warp_tiles<F>::sums_t acc = {};
         for (int b = 0; b < own; b++, i++) {
-            const u8* block = ring + stage * TILES * F::BYTES;
-            const u8* units = blocks + slot * size;
-            const float* sides = reinterpret_cast<const float*>(blocks + slot * size + 512 * M);
             if (arrives) barrier_wait(arrived + 8 * slot, slot_parity);
 
-            float start[ROUNDS][2];  // of the sums of products
-            if (F::OFFSET && SLOTS > 1)
-#pragma unroll
-                for (int r = 0; r < ROUNDS; r++) {
-                    const int j = SLOTS == 8 ? 2 * t : 2 * t / of_x * ROUNDS + r;
-                    start[r][0] = sides[j * M + min(c0, M - 1)];
-                    start[r][1] = sides[(j + (SLOTS == 8)) * M + min(c1, M - 1)];
-                }
-            float part[TILES][SLOTS > 1 ? ROUNDS : 1][SPANS][4];
-            barrier_wait(barrier + 8 * stage, parity);
-            float d[TILES][2], e[TILES][2], power[COLUMNS][2];
-#pragma unroll
-            for (int p = 0; p < TILES; p++) F::factors(block + p * F::BYTES, lane, d[p], e[p]);
-#pragma unroll
-            for (int c = 0; c < COLUMNS; c++)
-#pragma unroll
-                for (int r = 0; r < 2; r++) {
-                    const int m = min(8 * c + (r == 0 ? c0 : c1), M - 1);
-                    power[c][r] = sides[8 * M + m];
-                    if (power[c][r] < 0.0f) odd[m] = 1;
-                    power[c][r] = fabsf(power[c][r]);
-                }
-            auto settle = [&](int p, int c, int pair, const float(&sum)[WIDTH]) {
-#pragma unroll
-                for (int o = 0; o < WIDTH; o++)
-                    acc[p][c][pair][o] = fmaf(sum[o] * d[p][SLOTS == 8 ? o : o >> 1], power[c][SLOTS == 8 ? 0 : o & 1],
-                                              acc[p][c][pair][o]);
-            };
-            typename F::template scales_t<SLOTS> scales[TILES] = {
-#define SCALES(p) {block + (p) * F::BYTES, lane}
-                SCALES(0),
-#if TILES > 1
-                SCALES(1),
-#endif
-#if TILES > 2
-                SCALES(2),
-#endif
-            };
-#pragma unroll
-            for (int q = 0; q < 4; q++) {
-                float sum[TILES][COLUMNS][WIDTH] = {};  // of the pair, where SLOTS = 1
-                typename F::codes_t codes[TILES];
-#pragma unroll
-                for (int p = 0; p < TILES; p++) codes[p] = F::take(block + p * F::BYTES, lane, q);
-#pragma unroll
-                for (int h = 0; h < 2; h++) {
-                    u32 a[TILES][2][4];
-#pragma unroll
-                    for (int p = 0; p < TILES; p++) form.expand(codes[p], h, a[p]);
-                    const int j = 2 * q + h, round = SLOTS > 1 ? j % ROUNDS : 0;
-#pragma unroll
-                    for (int c = 0; c < COLUMNS; c++) {
-                        const words4_t x_unit = load_words4(
-                            units + (SLOTS > 1 ? place[j] : (j * M + min(8 * c + g, M - 1)) * 64 + t * 16));
-                        if (F::OFFSET && SLOTS == 1) {
-                            start[j][0] = sides[j * M + min(8 * c + c0, M - 1)];
-                            start[j][1] = sides[j * M + min(8 * c + c1, M - 1)];
-                        }
-#pragma unroll
-                        for (int p = 0; p < TILES; p++) {
-                            if (SLOTS == 1 || j / ROUNDS == 0)
-#pragma unroll
-                                for (int e = 0; e < SPANS; e++)
-#pragma unroll
-                                    for (int r = 0; r < 4; r++)
-                                        part[p][round][e][r] = F::OFFSET ? start[SLOTS == 1 ? j : round][r & 1] : 0.0f;
-#pragma unroll
-                            for (int e = 0; e < 2; e++)
-                                mma_16816<f16_t>(part[p][round][e % SPANS], a[p][e], x_unit.r[2 * e],
-                                                 x_unit.r[2 * e + 1]);
-                            if (SLOTS == 1)
-#pragma unroll
-                                for (int e = 0; e < SPANS; e++) {
-                                    float s[2];
-                                    scales[p].get(form, j, e, s);
-#pragma unroll
-                                    for (int r = 0; r < 4; r++)
-                                        sum[p][c][r % WIDTH] = fmaf(part[p][0][e][r], s[r >> 1], sum[p][c][r % WIDTH]);
-                                }
-                        }
-                    }
-                }
-                if (SLOTS == 1)
-#pragma unroll
-                    for (int p = 0; p < TILES; p++)
-#pragma unroll
-                        for (int c = 0; c < COLUMNS; c++) settle(p, c, q % PAIRS, sum[p][c]);
-            }
-            if (SLOTS > 1)
-#pragma unroll
-                for (int p = 0; p < TILES; p++)
-#pragma unroll
-                    for (int k = 0; k < PAIRS; k++) {
-                        float sum[WIDTH] = {};
-#pragma unroll
-                        for (int r = 2 * k; r < 2 * k + 2; r++)
-#pragma unroll
-                            for (int i = 0; i < SPANS; i++) {
-                                float s[2];
-                                scales[p].get(form, r, i, s);
-#pragma unroll
-                                for (int o = 0; o < WIDTH; o++)
-                                    sum[o] = SLOTS == 8 ? fmaf(part[p][0][i][(2 * o + r) & 3], s[o & 1], sum[o])
-                                                        : fmaf(part[p][r % ROUNDS][i][o], s[o >> 1], sum[o]);
-                            }
-                        settle(p, 0, k, sum);
-                    }
-            if (F::MINIMA)
-#pragma unroll
-                for (int c = 0; c < COLUMNS; c++) {
-                    const float* s = sides + min(8 * c + g % of_x, M - 1);
-                    u32 high[2], rest[2];
-#pragma unroll
-                    for (int r = 0; r < 2; r++) {
-                        const float x_sum = s[(t + 4 * r) * M];
-                        high[r] = __float_as_uint(x_sum) & 0xFFFFE000u;  // what tf32 holds
-                        rest[r] = __float_as_uint(x_sum - __uint_as_float(high[r]));
-                    }
-#pragma unroll
-                    for (int p = 0; p < TILES; p++) {
-                        u32 a[4];
-                        float low[4] = {};
-                        F::minima(block + p * F::BYTES, lane, a);
-                        mma_1688_tf32(low, a, high[0], high[1]);
-                        mma_1688_tf32(low, a, rest[0], rest[1]);
-                        if (SLOTS > 1 && 2 * t >= of_x) continue;  // once, where the first pair is
-#pragma unroll
-                        for (int o = 0; o < WIDTH; o++)
-                            acc[p][c][0][o] = fmaf(low[SLOTS == 8 ? 2 * o : o] * e[p][SLOTS == 8 ? o : o >> 1],
-                                                   power[c][SLOTS == 8 ? 0 : o & 1], acc[p][c][0][o]);
-                    }
-                }
+            product.multiply(ring + stage * TILES * F::BYTES, blocks + slot * size, odd, acc,
+                             [&] { barrier_wait(barrier + 8 * stage, parity); });
             __syncwarp();
             if (lane == 0) {
                 if (next < total) fetch(stage);
@@ -247,23 +95,9 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
         }
 
         float* mine = sums + (turn * warps + warp) * SUMS;
-#pragma unroll
-        for (int p = 0; p < TILES; p++)
-#pragma unroll
-            for (int c = 0; c < COLUMNS; c++)
-#pragma unroll
-                for (int o = 0; o < WIDTH; o++) {
-                    float v = acc[p][c][0][o];
-                    if (PAIRS == 4) {
-                        v = (v + acc[p][c][1 % PAIRS][o]) + (acc[p][c][2 % PAIRS][o] + acc[p][c][3 % PAIRS][o]);
-                    } else {
-                        if (PAIRS == 2) v += acc[p][c][1 % PAIRS][o];
-                        if (PAIRS == 1) v += __shfl_xor_sync(0xFFFFFFFFu, v, 1);
-                        v += __shfl_xor_sync(0xFFFFFFFFu, v, 2);
-                    }
-                    const int x_row = SLOTS == 8 ? 0 : c0 + (o & 1), row = SLOTS == 8 ? o : o >> 1;
-                    if (SLOTS == 1 || 2 * t < of_x) mine[((p * COLUMNS + c) * 8 + x_row) * SUM_STRIDE + g + 8 * row] = v;
-                }
+        product.finish(acc, [&](int p, int m, int r, float v) {
+            mine[((p * COLUMNS + m / 8) * 8 + m % 8) * SUM_STRIDE + r] = v;
+        });
         __syncthreads();
         for (int o = threadIdx.x; o < M << rows_log; o += blockDim.x) {
             const int r = o & ((1 << rows_log) - 1), m = o >> rows_log, n = (group << rows_log) + r;

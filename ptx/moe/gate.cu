@@ -8,8 +8,8 @@
 
 extern "C" __global__ void __launch_bounds__(128) moe_gate(const float* gate_up, act_t* y, int P, int I) {
     const int i = blockIdx.x * 128 + threadIdx.x;
-    pdl_launch();
     pdl_wait();
+    pdl_launch();  // so that what follows knows the experts (small.cu)
     if (i >= I) return;
     for (int p = blockIdx.y; p < P; p += gridDim.y) {
         const float gate = gate_up[(i64)p * 2 * I + i], up = gate_up[(i64)p * 2 * I + I + i];

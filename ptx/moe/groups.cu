@@ -2,7 +2,8 @@
 //
 // Places are pairs of (token, slot) sorted by expert (sort.cu): order [P], offsets [E + 1], tiles [B] of TILE_M places.
 // w [E N, K] FORMAT: blocks exactly as in the file, or codes with `scales` and `factors` [E N] (blocks.cuh; null where
-// the format has none). K is a multiple of 8, x 16-byte aligned.
+// the format has none), or (TILED) in fragment order (fragments.cuh), N and I multiples of 16. K is a multiple of 8, x
+// 16-byte aligned.
 // mode GATE:  x [T, K] at token order[p] / top; N = 2 I: y [P, I] ACT = silu(gate) * up of each place.
 // mode DOWN:  x [P, K] by place; y float32 [P, N], at row order[p].
 // mode PLAIN: x [T, K] at token order[p] / top; y float32 [P, stride] by place, from column `column`.
@@ -61,8 +62,8 @@ extern "C" __global__ void __launch_bounds__(256, 2)
     const bool upper = mode == GATE && warp >= 4;
     const int local = mode == GATE ? 16 * (warp & 3) : 16 * warp;
     const int base = tile.expert * N + (upper ? I : 0);
-    parts_t<F> parts(w, scales, K, base + min(n0 + local, I - 1), base + I,
-                     shared + STAGES * STAGE_BYTES + 2 * TILE_BYTES + warp * PARTS * parts_t<F>::PART_BYTES);
+    weights_t parts(w, scales, K, base + min(n0 + local, I - 1), base + I,
+                     shared + STAGES * STAGE_BYTES + 2 * TILE_BYTES + warp * PARTS * weights_t::PART_BYTES);
     const int target0 = mode == GATE ? 2 * local + 8 * upper + g : local + g;
     const int target1 = mode == GATE ? target0 + 16 : target0 + 8;
     const auto dequantise = [&](int step) {

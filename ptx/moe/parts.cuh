@@ -1,7 +1,8 @@
 // How raw weights travel to a grouped matmul: 16 rows of a warp, in parts of a chunk (blocks.cuh), two parts under way.
 //
 // A part is a chunk, or half of one where a chunk is made of smaller blocks: two parts of 128 rows then fit beside the
-// tiles of the product in 99 KiB. Only the warp that copied a part reads it.
+// tiles of the product in 99 KiB. Only the warp that copied a part reads it. With the macro TILED weights lie in fragment
+// order, as whole tiles of rows.
 #pragma once
 #include "pairs.cuh"
 #include "ring.cuh"
@@ -81,3 +82,50 @@ template <typename F> struct parts_t {
         }
     }
 };
+
+#ifdef TILED
+#include "fragments.cuh"
+
+// The same of weights in fragment order: a part is a tile of 16 rows and 256 columns.
+template <typename F> struct tile_parts_t {
+    static const int PART_BYTES = F::BYTES, STEPS = F::COLS / 32;
+
+    const u8* tiles;
+    int count, lane;
+    u8* buffers;
+
+    // The 16 rows of the tile that holds row `first`.
+    __device__ __forceinline__ tile_parts_t(const u8* w, const u8*, int K, int first, int, u8* buffers)
+        : tiles(w + (i64)(first / 16) * (K / F::COLS) * F::BYTES), count(K / F::COLS), lane(threadIdx.x & 31),
+          buffers(buffers) {}
+
+    __device__ __forceinline__ void fetch(int part) const {
+        if (part >= count) return;
+        const u32 target = shared_address(buffers + part % PARTS * PART_BYTES);
+        for (int i = 16 * lane; i < PART_BYTES; i += 512) copy_async_16(target + i, tiles + (i64)part * PART_BYTES + i);
+    }
+
+    __device__ __forceinline__ void take(int step, u32 (&r0)[4], u32 (&r1)[4]) const {
+        const int part = step / STEPS, j = step % STEPS, g = lane >> 2, k = 32 * j + 8 * (lane & 3);
+        const u8* tile = buffers + part % PARTS * PART_BYTES;
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            float w0[4], w1[4];
+            F::quad(tile, g, k + 4 * h, w0);
+            F::quad(tile, g + 8, k + 4 * h, w1);
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                r0[2 * h + i] = pack2<act_t>(w0[2 * i], w0[2 * i + 1]);
+                r1[2 * h + i] = pack2<act_t>(w1[2 * i], w1[2 * i + 1]);
+            }
+        }
+        if (j == STEPS - 1) {
+            __syncwarp();
+            fetch(part + PARTS);
+        }
+    }
+};
+typedef tile_parts_t<fragments_t> weights_t;
+#elif defined(FORMAT)
+typedef parts_t<format_t> weights_t;
+#endif

@@ -53,8 +53,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, format_t::RESIDENT)
     const int chunks = (K + F::ELEMS - 1) / F::ELEMS, units = segments * chunks;
     float* sums = reinterpret_cast<float*>(shared + WARPS * F::STAGES * TILE * F::STRIDE);  // [segments][WARPS][TILE]
     for (int i = threadIdx.x; i < segments * WARPS * TILE; i += 32 * WARPS) sums[i] = 0.0f;
-    pdl_launch();
     pdl_wait();
+    pdl_launch();  // so that what follows knows the experts (moe/small.cu)
     __syncthreads();
 
     // First weight row of a segment, and the ring over its 16 rows.

@@ -59,6 +59,17 @@ def test_a_decode_step_moves_its_weights_and_its_cache(qwen3: Path, arch: str, l
     assert got >= expected(qwen3, lengths), "activations come on top"
 
 
+@pytest.mark.parametrize("arch", ["sm_90a", "sm_120f"])
+def test_a_decode_step_reads_the_experts_of_one_token(arch: str, tmp_path: Path) -> None:
+    """Eight of sixteen, in fragment order."""
+    shape = msgspec.structs.replace(synthetic.SHAPES["qwen3-30b-a3b"], layers=1, hidden=1024, mlp=512, heads=8,
+                                    experts=16, vocab=2048)
+    synthetic.write_gguf(shape, synthetic.MIXES["q4_k_m"], tmp_path / "m.gguf", 0)
+    found = profile(tmp_path / "m.gguf", [40], arch)
+    assert found.cost.nbytes == pytest.approx(expected(tmp_path / "m.gguf", [40]), rel=0.04)
+    assert sum(phase.launches for phase in found.phases if phase.kernel.startswith("moe_")) == 3
+
+
 def test_products_count_two_operations_for_each_weight_and_row(qwen3: Path) -> None:
     short = profile(qwen3, [1] * 4)
     weights = sum(int(np.prod(t.shape)) for n, t in open_checkpoint(qwen3).tensors.items()

@@ -11,13 +11,15 @@ from tooling import load_tool
 
 from blackwell_infer import LLM, Sampling
 from blackwell_infer.device.emulated import EmulatedQueue
-from blackwell_infer.engine.stack import Pieces, stacked
-from blackwell_infer.errors import UnsupportedModelError
+from blackwell_infer.engine import stack
+from blackwell_infer.engine.stack import Pieces, ordered, stacked, tiled
+from blackwell_infer.errors import KernelError, UnsupportedModelError
 from blackwell_infer.ops import inputs
 from blackwell_infer.ops.batch import Routing
 from blackwell_infer.ops.cuda import CudaOps, expert_groups
 from blackwell_infer.quant import FORMATS
 from blackwell_infer.quant.format import Experts, Weight
+from blackwell_infer.quant.fragments import FRAGMENTS, SUFFIX, fragmented
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 Make = Callable[..., EmulatedQueue]
@@ -85,9 +87,10 @@ def put(queue: EmulatedQueue, kwargs: dict[str, Any], part: slice, to: int) -> t
             tuple(weights(stack) for stack in kwargs["gate_up"]), weights(kwargs["down"]))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_few_tokens_give_their_own_bits(emulated: Make, dtype: str) -> None:
-    kwargs = inputs.make_experts(np.random.default_rng(1), dtype, ("q4_k",), "q6_k", 16, 256, 256, 5, 3, 0, ())
+@pytest.mark.parametrize(("dtype", "order"), [("float32", ""), ("bfloat16", ""), ("bfloat16", SUFFIX)])
+def test_few_tokens_give_their_own_bits(emulated: Make, dtype: str, order: str) -> None:
+    kwargs = inputs.make_experts(np.random.default_rng(1), dtype, ("q4_k" + order,), "q6_k" + order, 16, 256, 256, 5, 3,
+                                 0, ())
     queue = emulated("sm_90a")
 
     def run(part: slice) -> np.ndarray:
@@ -98,6 +101,33 @@ def test_few_tokens_give_their_own_bits(emulated: Make, dtype: str) -> None:
     together = run(slice(0, 16))
     for low, high in ((0, 1), (7, 9), (3, 16)):
         assert np.array_equal(run(slice(low, high)).view(np.uint8), together[low:high].view(np.uint8))
+
+
+@pytest.mark.parametrize(("dtype", "form"), [("bfloat16", "f32"), ("float32", "bf16")])
+def test_few_tokens_are_routed_as_if_alone(emulated: Make, dtype: str, form: str) -> None:
+    kwargs = inputs.make_route(np.random.default_rng(5), dtype, form, 16, 264, 37, 5, True, 0, ())
+    (router,), queue = kwargs["router"], emulated("sm_90a")
+
+    def run(part: slice) -> list[bytes]:
+        with queue.step():
+            w = Weight(form, router.shape, (queue.put(np.asarray(router.parts[0])),))
+            found = CudaOps(queue).route(queue.put(kwargs["x"][part].copy()), (w,), 5, True)
+            both = [np.asarray(queue.download(a).result()) for a in (found.experts, found.weights)]
+        return [b"".join(a[i].tobytes() for a in both) for i in range(len(both[0]))]
+
+    together = run(slice(0, 16))
+    for low, high in ((0, 1), (7, 9), (3, 16)):
+        assert run(slice(low, high)) == together[low:high]
+
+
+@pytest.mark.parametrize("rows", [40, 16])
+def test_experts_that_do_not_begin_with_a_tile_are_refused(emulated: Make, rows: int) -> None:
+    """Gate and up of 20 or 8 rows in one matrix."""
+    queue, rng = emulated("sm_90a"), np.random.default_rng(6)
+    kwargs = inputs.make_experts(rng, "bfloat16", ("q4_k_fragments",), "f16", 20, 256, rows // 2, 4, 2, 0, ())
+    for tokens in (2, 20):
+        with queue.step(), pytest.raises(KernelError, match="must be a multiple of 32"):
+            CudaOps(queue).experts(*put(queue, kwargs, slice(0, tokens), tokens))
 
 
 def test_many_tokens_give_their_own_bits(emulated: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,3 +191,28 @@ def test_stacks_on_a_device_hold_every_expert(emulated: Make, form: str, names: 
     assert got.shape == want.shape and sum(seen) == want.nbytes
     for a, b in zip(got.parts, want.parts, strict=True):
         assert np.array_equal(queue.download(a).result().view(np.uint8), np.asarray(b).view(np.uint8))
+
+
+@pytest.mark.parametrize("form", sorted(FRAGMENTS))
+@pytest.mark.parametrize("names", [("a{}", "b{}"), ("A", "B"), ("a{}",), ("A",)])
+def test_stacks_lie_in_fragment_order(emulated: Make, monkeypatch: pytest.MonkeyPatch, form: str,
+                                      names: tuple[str, ...]) -> None:
+    """However few rows go through the scratch memory at a time."""
+    rng = np.random.default_rng(3)
+    shape, count = (96, 512), 3
+    each = {f"{x}{e}": inputs.weight(rng, form, *shape) for x in "ab" for e in range(count)}
+    source = each | {x.upper(): FORMATS[form].concat(tuple(each[f"{x}{e}"] for e in range(count))) for x in "ab"}
+    want = fragmented(FORMATS[form].concat(tuple(each[f"{x}{e}"] for e in range(count) for x in
+                                                 (name[0].lower() for name in names))))
+    queue, pieces = emulated("sm_90a"), Pieces(names, count, shape)
+    for scratch in (1, 70_000, 1 << 20):
+        monkeypatch.setattr(stack, "SCRATCH", scratch)
+        seen: list[int] = []
+        got = ordered(queue, pieces, form, source.__getitem__, seen.append, CudaOps(queue).arrange)
+        assert (got.format, got.shape, sum(seen)) == (want.format, want.shape, want.nbytes)
+        assert np.array_equal(queue.download(got.parts[0]).result(), np.asarray(want.parts[0]))
+
+
+def test_what_can_lie_in_fragment_order() -> None:
+    assert tiled(Pieces(("a",), 3, (96, 512)), "q4_k") and not tiled(Pieces(("a",), 3, (96, 512)), "q8_0")
+    assert not tiled(Pieces(("a",), 3, (80, 512)), "q4_k"), "gate and up of 40 rows in one"

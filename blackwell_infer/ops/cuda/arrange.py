@@ -34,14 +34,19 @@ FRAGMENT_ROWS = Kernel("linear/dense.cu", "fragment_rows", (
 KERNELS = (ARRANGE, FRAGMENT_ROWS)
 
 
-def arrange(q: Queue, w: Weight) -> Weight:
-    """w in fragment order, a copy; a format that has none stays as it is."""
+def arrange(q: Queue, w: Weight, out: Array | None = None) -> Weight:
+    """w in fragment order, a copy, in `out` if given; a format that has none stays as it is. KernelError: `out` is of
+    another size."""
     form = FRAGMENTS.get(w.format)
     if form is None:
         return w
     n, tiles = w.shape[0], -(-w.shape[1] // COLS)
     count = -(-n // ROWS) * tiles
-    out = q.empty((count * form.tile_bytes,), np.uint8)
+    if out is None:
+        out = q.empty((count * form.tile_bytes,), np.uint8)
+    elif out.shape != (count * form.tile_bytes,):
+        raise KernelError(f"arrange: {w.format} {list(w.shape)} takes {count * form.tile_bytes} bytes in tiles, "
+                          f"there are {list(out.shape)}")
     if count:
         q.launch(ARRANGE.variant(FORMAT=w.format), (-(-count // 4), 1, 1), (128, 1, 1), w.parts[0], out, n, tiles)
     return Weight(w.format + SUFFIX, w.shape, (out,))

@@ -13,8 +13,10 @@ from blackwell_infer.kernels.cost import moved, routed
 from blackwell_infer.kernels.kernel import Kernel, Param, Variant
 from blackwell_infer.ops.batch import Routing
 from blackwell_infer.ops.cuda.expert_rows import gate
+from blackwell_infer.ops.cuda.expert_small import stack_rows
 from blackwell_infer.ops.cuda.rows import ACTS, FORMATS, WEIGHT, choose, pointers
 from blackwell_infer.quant.format import Experts
+from blackwell_infer.quant.fragments import FRAGMENTS, ROWS, SUFFIX
 from blackwell_infer.types import Array
 
 CHUNK = 512
@@ -25,8 +27,9 @@ TILES = ((8, 16), (48, 64))
 """Up to so many pairs per expert on average, tiles of so many rows; beyond, `WIDEST`."""
 WIDEST = 128
 RAW = {"f32": 144, "f16": 144, "bf16": 144, "q8_0": 160, "q4_0": 160, "q4_k": 160, "q5_k": 176, "q6_k": 224,
-       "nvfp4": 176, "nvfp4_f16": 208, "mxfp4": 176, "mxfp8": 176, "fp8": 144, "fp8_block": 176}
-"""Bytes of shared memory per weight row and part: STRIDE of ptx/moe/parts.cuh."""
+       "nvfp4": 176, "nvfp4_f16": 208, "mxfp4": 176, "mxfp8": 176, "fp8": 144, "fp8_block": 176,
+       **{form + SUFFIX: found.tile_bytes // ROWS for form, found in FRAGMENTS.items()}}
+"""Bytes of shared memory per weight row and part: PART_BYTES of ptx/moe/parts.cuh by 16 rows."""
 
 COUNT = Kernel("moe/sort.cu", "moe_count", (
     Param("experts", "in", "int32"), Param("counts", "out", "int32"), Param("P", "i32"), Param("E", "i32")), cost=moved)
@@ -46,15 +49,19 @@ GROUPS = Kernel("moe/groups.cu", "moe_groups", (
     Param("tiles", "in", "int32"), Param("y", "out"), Param("N", "i32"), Param("K", "i32"), Param("top", "i32"),
     Param("mode", "i32"), Param("stride", "i32"), Param("column", "i32")),
     {"FORMAT": FORMATS, "ACT": ("f16", "bf16"), "TILE_M": (16, 64, 128)}, cost=routed)
+TILED = Kernel(GROUPS.source, GROUPS.entry, GROUPS.params,
+               {**GROUPS.defines, "FORMAT": tuple(FRAGMENTS), "TILED": (1,)}, cost=routed)
 COMBINE = Kernel("moe/combine.cu", "moe_combine", (
     Param("z", "in", "float32"), Param("weights", "in", "float32"), Param("y", "out"), Param("H", "i32"),
     Param("top", "i32")), {"ACT": ("f16", "bf16")}, cost=moved)
-KERNELS = (COUNT, OFFSETS, SCATTER, SORT, GROUPS, COMBINE)
+KERNELS = (COUNT, OFFSETS, SCATTER, SORT, GROUPS, TILED, COMBINE)
 
 HALVES = {"float16": "f16", "bfloat16": "bf16"}
 VARIANTS: dict[int, dict[tuple[str, str], Variant]] = {
     rows: {(form, dtype): GROUPS.variant(FORMAT=form, ACT=act, TILE_M=rows) for form in FORMATS
-           for dtype, act in HALVES.items()} for rows in (16, 64, 128)}
+           for dtype, act in HALVES.items()}
+          | {(form + SUFFIX, dtype): TILED.variant(FORMAT=form, ACT=act, TILE_M=rows, TILED=1) for form in FRAGMENTS
+             for dtype, act in HALVES.items()} for rows in (16, 64, 128)}
 COMBINES = {dtype: COMBINE.variant(ACT=ACTS[dtype]) for dtype in HALVES}
 
 
@@ -132,6 +139,7 @@ def multiply(q: Queue, x: Array, found: Sorted, w: Experts, out: Tensor, mode: i
     blocks = -(-w.rows // TILE_N)
     if mode == GATE:
         blocks = -(-w.rows // 2 // (TILE_N // 2))
+    stored = (stack_rows(w, mode == GATE), None, None) if form.endswith(SUFFIX) else pointers(w.weight)
     smem = 64 * (3 * found.rows + 2 * TILE_N) + 2 * TILE_N * RAW[form]
-    q.launch(v, (blocks, found.tiles.shape[0], 1), (256, 1, 1), x, *pointers(w.weight), found.order, found.offsets,
+    q.launch(v, (blocks, found.tiles.shape[0], 1), (256, 1, 1), x, *stored, found.order, found.offsets,
              found.tiles, out, w.rows, w.weight.shape[1], found.top, mode, out.shape[1], column, smem=smem, pdl=True)

@@ -1,24 +1,45 @@
-"""Launcher of ptx/moe/route.cu: which experts each token goes to. Nothing of it is read on the host."""
+"""Launchers of ptx/moe/router.cu and route.cu: which experts each token goes to. Nothing of it is read on the host."""
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
 from blackwell_infer.device.queue import Queue
 from blackwell_infer.errors import KernelError
-from blackwell_infer.kernels.cost import moved
+from blackwell_infer.kernels.cost import Call, Cost, elements, moved
 from blackwell_infer.kernels.kernel import Kernel, Param
 from blackwell_infer.ops.batch import Routing
 from blackwell_infer.ops.cuda.linear import logits
+from blackwell_infer.ops.cuda.staged import plain
 from blackwell_infer.quant.format import Linear
 from blackwell_infer.types import Array
 
 TOKENS = 4
 """tokens of a CTA"""
+MOST_TOKENS, MOST_EXPERTS, MOST_TOP, MOST_WARPS = 16, 256, 32, 8
+"""What one launch takes"""
+ROW_BUDGET = 64 << 10
+"""Bytes of shared memory for the rows of the router that a CTA multiplies"""
+ACTS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+DENSE = ("f32", "f16", "bf16")
+
+
+def chosen(call: Call) -> Cost:
+    """Everything once, the logits, which one CTA reads again, twice; products of all tokens and experts."""
+    x, count = call.args["x"], call.number("E")
+    assert isinstance(x, Array)
+    return Cost(call.nbytes(*call.args, "logits"), 2 * elements(x) * count)
+
 
 ROUTE = Kernel("moe/route.cu", "moe_route", (
     Param("logits", "in", "float32"), Param("experts", "out", "int32"), Param("weights", "out", "float32"),
     Param("T", "i32"), Param("E", "i32"), Param("top", "i32"), Param("norm", "i32")), cost=moved)
-KERNELS = (ROUTE,)
+ROUTER = Kernel("moe/router.cu", "moe_router", (
+    Param("x", "in"), Param("router", "in"), Param("logits", "out", "float32"), Param("experts", "out", "int32"),
+    Param("weights", "out", "float32"), Param("T", "i32"), Param("E", "i32"), Param("H", "i32"), Param("top", "i32"),
+    Param("norm", "i32")), {"ACT": tuple(ACTS.values()), "WEIGHT": DENSE, "TOKENS": (1, 4)}, cost=chosen)
+KERNELS = (ROUTE, ROUTER)
 
 
 def route(q: Queue, x: Array, router: Linear, top: int, norm: bool) -> Routing:
@@ -27,7 +48,23 @@ def route(q: Queue, x: Array, router: Linear, top: int, norm: bool) -> Routing:
     if not 1 <= top <= count:
         raise KernelError(f"route: top {top} of {count} experts; it must lie between 1 and their number")
     found = Routing(q.empty((tokens, top), np.int32), q.empty((tokens, top), np.float32))
-    if tokens:
+    warps = rows_of_cta(x.shape, x.dtype, router)
+    if warps and top <= MOST_TOP:
+        v = ROUTER.variant(ACT=ACTS[x.dtype.name], WEIGHT=router[0].format, TOKENS=1 if tokens == 1 else 4)
+        q.launch(v, (-(-count // warps), 1, 1), (32 * warps, 1, 1), plain(x), router[0].parts[0],
+                 q.empty((tokens, count), np.float32), found.experts, found.weights, tokens, count, x.shape[1], top,
+                 int(norm), smem=warps * x.shape[1] * router[0].parts[0].dtype.itemsize, pdl=True)
+    elif tokens:
         q.launch(ROUTE.variant(), (-(-tokens // TOKENS), 1, 1), (32 * TOKENS, 1, 1), logits(q, x, router),
                  found.experts, found.weights, tokens, count, top, int(norm), pdl=True)
     return found
+
+
+def rows_of_cta(shape: tuple[int, ...], dtype: np.dtype[Any], router: Linear) -> int:
+    """Rows of the router to a CTA of the one launch that does all; 0 where it takes more than one: many tokens or
+    experts, a router that is not one dense matrix, rows that are no multiple of 8 elements or too long."""
+    tokens, width = shape
+    if (not 0 < tokens <= MOST_TOKENS or dtype.name not in ACTS or len(router) != 1 or width % 8
+            or router[0].format not in DENSE or router[0].shape[0] > MOST_EXPERTS or router[0].shape[1] != width):
+        return 0
+    return min(MOST_WARPS, ROW_BUDGET // (width * router[0].parts[0].dtype.itemsize), router[0].shape[0])

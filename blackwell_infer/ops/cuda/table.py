@@ -30,8 +30,8 @@ class CudaOps:
     def __init__(self, queue: Queue) -> None:
         self.queue = queue
 
-    def arrange(self, w: Weight) -> Weight:
-        return arrange.arrange(self.queue, w)
+    def arrange(self, w: Weight, out: Array | None = None) -> Weight:
+        return arrange.arrange(self.queue, w, out)
 
     def embed(self, table: Weight, ids: Array, dtype: str) -> Array:
         return linear.embed(self.queue, table, ids, dtype)

@@ -8,16 +8,22 @@ import numpy as np
 
 from blackwell_infer.ops.batch import Routing
 from blackwell_infer.ops.ref.activation import swiglu
+from blackwell_infer.ops.ref.linear import dense
 from blackwell_infer.ops.ref.product import Floats, product
 from blackwell_infer.quant import FORMATS
-from blackwell_infer.quant.format import Experts
+from blackwell_infer.quant.format import Experts, Weight
+from blackwell_infer.quant.fragments import SUFFIX
 from blackwell_infer.types import Array
 
 
 def expert(stack: Experts, index: int) -> Floats:
     """The matrix of one expert, float32 [N, K]."""
-    form, n = FORMATS[stack.weight.format], stack.rows
-    return form.dequantize(form.take_rows(stack.weight, np.arange(index * n, (index + 1) * n)))
+    w, n = stack.weight, stack.rows
+    if w.format.endswith(SUFFIX):
+        tiles = np.asarray(w.parts[0]).reshape(stack.count, -1)[index]
+        return dense(Weight(w.format, (n, w.shape[1]), (tiles,)))
+    form = FORMATS[w.format]
+    return form.dequantize(form.take_rows(w, np.arange(index * n, (index + 1) * n)))
 
 
 @np.errstate(over="ignore", invalid="ignore", under="ignore")

@@ -14,8 +14,12 @@ from blackwell_infer.quant.fragments import fragmented, plain
 from blackwell_infer.types import Array
 
 
-def arrange(w: Weight) -> Weight:
-    return fragmented(w)
+def arrange(w: Weight, out: Array | None = None) -> Weight:
+    found = fragmented(w)
+    if out is None:
+        return found
+    np.asarray(out)[...] = found.parts[0]
+    return Weight(found.format, found.shape, (out,))
 
 
 def dense(w: Weight) -> Floats:

@@ -115,7 +115,8 @@ def test_ring_sizes_are_those_of_the_kernels() -> None:
         assert found, form
         wanted[form] = int(found[1]) * int(found[2])
     assert wanted == RING
-    for form, found in ((f, RAW[f]) for f in RING):  # ptx/moe/parts.cuh: whole chunks as in the ring, or halves with room for a head
+    # ptx/moe/parts.cuh: whole chunks as in the ring, or halves with room for a head
+    for form, found in ((form, RAW[form]) for form in RING):
         half = {"f32": 128, "f16": 128, "bf16": 128, "q8_0": 136, "fp8": 128, "mxfp8": 128, "fp8_block": 128}.get(form)
         stages = 2 if half else 3
         scales = 32 if form in ("mxfp8", "fp8_block") else 0

@@ -116,7 +116,9 @@ LINEARS: tuple[tuple[str, tuple[str, ...], int, int, tuple[int, ...], bool, Bad]
     (F16, ("q8_0", "f16"), 9, 64, (40, 24), False, ()), (F32, ("f32", "bf16", "q8_0"), 4, 64, (7, 9, 11), True, ()))
 
 FRAGMENTED = tuple(form + SUFFIX for form in FRAGMENTS)
-ARRANGES = tuple((form, rows, cols) for form in FRAGMENTS for rows, cols in ((1, 256), (40, 512), (97, 1280)))
+SMALL_BLOCKS = tuple(form for form in FRAGMENTS if not form.endswith("_k"))
+ARRANGES = (*((form, rows, cols) for form in FRAGMENTS for rows, cols in ((1, 256), (40, 512), (97, 1280))),
+            *((form, 33, 544) for form in SMALL_BLOCKS), ("fp8", 17, 171), ("fp8_block", 200, 395), ("nvfp4", 5, 16))
 FEW: tuple[tuple[str, tuple[str, ...], int, int, tuple[int, ...], bool, Bad], ...] = (
     # the same over weights in fragment order
     *((BF16, (form,), tokens, 512, (77,), False, ()) for form in FRAGMENTED for tokens in (1, 2, 5, 9, 20, 70)),
@@ -125,7 +127,12 @@ FEW: tuple[tuple[str, tuple[str, ...], int, int, tuple[int, ...], bool, Bad], ..
     (BF16, ("q4_k_fragments", "q6_k_fragments"), 3, 4096, (130, 40), True, BAD[:1]),
     (BF16, ("q4_k_fragments",), 1, 8448, (16,), False, ()), (BF16, ("q6_k_fragments",), 11, 4352, (20,), False, ()),
     (BF16, ("q6_k_fragments", "bf16"), 7, 2048, (1030, 8), False, ()),
-    (BF16, ("q4_k_fragments",), 1, 2304, (4700,), False, ()))
+    (BF16, ("q4_k_fragments",), 1, 2304, (4700,), False, ()),
+    *((BF16, (form + SUFFIX,), tokens, 544, (40,), False, ()) for form in SMALL_BLOCKS for tokens in (1, 5, 16)),
+    (BF16, ("fp8_fragments",), 7, 171, (40,), False, ()), (F16, ("fp8_block_fragments",), 33, 395, (129,), True, ()),
+    (BF16, ("fp8_fragments",), 70, 171, (40,), False, ()), (F16, ("nvfp4_fragments",), 5, 16, (17,), False, ()),
+    (BF16, ("nvfp4_fragments",), 1, 4096, (130,), False, ()), (BF16, ("q8_0_fragments",), 3, 4096, (130,), False, ()),
+    (F16, ("nvfp4_fragments", "q8_0_fragments"), 16, 4352, (20, 33), True, BAD))
 
 LOGITS: tuple[tuple[str, str, int, int, int], ...] = (
     # dtype, format, N, H, V

@@ -9,7 +9,8 @@ from blackwell_infer.kernels.cost import moved, routed
 from blackwell_infer.kernels.kernel import Kernel, Param, Variant
 from blackwell_infer.ops.batch import Routing
 from blackwell_infer.ops.cuda.linear import RING
-from blackwell_infer.ops.cuda.rows import ACTS, FORMATS, WEIGHT, choose, pointers
+from blackwell_infer.ops.cuda.parts import WEIGHT, pointers
+from blackwell_infer.ops.cuda.rows import ACTS, FORMATS, choose
 from blackwell_infer.quant.format import Experts
 from blackwell_infer.types import Array
 

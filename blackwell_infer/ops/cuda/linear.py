@@ -15,7 +15,8 @@ from blackwell_infer.ops.cuda import arrange, small
 from blackwell_infer.ops.cuda import staged as stage
 from blackwell_infer.ops.cuda.gemm import KERNELS as GEMM_KERNELS
 from blackwell_infer.ops.cuda.gemm import large
-from blackwell_infer.ops.cuda.rows import FORMATS, WEIGHT, WEIGHT_ROWS, choose, embed, pointers
+from blackwell_infer.ops.cuda.parts import WEIGHT, pointers
+from blackwell_infer.ops.cuda.rows import FORMATS, WEIGHT_ROWS, choose, embed
 from blackwell_infer.ops.cuda.staged import MOST_ROWS, plain, staged
 from blackwell_infer.quant.format import Linear, Weight
 from blackwell_infer.quant.fragments import FRAGMENTS, SUFFIX
@@ -78,7 +79,7 @@ def multiply(q: Queue, op: str, x: Array, w: Weight, bias: Array | None, out: Te
     """One row block into its columns of `out`. The GEMM of 16-bit operands needs rows of a multiple of 16 bytes."""
     (m, k), n = x.shape, w.shape[0]
     if w.format in FRAGMENTED:
-        if m > SMALL_ROWS:
+        if m > SMALL_ROWS and k % 8 == 0:
             large(q, plain(x), w, bias, out, column)
             return
         for first in range(0, m, MOST_ROWS):

@@ -12,7 +12,8 @@ from blackwell_infer.kernels.cost import multiplied
 from blackwell_infer.kernels.kernel import Kernel, Param, Value
 from blackwell_infer.ops.cuda.staged import Staged, block_bytes, staged
 from blackwell_infer.quant.format import Weight
-from blackwell_infer.quant.fragments import COLS, FRAGMENTS, ROWS, SUFFIX
+from blackwell_infer.quant.fragments import FRAGMENTS, SUFFIX
+from blackwell_infer.quant.lanes import COLS, ROWS
 from blackwell_infer.types import Array
 
 SUMS = 640
@@ -22,9 +23,9 @@ BLOCKS_BUDGET, MOST_BLOCKS = 12288, 16
 STATIC = 3 << 10
 """Bytes of shared memory that the kernel takes besides, and that a multiprocessor keeps for each CTA"""
 TYPES = {"float32": 0, "float16": 1, "bfloat16": 2}
-NARROW, LONG = 4608, 8192
+NARROW, LONG, LIGHT = 4608, 8192, 4096
 """Most rows of a matrix whose columns 16 warps share, so that each has little to do once activations are there, and
-most columns: beyond, 8 warps read enough to hide that"""
+most columns: beyond, 8 warps read enough to hide that. Most bytes of a tile: of larger ones not every GPU holds 16."""
 
 
 class Geometry(msgspec.Struct, frozen=True):
@@ -48,7 +49,7 @@ XROWS: Mapping[int, tuple[int, ...]] = {16: (1, 4, 8), 8: (1, 4, 8, 16)}
 """Activation rows of a launch, by warps of a CTA"""
 TILINGS: Mapping[tuple[int, int], tuple[Tiling, ...]] = {
     (16, 1): (Tiling(2, 1, 1), Tiling(1, 1, 1)), (16, 4): (Tiling(1, 1, 1),), (16, 8): (Tiling(1, 1, 1),),
-    (8, 1): (Tiling(2, 2, 2), Tiling(2, 2, 1), Tiling(1, 2, 2), Tiling(1, 1, 2)),
+    (8, 1): (Tiling(2, 2, 2), Tiling(2, 2, 1), Tiling(1, 2, 2), Tiling(1, 1, 2), Tiling(1, 1, 1)),
     (8, 4): (Tiling(2, 2, 1), Tiling(1, 1, 1)),
     (8, 8): (Tiling(2, 2, 1), Tiling(1, 1, 1)), (8, 16): (Tiling(2, 2, 1), Tiling(1, 1, 1))}
 """What there is for (warps, activation rows), the best first: later ones keep more multiprocessors busy, or fit where
@@ -71,10 +72,10 @@ SMALL = Kernel("linear/small.cu", "linear_small", (
 KERNELS = (SMALL,)
 
 
-def geometry(n: int, k: int) -> Geometry:
+def geometry(form: str, n: int, k: int) -> Geometry:
     """For a matrix [n, k]."""
     blocks = -(-k // COLS)
-    if blocks >= 16 and n <= NARROW and k <= LONG:
+    if blocks >= 16 and n <= NARROW and k <= LONG and FRAGMENTS[form].tile_bytes < LIGHT:
         return GEOMETRIES[0]
     return next((g for g in GEOMETRIES[1:] if g.split <= blocks), GEOMETRIES[-1])
 
@@ -82,7 +83,8 @@ def geometry(n: int, k: int) -> Geometry:
 def multiply(q: Queue, x: Staged, w: Weight, bias: Array | None, out: Tensor, column: int) -> None:
     """x [M, K] times w [N, K] in fragment order, transposed, plus bias [N], into columns of `out`; M up to 16."""
     (m, k), n, wide = x.shape, w.shape[0], -(-w.shape[1] // COLS)
-    form, shape = w.format.removesuffix(SUFFIX), geometry(n, k)
+    form = w.format.removesuffix(SUFFIX)
+    shape = geometry(form, n, k)
     found = choose(form, shape, m, n, q.sm_count, SHARED_LIMIT[q.arch] - STATIC)
     if found is None:  # too many rows at once for registers or shared memory
         half = -(-m // 2)

@@ -20,6 +20,7 @@ from blackwell_infer.ops.api import Ops
 from blackwell_infer.ops.inputs import Bad, Kwargs, Random, Rows, Values
 from blackwell_infer.quant.format import Weight
 from blackwell_infer.quant.fragments import FRAGMENTS, SUFFIX
+from blackwell_infer.quant.lanes import COLS
 from blackwell_infer.types import Array
 
 F32, F16, BF16 = "float32", "float16", "bfloat16"
@@ -54,10 +55,12 @@ EIGHT_BIT = 2e-3
 """Absolute floor of products of E4M3 operands of size 1: tensor cores may align the terms of a sum to about 14 bits."""
 
 
-def product_floor(dtype: str, forms: tuple[str, ...], tokens: int) -> float:
-    """Absolute floor of a product with weights of these formats. Weights in fragment order are multiplied exactly, by
-    up to 64 tokens; more dequantise them first."""
-    exact = all(form == inputs.STORAGE[dtype] or (form.endswith(SUFFIX) and tokens <= 64) for form in forms)
+def product_floor(dtype: str, forms: tuple[str, ...], tokens: int, cols: int) -> float:
+    """Absolute floor of a product with weights of these formats. Weights in fragment order, and dense 16-bit ones in
+    rows of whole tiles, are multiplied exactly, by up to 64 tokens; more dequantise them first."""
+    tiles = ("f16", "bf16") if dtype != F32 and cols % COLS == 0 else ()
+    exact = all(form == inputs.STORAGE[dtype] or (tokens <= 64 and (form.endswith(SUFFIX) or form in tiles))
+                for form in forms)
     return FLOOR[dtype] if exact else ROUNDED[dtype]
 
 
@@ -132,7 +135,10 @@ FEW: tuple[tuple[str, tuple[str, ...], int, int, tuple[int, ...], bool, Bad], ..
     (BF16, ("fp8_fragments",), 7, 171, (40,), False, ()), (F16, ("fp8_block_fragments",), 33, 395, (129,), True, ()),
     (BF16, ("fp8_fragments",), 70, 171, (40,), False, ()), (F16, ("nvfp4_fragments",), 5, 16, (17,), False, ()),
     (BF16, ("nvfp4_fragments",), 1, 4096, (130,), False, ()), (BF16, ("q8_0_fragments",), 3, 4096, (130,), False, ()),
-    (F16, ("nvfp4_fragments", "q8_0_fragments"), 16, 4352, (20, 33), True, BAD))
+    (F16, ("nvfp4_fragments", "q8_0_fragments"), 16, 4352, (20, 33), True, BAD),
+    *((dtype, (form,), 16, 1280, (50,), True, BAD) for dtype in (F16, BF16) for form in ("f16", "bf16")),
+    *((dtype, (form,), tokens, 768, (77,), False, ()) for dtype, form in ((F16, "bf16"), (BF16, "f16"), (BF16, "bf16"))
+      for tokens in (1, 5, 9, 20)), (BF16, ("bf16",), 1, 8448, (16,), False, ()))
 
 LOGITS: tuple[tuple[str, str, int, int, int], ...] = (
     # dtype, format, N, H, V
@@ -330,11 +336,11 @@ def listed() -> Iterable[Case]:
     for dtype, forms, t, k, rows, bias, bad in (*LINEARS, *FEW):
         name = text("linear", dtype, forms, f"T{t}", f"K{k}", rows, *("bias",) * bias, *("bad" for _ in bad[:1]))
         yield Case(name, "linear", partial(inputs.make_linear, dtype=dtype, forms=forms, tokens=t, cols=k, rows=rows,
-                                           bias=bias, bad=bad), ULP[dtype], product_floor(dtype, forms, t))
+                                           bias=bias, bad=bad), ULP[dtype], product_floor(dtype, forms, t, k))
     for dtype, form, t, k, v in LOGITS:
         yield Case(text("logits", dtype, form, f"N{t}", f"H{k}", f"V{v}"), "logits", partial(
             inputs.make_logits, dtype=dtype, form=form, tokens=t, cols=k, vocab=v),
-                   ULP[F32], product_floor(dtype, (form,), t))
+                   ULP[F32], product_floor(dtype, (form,), t, k))
     for dtype, t, inner, bad in SWIGLUS:
         yield Case(text("swiglu", dtype, f"T{t}", f"I{inner}", *("bad" for _ in bad[:1])), "swiglu", partial(
             inputs.make_swiglu, dtype=dtype, tokens=t, inner=inner, bad=bad), ULP[dtype], FLOOR[dtype])

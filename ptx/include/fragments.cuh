@@ -17,8 +17,13 @@
 //   minima(tile, lane, a)     the minima as A fragment of mma.m16n8k8: rows g, g + 8, sub-blocks t and t + 4
 //   factors(tile, lane, d, e) what multiplies sums of products, and sums of minima times -1024 sums of x; [2]: rows
 //   quad(tile, r, k, w)       four weights of row r from column k, a multiple of 4, exactly the reference's dequantisation
+// `in_tiles` adds what dense matrices have of their own:
+//   fetch(target, w, row_tile, tile, tiles, N, barrier)  copies a tile, COPIED bytes, to BYTES of shared memory
+//   multiply(c, a, b0, b1)    c += a b, every product exact
+//   stored_quad(w, n, k, tiles, four)  quad of a matrix
 #pragma once
 #include "blocks.cuh"
+#include "bulk.cuh"
 #include "mma.cuh"
 #include "vector.cuh"
 
@@ -96,9 +101,29 @@ template <int SLOTS> __device__ __forceinline__ int first_sub_block(int t) {
 }
 template <int SLOTS> struct sub_blocks { static const int COUNT = SLOTS == 1 ? 8 : SLOTS == 2 ? 4 : 2; };
 
+// What a format and dense matrices (fragments_dense.cuh) differ in.
+template <typename F> struct in_tiles : F {
+    static const int COPIED = F::BYTES;
+    __device__ __forceinline__ in_tiles(int zero) : F(zero) {}
+    static __device__ __forceinline__ void fetch(u32 target, const u8* w, int row_tile, int tile, int tiles, int,
+                                                 u32 barrier) {
+        copy_bulk(target, w + ((i64)row_tile * tiles + tile) * F::BYTES, F::BYTES, barrier);
+    }
+    static __device__ __forceinline__ void multiply(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+        mma_16816<f16_t>(c, a, b0, b1);
+    }
+    static __device__ __forceinline__ void stored_quad(const u8* w, int n, int k, int tiles, float (&four)[4]) {
+        F::quad(w + ((i64)(n / 16) * tiles + k / F::COLS) * F::BYTES, n % 16, k % F::COLS, four);
+    }
+};
+
 #include "fragments_gguf.cuh"
 #include "fragments_codes.cuh"
+#include "fragments_dense.cuh"
+
+template <typename F> struct with_source { typedef in_tiles<F> type; };
+template <typename T> struct with_source<dense_fragments<T>> { typedef dense_fragments<T> type; };
 
 #ifdef FORMAT
-typedef PASTE(FORMAT, _fragments) fragments_t;
+typedef with_source<PASTE(FORMAT, _fragments)>::type fragments_t;
 #endif

@@ -55,12 +55,11 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, CTAS)
     // What lane 0 fetches next.
     int next = 0, next_block = 0, next_tile = ((int)blockIdx.x << (rows_log - 4)) + (warp >> split_log) * TILES;
     auto fetch = [&](int stage) {
-        barrier_expect(barrier + 8 * stage, TILES * F::BYTES);
+        barrier_expect(barrier + 8 * stage, TILES * F::COPIED);
 #pragma unroll
         for (int p = 0; p < TILES; p++)  // past the last row tile that one again: nothing stores its sums
-            copy_bulk(ring_address + (stage * TILES + p) * F::BYTES,
-                      w + ((i64)min(next_tile + p, row_tiles - 1) * tiles + share + (next_block << split_log)) * F::BYTES, F::BYTES,
-                      barrier + 8 * stage);
+            F::fetch(ring_address + (stage * TILES + p) * F::BYTES, w, min(next_tile + p, row_tiles - 1),
+                     share + (next_block << split_log), tiles, N, barrier + 8 * stage);
         next++;
         if (++next_block == own) next_block = 0, next_tile += (int)gridDim.x << (rows_log - 4);
     };
@@ -173,8 +172,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, CTAS)
                                         part[p][round][e][r] = F::OFFSET ? start[SLOTS == 1 ? j : round][r & 1] : 0.0f;
 #pragma unroll
                             for (int e = 0; e < 2; e++)
-                                mma_16816<f16_t>(part[p][round][e % SPANS], a[p][e], x_unit.r[2 * e],
-                                                 x_unit.r[2 * e + 1]);
+                                F::multiply(part[p][round][e % SPANS], a[p][e], x_unit.r[2 * e], x_unit.r[2 * e + 1]);
                             if (SLOTS == 1)
 #pragma unroll
                                 for (int e = 0; e < SPANS; e++) {
@@ -279,7 +277,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, CTAS)
                     const float value = x_type == 1 ? to_float(f16_t{bits}) : to_float(bf16_t{bits});
                     if ((__float_as_uint(value) & 0x7F800000u) != 0x7F800000u) continue;
                     float four[4];
-                    F::quad(w + ((i64)(n / 16) * tiles + k / F::COLS) * F::BYTES, n % 16, k % F::COLS & ~3, four);
+                    F::stored_quad(w, n, k & ~3, tiles, four);
                     v += value * (k & 2 ? k & 1 ? four[3] : four[2] : k & 1 ? four[1] : four[0]);
                 }
             if (bias != nullptr) v += bias[n];

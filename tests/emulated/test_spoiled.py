@@ -1,4 +1,4 @@
-"""Weights in fragment order that hold NaNs: their rows of y, and their values as rows, and no others."""
+"""Weights in tiles that hold NaNs: their rows of y, and their values as rows, and no others."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -14,14 +14,16 @@ from blackwell_infer.quant.fragments import fragmented
 
 NANS = {"q8_0": (0, (7, 34), (0x00, 0x7E)), "q4_0": (0, (7, 18), (0x00, 0x7E)), "nvfp4": (1, (7, 3), (0x7F,)),
         "nvfp4_f16": (1, (7, 3), (np.nan,)), "mxfp4": (1, (7, 3), (0xFF,)), "mxfp8": (1, (7, 3), (0xFF,)),
-        "fp8": (0, (7, 100), (0xFF,)), "fp8_block": (0, (7, 100), (0x7F,)), "fp8 factor": (1, (7,), (np.nan,))}
+        "fp8": (0, (7, 100), (0xFF,)), "fp8_block": (0, (7, 100), (0x7F,)), "fp8 factor": (1, (7,), (np.nan,)),
+        "f16": (0, (7, 100), (np.nan,)), "bf16": (0, (7, 100), (np.nan,))}
+COLS = {"f16": 512, "bf16": 512}
 """Which part of a weight gets which values, and from where on: a scale where the format has some, else a code"""
 
 
 def spoiled(name: str) -> Weight:
-    """[20, 288] with NaNs in row 7."""
+    """[20, 288], dense matrices [20, 512], with NaNs in row 7."""
     form = name.split()[0]
-    w = inputs.weight(np.random.default_rng(5), form, 20, 288)
+    w = inputs.weight(np.random.default_rng(5), form, 20, COLS.get(form, 288))
     part, at, values = NANS[name]
     changed = np.array(w.parts[part])
     for i, value in enumerate(values):
@@ -39,7 +41,7 @@ def test_nans_spoil_their_row(emulated: Callable[..., EmulatedQueue], name: str,
     ops = CudaOps(queue)
     held = Weight(w.format, w.shape, tuple(queue.put(np.asarray(part)) for part in w.parts))
     for tokens in (1, 3, 16):
-        x = inputs.activations(np.random.default_rng(6), (tokens, 288), "bfloat16")
+        x = inputs.activations(np.random.default_rng(6), (tokens, w.shape[1]), "bfloat16")
         with queue.step():
             y = queue.download(ops.logits(queue.put(x), (held,))).result()
             rows = queue.download(ops.embed(held, queue.put(np.arange(20, dtype=np.int32)), "float32")).result()

@@ -1,7 +1,7 @@
-// y[m, column + n] = sum_k x[m, k] w[n, k] + bias[n] for up to 16 rows m, weights in fragment order.
+// y[m, column + n] = sum_k x[m, k] w[n, k] + bias[n] for up to 16 rows m, weights in fragment order or dense.
 //
-// x [M, K] of x_type (1 f16, 2 bf16), and the same rows as `staged` operands (stage.cuh); w: tiles of FORMAT (fragments.cuh),
-// `tiles` of them per 16 rows; bias [N] float32 or null; y row-major with `stride` elements between rows, of y_type
+// x [M, K] of x_type (1 f16, 2 bf16), and the same rows as `staged` operands (stage.cuh); w: tiles of FORMAT
+// (fragments.cuh), `tiles` of them per 16 rows, or a dense matrix [N, 256 tiles] (fragments_dense.cuh); bias [N] float32 or null; y row-major with `stride` elements between rows, of y_type
 // (0 float32, 1 f16, 2 bf16).
 // Grid: CTAs of WARPS warps; CTA c makes groups c, c + grid, ..., at most `turns`, of 16 TILES WARPS / split rows of the
 // matrix, split = 2^split_log. So many warps share the tiles of a row: warp s takes tiles s, s + split, ...; the others take
@@ -15,7 +15,7 @@
 // j multiplies its own columns and zeros elsewhere, so that sums of SLOTS sub-blocks wait side by side for their scales.
 // Lanes t then apply the scales of different sub-blocks, to which the lanes of XROWS = 8 keep separate sums: whatever
 // XROWS is, the sums of sub-blocks 2 i and 2 i + 1, over all tiles of a warp, are added up in a tree over i = 0..3.
-// Products of integers and float16 values are exact and summed in float32; scales multiply the sums.
+// Products of codes and float16 values are exact and summed in float32; scales multiply the sums.
 // A row with infinities or NaNs gets their share from scalar products at the end, so that they spread as IEEE says.
 // Shared memory: dynamic, per warp AHEAD TILES tiles, `depth` blocks of x, and twice the sums.
 // Archs: sm_90 and up. Bytes moved: the weights once.

@@ -12,7 +12,8 @@ from blackwell_infer.errors import UnsupportedModelError
 from blackwell_infer.models.take import members
 from blackwell_infer.quant import FORMATS
 from blackwell_infer.quant.format import Weight
-from blackwell_infer.quant.fragments import COLS, FRAGMENTS, ROWS, SUFFIX
+from blackwell_infer.quant.fragments import FRAGMENTS, STACKED, SUFFIX
+from blackwell_infer.quant.lanes import COLS, ROWS
 from blackwell_infer.types import Array
 
 Source = Callable[[str], Weight]
@@ -98,7 +99,7 @@ def ordered(queue: Queue, pieces: Pieces, form: str, source: Source, loaded: Cal
 
 def tiled(pieces: Pieces, form: str) -> bool:
     """Whether a stack can lie in fragment order: every matrix, and gate and up in one, must begin with a tile."""
-    return form in FRAGMENTS and pieces.shape[0] % (2 * ROWS) == 0
+    return form in STACKED and pieces.shape[0] % (2 * ROWS) == 0 and pieces.shape[1] % COLS == 0
 
 
 def blocks(pieces: Pieces, source: Source) -> Iterator[tuple[int, Weight]]:

@@ -36,10 +36,13 @@ class Place(msgspec.Struct, frozen=True):
     arrange: Arrange | None
     """puts a matrix into another order (a format that has none stays as it is); None: all stay as they are stored"""
 
-    def __call__(self, w: Weight, looked_up: bool) -> Weight:
-        """The matrix in its place; `looked_up`: rows are looked up in it."""
-        found = paired(w) if self.paired and not looked_up else w
-        return found if self.arrange is None else self.arrange(found)
+    def pair(self, w: Weight, looked_up: bool) -> Weight:
+        """A host matrix as quantised activations meet it; `looked_up`: rows are looked up in it."""
+        return paired(w) if self.paired and not looked_up else w
+
+    def ordered(self, w: Weight) -> Weight:
+        """The backend's matrix in its order."""
+        return w if self.arrange is None else self.arrange(w)
 
 
 def arranger(ops: Ops, dtype: str) -> Arrange | None:
@@ -150,7 +153,7 @@ class HostLoading(Loading):
         """One matrix that meets quantised activations, or each of the group as float32."""
         if self.expect.tensors[group[0]].format in PAIRED and not self.loaded.keys() & set(group):
             whole = joined_on_host([self.source(name) for name in group])
-            placed = self.place(whole, False)
+            placed = self.place.pair(whole, False)
             if placed.format != whole.format:
                 self.meter.add(placed.nbytes)
                 return (placed,)
@@ -169,8 +172,7 @@ class HostLoading(Loading):
 class DeviceLoading(Loading):
     """Matrices on a device in their own format; neighbours of one format become one matrix without a host copy.
 
-    A format of several parts is joined and placed on the host, as not all of them are per row; one of a single part is
-    placed on the device.
+    A format of several parts is joined, and paired, on the host, as not all of them are per row.
     """
 
     def __init__(self, queue: Queue, tensors: Mapping[str, TensorInfo], source: Source, meter: Meter,
@@ -203,9 +205,8 @@ class DeviceLoading(Loading):
         if names not in self.loaded:
             weights = [self.source(name) for name in names]
             if len(weights[0].parts) > 1:
-                self.loaded[names] = self.uploaded([self.place(joined_on_host(weights), looked_up)])
-            else:
-                self.loaded[names] = self.place(self.uploaded(weights), looked_up)
+                weights = [self.place.pair(joined_on_host(weights), looked_up)]
+            self.loaded[names] = self.place.ordered(self.uploaded(weights))
         return self.loaded[names]
 
     def uploaded(self, weights: Sequence[Weight]) -> Weight:

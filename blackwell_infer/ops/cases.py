@@ -19,7 +19,8 @@ from blackwell_infer.ops import inputs
 from blackwell_infer.ops.api import Ops
 from blackwell_infer.ops.inputs import Bad, Kwargs, Random, Rows, Values
 from blackwell_infer.quant.format import Weight
-from blackwell_infer.quant.fragments import FRAGMENTS, SUFFIX
+from blackwell_infer.quant.fragments import FRAGMENTS, STACKED, SUFFIX
+from blackwell_infer.quant.lanes import COLS
 from blackwell_infer.types import Array
 
 F32, F16, BF16 = "float32", "float16", "bfloat16"
@@ -49,16 +50,16 @@ other formats and softmax weights are rounded to it first (2^-12 or 2^-9 each, r
 sum to about 1 the error is normal with that deviation; the floor is 6 deviations. Accumulation is float32. Dense
 weights of the activation dtype need no such rounding: they keep `FLOOR`."""
 
-
 EIGHT_BIT = 2e-3
 """Absolute floor of products of E4M3 operands of size 1: tensor cores may align the terms of a sum to about 14 bits."""
 
 
-def product_floor(dtype: str, forms: tuple[str, ...], tokens: int) -> float:
-    """Absolute floor of a product with weights of these formats. Weights in fragment order are multiplied exactly, by
-    up to 64 tokens; more dequantise them first."""
-    exact = all(form == inputs.STORAGE[dtype] or (form.endswith(SUFFIX) and tokens <= 64) for form in forms)
-    return FLOOR[dtype] if exact else ROUNDED[dtype]
+def product_floor(dtype: str, forms: tuple[str, ...], tokens: int, cols: int) -> float:
+    """Absolute floor of a product with weights of these formats. Weights in fragment order, and dense 16-bit ones in
+    rows of whole tiles, are multiplied exactly, by up to 64 tokens; more dequantise them first."""
+    tiles = ("f16", "bf16") if dtype != F32 and cols % COLS == 0 else ()
+    exact = (f == inputs.STORAGE[dtype] or (tokens <= 64 and (f.endswith(SUFFIX) or f in tiles)) for f in forms)
+    return FLOOR[dtype] if all(exact) else ROUNDED[dtype]
 
 
 NAN, INF = float("nan"), float("inf")
@@ -118,17 +119,26 @@ LINEARS: tuple[tuple[str, tuple[str, ...], int, int, tuple[int, ...], bool, Bad]
     (F16, ("fp8_w8a8",), 3, 176, (24,), False, ()), (BF16, ("fp8_block_w8a8", "fp8_w8a8"), 9, 272, (40, 24), True, ()),
     (F16, ("q8_0", "f16"), 9, 64, (40, 24), False, ()), (F32, ("f32", "bf16", "q8_0"), 4, 64, (7, 9, 11), True, ()))
 
-FRAGMENTED = tuple(form + SUFFIX for form in FRAGMENTS)
-ARRANGES = tuple((form, rows, cols) for form in FRAGMENTS for rows, cols in ((1, 256), (40, 512), (97, 1280)))
-FEW: tuple[tuple[str, tuple[str, ...], int, int, tuple[int, ...], bool, Bad], ...] = (
-    # the same over weights in fragment order
+FRAGMENTED, STACKS = (tuple(form + SUFFIX for form in forms) for forms in (FRAGMENTS, STACKED))
+SMALL_BLOCKS = tuple(form for form in FRAGMENTS if not form.endswith("_k"))
+ARRANGES = (*((form, rows, cols) for form in FRAGMENTS for rows, cols in ((1, 256), (40, 512), (97, 1280))),
+            *((form, 33, 544) for form in SMALL_BLOCKS), ("fp8", 17, 171), ("fp8_block", 200, 395), ("nvfp4", 5, 16))
+FEW: tuple[tuple[str, tuple[str, ...], int, int, tuple[int, ...], bool, Bad], ...] = (  # in fragment order
     *((BF16, (form,), tokens, 512, (77,), False, ()) for form in FRAGMENTED for tokens in (1, 2, 5, 9, 20, 70)),
     *((F16, (form,), tokens, 256, (33,), True, ()) for form in FRAGMENTED for tokens in (1, 3, 8, 16)),
     *((BF16, (form,), 16, 1280, (50,), True, BAD) for form in FRAGMENTED),
     (BF16, ("q4_k_fragments", "q6_k_fragments"), 3, 4096, (130, 40), True, BAD[:1]),
     (BF16, ("q4_k_fragments",), 1, 8448, (16,), False, ()), (BF16, ("q6_k_fragments",), 11, 4352, (20,), False, ()),
     (BF16, ("q6_k_fragments", "bf16"), 7, 2048, (1030, 8), False, ()),
-    (BF16, ("q4_k_fragments",), 1, 2304, (4700,), False, ()))
+    (BF16, ("q4_k_fragments",), 1, 2304, (4700,), False, ()),
+    *((BF16, (form + SUFFIX,), tokens, 544, (40,), False, ()) for form in SMALL_BLOCKS for tokens in (1, 5, 16)),
+    (BF16, ("fp8_fragments",), 7, 171, (40,), False, ()), (F16, ("fp8_block_fragments",), 33, 395, (129,), True, ()),
+    (BF16, ("fp8_fragments",), 70, 171, (40,), False, ()), (F16, ("nvfp4_fragments",), 5, 16, (17,), False, ()),
+    (BF16, ("nvfp4_fragments",), 1, 4096, (130,), False, ()), (BF16, ("q8_0_fragments",), 3, 4096, (130,), False, ()),
+    (F16, ("nvfp4_fragments", "q8_0_fragments"), 16, 4352, (20, 33), True, BAD),
+    *((dtype, (form,), 16, 1280, (50,), True, BAD) for dtype in (F16, BF16) for form in ("f16", "bf16")),
+    *((dtype, (form,), tokens, 768, (77,), False, ()) for dtype, form in ((F16, "bf16"), (BF16, "f16"), (BF16, "bf16"))
+      for tokens in (1, 5, 9, 20)), (BF16, ("bf16",), 1, 8448, (16,), False, ()))
 
 LOGITS: tuple[tuple[str, str, int, int, int], ...] = (
     # dtype, format, N, H, V
@@ -194,17 +204,17 @@ EXPERTS: tuple[tuple[str, str, str, int, int, int, int, int, int, Bad], ...] = (
     (BF16, "q8_0", "bf16", 150, 64, 96, 2, 2, 0, BAD), (F16, "fp8", "fp8", 30, 104, 72, 9, 4, 2, ()),
     (BF16, "fp8_block", "fp8_block", 50, 256, 128, 3, 1, 0, ()), (BF16, "bf16", "bf16", 300, 64, 24, 130, 2, 3, ()),
     # the same over weights in fragment order
-    *((dtype, form, form, tokens, 256, 256, 3, 2, 0, ()) for dtype in (F16, BF16) for form in FRAGMENTED
+    *((dtype, form, form, tokens, 256, 256, 3, 2, 0, ()) for dtype in (F16, BF16) for form in STACKS
       for tokens in (3, 17)),
-    (BF16, FRAGMENTED[0], FRAGMENTED[1], 1, 512, 768, 9, 8, 0, ()),
-    (BF16, FRAGMENTED[0], FRAGMENTED[0], 5, 2304, 256, 3, 2, 0, BAD[:1]),
-    (F16, FRAGMENTED[0], FRAGMENTED[1], 16, 256, 256, 12, 11, 1, BAD),
-    (BF16, "+".join(FRAGMENTED), FRAGMENTED[0], 2, 256, 512, 4, 3, 0, BAD[:1]),
-    (BF16, f"{FRAGMENTED[1]}+q5_k", "q8_0", 4, 256, 288, 3, 2, 0, ()),
-    (BF16, "q5_k", FRAGMENTED[1], 2, 256, 256, 3, 2, 0, ()),
-    (BF16, FRAGMENTED[0], FRAGMENTED[1], 100, 512, 256, 4, 3, 1, BAD),
-    (F16, "+".join(FRAGMENTED), FRAGMENTED[0], 40, 256, 256, 5, 2, 0, ()),
-    (BF16, FRAGMENTED[1], "f16", 20, 256, 48, 5, 2, 0, ()))
+    (BF16, STACKS[0], STACKS[1], 1, 512, 768, 9, 8, 0, ()),
+    (BF16, STACKS[0], STACKS[0], 5, 2304, 256, 3, 2, 0, BAD[:1]),
+    (F16, STACKS[0], STACKS[1], 16, 256, 256, 12, 11, 1, BAD),
+    (BF16, "+".join(STACKS), STACKS[0], 2, 256, 512, 4, 3, 0, BAD[:1]),
+    (BF16, f"{STACKS[1]}+q5_k", "q8_0", 4, 256, 288, 3, 2, 0, ()),
+    (BF16, "q5_k", STACKS[1], 2, 256, 256, 3, 2, 0, ()),
+    (BF16, STACKS[0], STACKS[1], 100, 512, 256, 4, 3, 1, BAD),
+    (F16, "+".join(STACKS), STACKS[0], 40, 256, 256, 5, 2, 0, ()),
+    (BF16, STACKS[1], "f16", 20, 256, 48, 5, 2, 0, ()))
 
 TAKES: tuple[tuple[str, int, int, tuple[int, ...]], ...] = (
     # dtype, T, H, index
@@ -340,11 +350,11 @@ def listed() -> Iterable[Case]:
     for dtype, forms, t, k, rows, bias, bad in (*LINEARS, *FEW):
         name = text("linear", dtype, forms, f"T{t}", f"K{k}", rows, *("bias",) * bias, *("bad" for _ in bad[:1]))
         yield Case(name, "linear", partial(inputs.make_linear, dtype=dtype, forms=forms, tokens=t, cols=k, rows=rows,
-                                           bias=bias, bad=bad), ULP[dtype], product_floor(dtype, forms, t))
+                                           bias=bias, bad=bad), ULP[dtype], product_floor(dtype, forms, t, k))
     for dtype, form, t, k, v in LOGITS:
         yield Case(text("logits", dtype, form, f"N{t}", f"H{k}", f"V{v}"), "logits", partial(
             inputs.make_logits, dtype=dtype, form=form, tokens=t, cols=k, vocab=v),
-                   ULP[F32], product_floor(dtype, (form,), t))
+                   ULP[F32], product_floor(dtype, (form,), t, k))
     for dtype, t, inner, bad in SWIGLUS:
         yield Case(text("swiglu", dtype, f"T{t}", f"I{inner}", *("bad" for _ in bad[:1])), "swiglu", partial(
             inputs.make_swiglu, dtype=dtype, tokens=t, inner=inner, bad=bad), ULP[dtype], FLOOR[dtype])

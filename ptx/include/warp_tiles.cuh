@@ -5,7 +5,7 @@
 // j multiplies its own columns and zeros elsewhere, so that sums of SLOTS sub-blocks wait side by side for their scales.
 // Lanes t then apply the scales of different sub-blocks, to which the lanes of XROWS = 8 keep separate sums: whatever
 // XROWS is, the sums of sub-blocks 2 i and 2 i + 1, over all tiles of a warp, are added up in a tree over i = 0..3.
-// Products of integers and float16 values are exact and summed in float32; scales multiply the sums.
+// Products of codes and float16 values are exact and summed in float32; scales multiply the sums.
 #pragma once
 #include "fragments.cuh"
 #include "stage.cuh"
@@ -114,8 +114,7 @@ template <typename F> struct warp_tiles {
                                                                ? start[SLOTS == 1 ? j : round][r & 1] : 0.0f;
 #pragma unroll
                         for (int e = 0; e < 2; e++)
-                            mma_16816<f16_t>(part[p][chain][e % SPANS], a[p][e], x_unit.r[2 * e],
-                                             x_unit.r[2 * e + 1]);
+                            F::multiply(part[p][chain][e % SPANS], a[p][e], x_unit.r[2 * e], x_unit.r[2 * e + 1]);
                         if (SLOTS == 1)
 #pragma unroll
                             for (int e = 0; e < SPANS; e++) {

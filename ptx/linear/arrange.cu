@@ -1,106 +1,66 @@
-// A matrix of blocks, as in a GGUF file, in fragment order (fragments.cuh): a permutation of bits.
+// A matrix as it is stored in fragment order (fragments.cuh): a permutation of bits.
 //
-// blocks [N, K / 256 blocks], out: `tiles` tiles of FORMAT for every 16 rows; rows past N become zero.
+// w [N, K] FORMAT: blocks as in a GGUF file, or codes with `scales` and `factors` [N] (null where the format has none);
+// out: `tiles` tiles of FORMAT for every 16 rows; rows past N and columns past K become zero.
 // Grid: one warp per tile, 4 warps a CTA. Shared memory: none. Archs: all. Bytes moved: the matrix in and out.
 #include "fragments.cuh"
+
+struct matrix_t {
+    const u8 *codes, *scales;
+    const float* factors;
+    int N, K;
+};
 
 // Four bytes at a 2-byte aligned address.
 __device__ __forceinline__ u32 load_4_bytes(const u8* p) { return load<u16>(p) | (u32)load<u16>(p + 2) << 16; }
 
-// Four low nibbles of row g and four of row g + 8, for columns 4 t .. + 3 of a product, as one word of the layout.
-__device__ __forceinline__ u32 join_nibbles(u32 low, u32 high) {
-    return __byte_perm(low & 0x0F0F0F0Fu, 0, 0x3120) | __byte_perm(high & 0x0F0F0F0Fu, 0, 0x3120) << 4;
-}
-
-__device__ __forceinline__ u32 six_bits(const u8* block, int j, bool minimum) {
-    const u8* b = block + 4;
-    if (j < 4) return b[j + (minimum ? 4 : 0)] & 63u;
-    return minimum ? b[j + 4] >> 4 | (b[j] >> 6) << 4 : (b[j + 4] & 15u) | (b[j - 4] >> 6) << 4;
-}
-
-// The head of row r of Q4_K and Q5_K.
-__device__ __forceinline__ void arrange_head(const u8* block, u8* tile, int r) {
-    u32 words[4] = {0, 0, 0, 0};
-    if (block != nullptr) {
-        words[0] = load<u32>(block);
-        u32 last = 0;
+// A word of every product for rows g and g + 8: Q::join of what Q::quad(w, row, k) has of columns k .. k + 3 of each.
+template <typename Q>
+__device__ __forceinline__ void put_words(const matrix_t& w, int row, int tile, u8* out, int lane) {
+    const int r = row + (lane >> 2);
 #pragma unroll
-        for (int j = 0; j < 4; j++) {
-            words[1] |= six_bits(block, j, false) << (6 * j);
-            words[2] |= six_bits(block, j + 4, false) << (6 * j);
-            words[3] |= six_bits(block, j, true) << (6 * j);
-            last |= six_bits(block, j + 4, true) << (6 * j);
+    for (int c = 0; c < 4; c++) {
+        words4_t v;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const int k = 256 * tile + 64 * c + 16 * i + 4 * (lane & 3);
+            v.r[i] = Q::join(Q::quad(w, r, k), Q::quad(w, r + 8, k));
         }
-        words[1] |= last << 24, words[2] |= (last >> 8) << 24, words[3] |= (last >> 16) << 24;
+        *reinterpret_cast<words4_t*>(out + 512 * c + 16 * lane) = v;
     }
-    *reinterpret_cast<words4_t*>(tile + 16 * r) = {{words[0], words[1], words[2], words[3]}};
 }
-
-struct q4_k_arranged {
-    static const int BLOCK = 144;
-    static __device__ __forceinline__ u32 quad(const u8* block, int c, int i, int t) {
-        return block == nullptr ? 0 : load<u32>(block + 16 + 32 * c + 16 * (i & 1) + 4 * t) >> (4 * (i >> 1));
-    }
-    static __device__ __forceinline__ void put(const u8* low, const u8* high, const u8* own, u8* tile, int lane) {
-        const int t = lane & 3;
-#pragma unroll
-        for (int c = 0; c < 4; c++) {
-            words4_t w;
-#pragma unroll
-            for (int i = 0; i < 4; i++) w.r[i] = join_nibbles(quad(low, c, i, t), quad(high, c, i, t));
-            *reinterpret_cast<words4_t*>(tile + 256 + 512 * c + 16 * lane) = w;
-        }
-        if (lane < 16) arrange_head(own, tile, lane);
+// Four nibbles in the low halves of a quad's bytes, of row g and row g + 8.
+template <typename Q> struct nibbles_of : Q {
+    static __device__ __forceinline__ u32 join(u32 low, u32 high) {
+        return __byte_perm(low & 0x0F0F0F0Fu, 0, 0x3120) | __byte_perm(high & 0x0F0F0F0Fu, 0, 0x3120) << 4;
     }
 };
+template <typename Q>
+__device__ __forceinline__ void put_nibbles(const matrix_t& w, int row, int tile, u8* out, int lane) {
+    put_words<nibbles_of<Q>>(w, row, tile, out, lane);
+}
+// The words of Q::quad as they are.
+template <typename Q>
+__device__ __forceinline__ void put_bytes(const matrix_t& w, int row, int tile, u8* out, int lane) {
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+        words4_t v;
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            v.r[i] = Q::quad(w, row + (lane >> 2) + 8 * (i & 1), 256 * tile + 32 * j + 16 * (i >> 1) + 4 * (lane & 3));
+        *reinterpret_cast<words4_t*>(out + 512 * j + 16 * lane) = v;
+    }
+}
 
-struct q6_k_arranged {
-    static const int BLOCK = 210;
-    static __device__ __forceinline__ u32 quad(const u8* block, int c, int i, int t) {
-        if (block == nullptr) return 0;
-        return load_4_bytes(block + 64 * (c >> 1) + 32 * (i >> 1) + 16 * (i & 1) + 4 * t) >> (4 * (c & 1));
-    }
-    static __device__ __forceinline__ u32 pairs(const u8* block, int c, int i, int t) {
-        if (block == nullptr) return 0;
-        return load_4_bytes(block + 128 + 32 * (c >> 1) + 16 * (i & 1) + 4 * t) >> (4 * (c & 1) + 2 * (i >> 1));
-    }
-    static __device__ __forceinline__ void put(const u8* low, const u8* high, const u8* own, u8* tile, int lane) {
-        const int AT[2][2][2] = {{{4, 2}, {8, 6}}, {{10, 0}, {14, 12}}};
-        const int t = lane & 3;
-#pragma unroll
-        for (int c = 0; c < 4; c++) {
-            words4_t w;
-            u32 bits[2] = {0, 0};
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                w.r[i] = join_nibbles(quad(low, c, i, t), quad(high, c, i, t));
-                const u32 two[2] = {pairs(low, c, i, t), pairs(high, c, i, t)};
-#pragma unroll
-                for (int h = 0; h < 2; h++)
-#pragma unroll
-                    for (int e = 0; e < 4; e++)
-                        bits[i >> 1] |= ((two[h] >> (8 * e)) & 3u) << (AT[i & 1][h][e >> 1] + 16 * (e & 1));
-            }
-            *reinterpret_cast<words4_t*>(tile + 512 * c + 16 * lane) = w;
-            *reinterpret_cast<words2_t*>(tile + 2048 + 256 * c + 8 * lane) = {bits[0], bits[1]};
-        }
-        if (lane < 16) {
-            u8* scales = tile + 3072 + 16 * lane;
-            for (int j = 0; j < 16; j++) scales[j] = own == nullptr ? 128 : own[192 + j] ^ 128;
-            *reinterpret_cast<u16*>(tile + 3328 + 2 * lane) = own == nullptr ? 0 : load<u16>(own + 208);
-        }
-    }
-};
+#include "arrange_gguf.cuh"
+#include "arrange_codes.cuh"
 
 typedef PASTE(FORMAT, _arranged) arranged_t;
 
-extern "C" __global__ void __launch_bounds__(128) arrange(const u8* blocks, u8* out, int N, int tiles) {
-    const int lane = threadIdx.x & 31;
+extern "C" __global__ void __launch_bounds__(128)
+    arrange(const u8* w, const u8* scales, const float* factors, u8* out, int N, int K, int tiles) {
     const i64 tile = (i64)blockIdx.x * 4 + (threadIdx.x >> 5);
     if (tile >= (i64)((N + 15) / 16) * tiles) return;
-    const int row = (int)(tile / tiles) * 16;
-    auto block = [&](int r) {
-        return row + r < N ? blocks + ((i64)(row + r) * tiles + tile % tiles) * arranged_t::BLOCK : (const u8*)nullptr;
-    };
-    arranged_t::put(block(lane >> 2), block((lane >> 2) + 8), block(lane & 15), out + tile * fragments_t::BYTES, lane);
+    arranged_t::put({w, scales, factors, N, K}, (int)(tile / tiles) * 16, (int)(tile % tiles),
+                    out + tile * fragments_t::BYTES, threadIdx.x & 31);
 }

@@ -1,7 +1,8 @@
-// y[m, column + n] = sum_k x[m, k] w[n, k] + bias[n] for up to 16 rows m, weights in fragment order.
+// y[m, column + n] = sum_k x[m, k] w[n, k] + bias[n] for up to 16 rows m, weights in fragment order or dense.
 //
-// x [M, K] of x_type (1 f16, 2 bf16), and the same rows as `staged` operands (stage.cuh); w: tiles of FORMAT (fragments.cuh),
-// `tiles` of them per 16 rows; bias [N] float32 or null; y row-major with `stride` elements between rows, of y_type
+// x [M, K] of x_type (1 f16, 2 bf16), and the same rows as `staged` operands (stage.cuh); w: tiles of FORMAT
+// (fragments.cuh), `tiles` of them per 16 rows, or a dense matrix [N, 256 tiles] (fragments_dense.cuh); bias [N] float32
+// or null; y row-major with `stride` elements between rows, of y_type
 // (0 float32, 1 f16, 2 bf16).
 // A single row comes without operands too (`staged` null): each warp then makes its own, if `depth` blocks hold them.
 // Grid: CTAs of up to WARPS warps; CTA c makes groups c, c + grid, ..., at most `turns`, of 2^rows_log = 16 TILES warps /
@@ -46,12 +47,11 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
     // What lane 0 fetches next.
     int next = 0, next_block = 0, next_tile = ((int)blockIdx.x << (rows_log - 4)) + (warp >> split_log) * TILES;
     auto fetch = [&](int stage) {
-        barrier_expect(barrier + 8 * stage, TILES * F::BYTES);
+        barrier_expect(barrier + 8 * stage, TILES * F::COPIED);
 #pragma unroll
         for (int p = 0; p < TILES; p++)  // past the last row tile that one again: nothing stores its sums
-            copy_bulk(ring_address + (stage * TILES + p) * F::BYTES,
-                      w + ((i64)min(next_tile + p, row_tiles - 1) * tiles + share + (next_block << split_log)) * F::BYTES, F::BYTES,
-                      barrier + 8 * stage);
+            F::fetch(ring_address + (stage * TILES + p) * F::BYTES, w, min(next_tile + p, row_tiles - 1),
+                     share + (next_block << split_log), tiles, N, barrier + 8 * stage);
         next++;
         if (++next_block == own) next_block = 0, next_tile += (int)gridDim.x << (rows_log - 4);
     };
@@ -113,7 +113,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
                     const float value = x_type == 1 ? to_float(f16_t{bits}) : to_float(bf16_t{bits});
                     if ((__float_as_uint(value) & 0x7F800000u) != 0x7F800000u) continue;
                     float four[4];
-                    F::quad(w + ((i64)(n / 16) * tiles + k / F::COLS) * F::BYTES, n % 16, k % F::COLS & ~3, four);
+                    F::stored_quad(w, n, k & ~3, tiles, four);
                     v += value * (k & 2 ? k & 1 ? four[3] : four[2] : k & 1 ? four[1] : four[0]);
                 }
             if (bias != nullptr) v += bias[n];

@@ -35,7 +35,8 @@ def kernels(q: DryQueue) -> list[str]:
 
 @pytest.mark.parametrize(("rows", "form", "cols", "dtype", "libraries", "expected"), [
     (1, "q4_k", 256, BF16, LIBRARY, ["linear_small_mma"]),
-    (SMALL_ROWS, "bf16", 256, BF16, LIBRARY, ["linear_small_mma"]),
+    (SMALL_ROWS, "bf16", 256, BF16, LIBRARY, ["stage", "linear_small"] * 4),
+    (SMALL_ROWS, "bf16", 264, BF16, LIBRARY, ["linear_small_mma"]),
     (SMALL_ROWS + 1, "bf16", 256, BF16, LIBRARY, ["cublaslt"]),
     (SMALL_ROWS + 1, "q4_k", 256, BF16, LIBRARY, ["weight_rows", "cublaslt"]),
     (SMALL_ROWS + 1, "q4_k", 256, BF16, frozenset(), ["weight_rows", "gemm"]),

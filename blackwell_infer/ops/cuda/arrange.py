@@ -9,8 +9,10 @@ from blackwell_infer.device.tensor import Tensor
 from blackwell_infer.errors import KernelError
 from blackwell_infer.kernels.cost import Call, Cost, elements, moved
 from blackwell_infer.kernels.kernel import Kernel, Param
+from blackwell_infer.ops.cuda.parts import WEIGHT, pointers
 from blackwell_infer.quant.format import Weight
-from blackwell_infer.quant.fragments import COLS, FRAGMENTS, ROWS, SUFFIX
+from blackwell_infer.quant.fragments import FRAGMENTS, SUFFIX
+from blackwell_infer.quant.lanes import COLS, ROWS
 from blackwell_infer.types import Array
 
 ACTS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
@@ -25,7 +27,7 @@ def rows_cost(call: Call) -> Cost:
 
 
 ARRANGE = Kernel("linear/arrange.cu", "arrange", (
-    Param("blocks", "in", "uint8"), Param("out", "out", "uint8"), Param("N", "i32"), Param("tiles", "i32")),
+    *WEIGHT, Param("out", "out", "uint8"), Param("N", "i32"), Param("K", "i32"), Param("tiles", "i32")),
     {"FORMAT": tuple(FRAGMENTS)}, cost=moved)
 FRAGMENT_ROWS = Kernel("linear/dense.cu", "fragment_rows", (
     Param("w", "in", "uint8"), Param("ids", "in", "int32"), Param("out", "out"), Param("first", "i32"),
@@ -40,7 +42,7 @@ def arrange(q: Queue, w: Weight, out: Array | None = None) -> Weight:
     form = FRAGMENTS.get(w.format)
     if form is None:
         return w
-    n, tiles = w.shape[0], -(-w.shape[1] // COLS)
+    (n, k), tiles = w.shape, -(-w.shape[1] // COLS)
     count = -(-n // ROWS) * tiles
     if out is None:
         out = q.empty((count * form.tile_bytes,), np.uint8)
@@ -48,7 +50,7 @@ def arrange(q: Queue, w: Weight, out: Array | None = None) -> Weight:
         raise KernelError(f"arrange: {w.format} {list(w.shape)} takes {count * form.tile_bytes} bytes in tiles, "
                           f"there are {list(out.shape)}")
     if count:
-        q.launch(ARRANGE.variant(FORMAT=w.format), (-(-count // 4), 1, 1), (128, 1, 1), w.parts[0], out, n, tiles)
+        q.launch(ARRANGE.variant(FORMAT=w.format), (-(-count // 4), 1, 1), (128, 1, 1), *pointers(w), out, n, k, tiles)
     return Weight(w.format + SUFFIX, w.shape, (out,))
 
 

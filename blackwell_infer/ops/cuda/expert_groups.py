@@ -14,9 +14,11 @@ from blackwell_infer.kernels.kernel import Kernel, Param, Variant
 from blackwell_infer.ops.batch import Routing
 from blackwell_infer.ops.cuda.expert_rows import gate
 from blackwell_infer.ops.cuda.expert_small import stack_rows
-from blackwell_infer.ops.cuda.rows import ACTS, FORMATS, WEIGHT, choose, pointers
+from blackwell_infer.ops.cuda.parts import WEIGHT, pointers
+from blackwell_infer.ops.cuda.rows import ACTS, FORMATS, choose
 from blackwell_infer.quant.format import Experts
-from blackwell_infer.quant.fragments import FRAGMENTS, ROWS, SUFFIX
+from blackwell_infer.quant.fragments import FRAGMENTS, STACKED, SUFFIX
+from blackwell_infer.quant.lanes import ROWS
 from blackwell_infer.types import Array
 
 CHUNK = 512
@@ -28,7 +30,7 @@ TILES = ((8, 16), (48, 64))
 WIDEST = 128
 RAW = {"f32": 144, "f16": 144, "bf16": 144, "q8_0": 160, "q4_0": 160, "q4_k": 160, "q5_k": 176, "q6_k": 224,
        "nvfp4": 176, "nvfp4_f16": 208, "mxfp4": 176, "mxfp8": 176, "fp8": 144, "fp8_block": 176,
-       **{form + SUFFIX: found.tile_bytes // ROWS for form, found in FRAGMENTS.items()}}
+       **{form + SUFFIX: FRAGMENTS[form].tile_bytes // ROWS for form in STACKED}}
 """Bytes of shared memory per weight row and part: PART_BYTES of ptx/moe/parts.cuh by 16 rows."""
 
 COUNT = Kernel("moe/sort.cu", "moe_count", (
@@ -50,7 +52,7 @@ GROUPS = Kernel("moe/groups.cu", "moe_groups", (
     Param("mode", "i32"), Param("stride", "i32"), Param("column", "i32")),
     {"FORMAT": FORMATS, "ACT": ("f16", "bf16"), "TILE_M": (16, 64, 128)}, cost=routed)
 TILED = Kernel(GROUPS.source, GROUPS.entry, GROUPS.params,
-               {**GROUPS.defines, "FORMAT": tuple(FRAGMENTS), "TILED": (1,)}, cost=routed)
+               {**GROUPS.defines, "FORMAT": STACKED, "TILED": (1,)}, cost=routed)
 COMBINE = Kernel("moe/combine.cu", "moe_combine", (
     Param("z", "in", "float32"), Param("weights", "in", "float32"), Param("y", "out"), Param("H", "i32"),
     Param("top", "i32")), {"ACT": ("f16", "bf16")}, cost=moved)
@@ -60,7 +62,7 @@ HALVES = {"float16": "f16", "bfloat16": "bf16"}
 VARIANTS: dict[int, dict[tuple[str, str], Variant]] = {
     rows: {(form, dtype): GROUPS.variant(FORMAT=form, ACT=act, TILE_M=rows) for form in FORMATS
            for dtype, act in HALVES.items()}
-          | {(form + SUFFIX, dtype): TILED.variant(FORMAT=form, ACT=act, TILE_M=rows, TILED=1) for form in FRAGMENTS
+          | {(form + SUFFIX, dtype): TILED.variant(FORMAT=form, ACT=act, TILE_M=rows, TILED=1) for form in STACKED
              for dtype, act in HALVES.items()} for rows in (16, 64, 128)}
 COMBINES = {dtype: COMBINE.variant(ACT=ACTS[dtype]) for dtype in HALVES}
 

@@ -10,9 +10,11 @@ from blackwell_infer.kernels.cost import moved, routed
 from blackwell_infer.kernels.kernel import Kernel, Param, Variant
 from blackwell_infer.ops.batch import Routing
 from blackwell_infer.ops.cuda import expert_small
-from blackwell_infer.ops.cuda.linear import FRAGMENTED, RING
-from blackwell_infer.ops.cuda.rows import ACTS, FORMATS, WEIGHT, choose, pointers
+from blackwell_infer.ops.cuda.linear import RING
+from blackwell_infer.ops.cuda.parts import WEIGHT, pointers
+from blackwell_infer.ops.cuda.rows import ACTS, FORMATS, choose
 from blackwell_infer.quant.format import Experts
+from blackwell_infer.quant.fragments import SUFFIX
 from blackwell_infer.types import Array
 
 TILE = 16
@@ -51,7 +53,7 @@ def experts(q: Queue, x: Array, routing: Routing, gate_up: tuple[Experts, ...], 
 
 def multiply(q: Queue, x: Array, routing: Routing, w: Experts, out: Tensor, mode: str, column: int) -> None:
     """Products of one matrix of each pair's expert, as `mode` says."""
-    if w.weight.format in FRAGMENTED and x.dtype != np.float32:
+    if w.weight.format.endswith(SUFFIX) and x.dtype != np.float32:
         expert_small.multiply(q, x, routing, w, out, mode, column)
         return
     v = choose(q, "experts", VARIANTS, w.weight.format, x.dtype)

@@ -12,7 +12,8 @@ from blackwell_infer.ops.cuda.rows import choose
 from blackwell_infer.ops.cuda.small import STATIC
 from blackwell_infer.ops.cuda.staged import ACT, block_bytes
 from blackwell_infer.quant.format import Experts
-from blackwell_infer.quant.fragments import COLS, FRAGMENTS, ROWS, SUFFIX
+from blackwell_infer.quant.fragments import FRAGMENTS, STACKED, SUFFIX
+from blackwell_infer.quant.lanes import COLS, ROWS
 from blackwell_infer.types import Array
 
 WARPS, MOST_DEPTH = 8, 8
@@ -23,10 +24,10 @@ SMALL = Kernel("moe/small.cu", "moe_small", (
     Param("x", "in"), Param("w", "in", "uint8"), Param("experts", "in", "int32"), Param("weights", "in", "float32"),
     Param("y", "out"), Param("N", "i32"), Param("K", "i32"), Param("top", "i32"), Param("depth", "i32"),
     Param("stride", "i32"), Param("column", "i32")),
-    {"FORMAT": tuple(FRAGMENTS), "ACT": tuple(ACT.values()), "MODE": MODES}, cost=routed)
+    {"FORMAT": STACKED, "ACT": tuple(ACT.values()), "MODE": MODES}, cost=routed)
 KERNELS = (SMALL,)
 
-VARIANTS = {mode: {(form + SUFFIX, dtype): SMALL.variant(FORMAT=form, ACT=act, MODE=mode) for form in FRAGMENTS
+VARIANTS = {mode: {(form + SUFFIX, dtype): SMALL.variant(FORMAT=form, ACT=act, MODE=mode) for form in STACKED
                    for dtype, act in ACT.items()} for mode in MODES}
 
 

@@ -15,11 +15,11 @@ from blackwell_infer.ops.cuda import arrange, small
 from blackwell_infer.ops.cuda import staged as stage
 from blackwell_infer.ops.cuda.gemm import KERNELS as GEMM_KERNELS
 from blackwell_infer.ops.cuda.gemm import large
+from blackwell_infer.ops.cuda.parts import WEIGHT, pointers
 from blackwell_infer.ops.cuda.quantized import quantise_and_multiply
-from blackwell_infer.ops.cuda.rows import FORMATS, WEIGHT, WEIGHT_ROWS, choose, embed, pointers
+from blackwell_infer.ops.cuda.rows import FORMATS, WEIGHT_ROWS, choose, embed
 from blackwell_infer.ops.cuda.staged import MOST_ROWS, Staged, plain, staged
 from blackwell_infer.quant.format import QUANTISES, Linear, Weight
-from blackwell_infer.quant.fragments import FRAGMENTS, SUFFIX
 from blackwell_infer.types import Array
 
 __all__ = ["KERNELS", "embed", "linear", "logits"]
@@ -39,7 +39,6 @@ SMALL_MMA = Kernel("linear/small_mma.cu", "linear_small_mma", _COMMON, {"FORMAT"
 SMALL_FMA = Kernel("linear/small_fma.cu", "linear_small_fma", _COMMON, {"FORMAT": FORMATS, "ACT": ("f32",)},
                    cost=multiplied)
 KERNELS = (SMALL_MMA, SMALL_FMA, WEIGHT_ROWS, *GEMM_KERNELS, *arrange.KERNELS, *stage.KERNELS, *small.KERNELS)
-FRAGMENTED = frozenset(form + SUFFIX for form in FRAGMENTS)
 
 SMALL = {
     **{(form, "float32"): SMALL_FMA.variant(FORMAT=form, ACT="f32") for form in FORMATS},
@@ -61,7 +60,7 @@ def outputs(q: Queue, op: str, x: Array, w: Linear, bias: Array | None, dtype: n
     """All row blocks of w into one array of `dtype`. KernelError: no kernel for a format or type, or K differs."""
     (m, k), total = x.shape, sum(block.shape[0] for block in w)
     out = q.empty((m, total), dtype)
-    if m <= MOST_ROWS and any(block.format in FRAGMENTED for block in w):
+    if m <= MOST_ROWS and any(small.takes(block, x.dtype) for block in w):
         x = operand(q, x)
     column = 0
     for block in w:
@@ -87,8 +86,8 @@ def operand(q: Queue, x: Array) -> Tensor | Staged:
 def multiply(q: Queue, op: str, x: Array, w: Weight, bias: Array | None, out: Tensor, column: int) -> None:
     """One row block into its columns of `out`. The GEMM of 16-bit operands needs rows of a multiple of 16 bytes."""
     (m, k), n = x.shape, w.shape[0]
-    if w.format in FRAGMENTED:
-        if m > SMALL_ROWS:
+    if small.takes(w, x.dtype):
+        if m > SMALL_ROWS and k % 8 == 0:
             large(q, plain(x), w, bias, out, column)
             return
         for first in range(0, m, MOST_ROWS):

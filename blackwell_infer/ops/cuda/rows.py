@@ -12,18 +12,14 @@ from blackwell_infer.errors import KernelError
 from blackwell_infer.kernels.cost import Call, Cost
 from blackwell_infer.kernels.kernel import Kernel, Param, Variant
 from blackwell_infer.ops.cuda.arrange import fragment_rows
+from blackwell_infer.ops.cuda.parts import WEIGHT, pointers
 from blackwell_infer.quant.format import Weight
 from blackwell_infer.quant.fragments import SUFFIX
 from blackwell_infer.types import Array
 
 FORMATS = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_k", "q5_k", "q6_k", "nvfp4", "nvfp4_f16", "mxfp4", "mxfp8", "fp8",
            "fp8_block")
-SCALES = {"nvfp4": 1, "nvfp4_f16": 1, "mxfp4": 1, "mxfp8": 1, "fp8_block": 1}
-FACTORS = {"nvfp4": 2, "nvfp4_f16": 2, "fp8": 1}
-"""Which part of a weight holds its scales, and its factors per row; other formats have one part."""
 ACTS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
-
-WEIGHT = (Param("w", "in"), Param("scales", "in"), Param("factors", "in", "float32"))
 
 
 def looked_up(call: Call) -> Cost:
@@ -62,12 +58,6 @@ def launch(q: Queue, op: str, w: Weight, ids: Array | None, first: int, out: Ten
     threads = min(-(-work // 32) * 32, 256)
     if out.size:
         q.launch(v, (count, 1, 1), (threads, 1, 1), *pointers(w), ids, out, first, rows, k, pdl=True)
-
-
-def pointers(w: Weight) -> tuple[Array, Array | None, Array | None]:
-    """The arguments `WEIGHT` of a kernel: codes or blocks, scales, factors per row."""
-    scales, factors = SCALES.get(w.format), FACTORS.get(w.format)
-    return (w.parts[0], None if scales is None else w.parts[scales], None if factors is None else w.parts[factors])
 
 
 def choose(q: Queue, op: str, table: Mapping[tuple[str, str], Variant], form: str, dtype: np.dtype[Any]) -> Variant:

@@ -1,18 +1,23 @@
-"""Launcher of ptx/linear/small.cu: matmuls of up to 16 activation rows over weights in fragment order."""
+"""Launcher of ptx/linear/small.cu: matmuls of up to 16 activation rows over weights in fragment order, and over dense
+16-bit weights as they are."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
+import numpy as np
 
 from blackwell_infer.device.check import SHARED_LIMIT
 from blackwell_infer.device.queue import Queue
 from blackwell_infer.device.tensor import Tensor
 from blackwell_infer.kernels.cost import multiplied
 from blackwell_infer.kernels.kernel import Kernel, Param, Value
-from blackwell_infer.ops.cuda.staged import Staged, block_bytes, plain, staged
+from blackwell_infer.ops.cuda.gemm import aligned
+from blackwell_infer.ops.cuda.staged import ACT, Staged, block_bytes, plain, staged
 from blackwell_infer.quant.format import Weight
-from blackwell_infer.quant.fragments import COLS, FRAGMENTS, ROWS, SUFFIX
+from blackwell_infer.quant.fragments import FRAGMENTS, SUFFIX
+from blackwell_infer.quant.lanes import COLS, ROWS
 from blackwell_infer.types import Array
 
 SUMS = 640
@@ -22,9 +27,13 @@ BLOCKS_BUDGET, MOST_BLOCKS = 12288, 16
 STATIC = 3 << 10
 """Bytes of shared memory that the kernel takes besides, and that a multiprocessor keeps for each CTA"""
 TYPES = {"float32": 0, "float16": 1, "bfloat16": 2}
-NARROW, LONG = 4608, 8192
+NARROW, LONG, LIGHT = 4608, 8192, 4096
 """Most rows of a matrix whose columns 16 warps share, so that each has little to do once activations are there, and
-most columns: beyond, 8 warps read enough to hide that"""
+most columns: beyond, 8 warps read enough to hide that. Most bytes of a tile: of larger ones not every GPU holds 16."""
+
+
+DENSE, DENSE_TILE = ("f16", "bf16"), 16 * 544
+"""Formats that are read as they are stored, and bytes of a tile in shared memory (ptx/include/fragments_dense.cuh)"""
 
 
 class Geometry(msgspec.Struct, frozen=True):
@@ -52,7 +61,7 @@ BOUNDS: Mapping[tuple[int, int], int] = {(1, 1): 16, (1, 2): 16, (4, 1): 16, (4,
 matrices as it can: kernels of a step that do not fit into the instruction cache together are fetched anew each time."""
 TILINGS: Mapping[tuple[int, int], tuple[Tiling, ...]] = {
     (16, 1): (Tiling(2, 1, 1), Tiling(1, 1, 1)), (16, 4): (Tiling(1, 1, 1),), (16, 8): (Tiling(1, 1, 1),),
-    (8, 1): (Tiling(2, 2, 2), Tiling(2, 2, 1), Tiling(1, 2, 2), Tiling(1, 1, 2)),
+    (8, 1): (Tiling(2, 2, 2), Tiling(2, 2, 1), Tiling(1, 2, 2), Tiling(1, 1, 2), Tiling(1, 1, 1)),
     (8, 4): (Tiling(2, 2, 1), Tiling(1, 1, 1)),
     (8, 8): (Tiling(2, 2, 1), Tiling(1, 1, 1)), (8, 16): (Tiling(1, 2, 1), Tiling(1, 1, 1))}
 """What there is for (warps, activation rows), the best first: later ones keep more multiprocessors busy, or fit where
@@ -64,30 +73,43 @@ def legal(defines: Mapping[str, Value]) -> bool:
 
 
 SMALL = Kernel("linear/small.cu", "linear_small", (
-    Param("x", "in"), Param("staged", "in", "uint8"), Param("w", "in", "uint8"), Param("bias", "in", "float32"),
+    Param("x", "in"), Param("staged", "in", "uint8"), Param("w", "in"), Param("bias", "in", "float32"),
     Param("y", "out"), Param("M", "i32"), Param("N", "i32"), Param("K", "i32"), Param("tiles", "i32"),
     Param("turns", "i32"), Param("ahead", "i32"), Param("depth", "i32"), Param("split_log", "i32"),
     Param("rows_log", "i32"), Param("stride", "i32"),
     Param("column", "i32"), Param("x_type", "i32"), Param("y_type", "i32")),
-    {"FORMAT": tuple(FRAGMENTS), "WARPS": (8, 16), "XROWS": (1, 4, 8, 16), "TILES": (1, 2)},
+    {"FORMAT": (*FRAGMENTS, *DENSE), "WARPS": (8, 16), "XROWS": (1, 4, 8, 16), "TILES": (1, 2)},
     legal, cost=multiplied)
 KERNELS = (SMALL,)
 
 
-def geometry(n: int, k: int) -> Geometry:
+def takes(w: Weight, dtype: np.dtype[Any]) -> bool:
+    """Whether `multiply` takes this weight with activations of `dtype`."""
+    if w.format in DENSE:
+        return dtype.name in ACT and w.shape[1] % COLS == 0 and aligned(w.parts[0])
+    return w.format.endswith(SUFFIX)
+
+
+def tile_bytes(form: str) -> int:
+    """Bytes of a tile in shared memory."""
+    return DENSE_TILE if form in DENSE else FRAGMENTS[form].tile_bytes
+
+
+def geometry(form: str, n: int, k: int) -> Geometry:
     """For a matrix [n, k]."""
     blocks = -(-k // COLS)
-    if blocks >= 16 and n <= NARROW and k <= LONG:
+    if blocks >= 16 and n <= NARROW and k <= LONG and tile_bytes(form) < LIGHT:
         return GEOMETRIES[0]
     return next((g for g in GEOMETRIES[1:] if g.split <= blocks), GEOMETRIES[-1])
 
 
 def multiply(q: Queue, x: Tensor | Staged, w: Weight, bias: Array | None, out: Tensor, column: int) -> None:
-    """x [M, K] times w [N, K] in fragment order, transposed, plus bias [N], into columns of `out`; M up to 16.
+    """x [M, K] times w [N, K] (see `takes`), transposed, plus bias [N], into columns of `out`; M up to 16.
 
     A single row may come as it is."""
     (m, k), n, wide = x.shape, w.shape[0], -(-w.shape[1] // COLS)
-    form, shape = w.format.removesuffix(SUFFIX), geometry(n, k)
+    form = w.format.removesuffix(SUFFIX)
+    shape = geometry(form, n, k)
     found = choose(form, shape, m, n, q.sm_count, SHARED_LIMIT[q.arch] - STATIC)
     own = -(-wide // shape.split)
     if isinstance(x, Tensor) and (found is None or room_for(found[2], shape, m) < own):
@@ -118,7 +140,7 @@ def room_for(shared: int, shape: Geometry, m: int) -> int:
 
 def fixed_bytes(form: str, shape: Geometry, xrows: int, tiling: Tiling) -> int:
     """Shared memory of a CTA besides its blocks of activations."""
-    return shape.warps * tiling.tiles * (tiling.ahead * FRAGMENTS[form].tile_bytes + 2 * -(-xrows // 8) * SUMS)
+    return shape.warps * tiling.tiles * (tiling.ahead * tile_bytes(form) + 2 * -(-xrows // 8) * SUMS)
 
 
 def choose(form: str, shape: Geometry, m: int, n: int, sm_count: int, shared: int) -> tuple[int, Tiling, int] | None:

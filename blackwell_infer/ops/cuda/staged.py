@@ -10,7 +10,7 @@ from blackwell_infer.device.queue import Queue
 from blackwell_infer.device.tensor import Tensor
 from blackwell_infer.kernels.cost import moved
 from blackwell_infer.kernels.kernel import Kernel, Param
-from blackwell_infer.quant.fragments import COLS
+from blackwell_infer.quant.lanes import COLS
 from blackwell_infer.types import Array
 
 MOST_ROWS = 16

@@ -209,11 +209,11 @@ EXPERTS: tuple[tuple[str, str, str, int, int, int, int, int, int, Bad], ...] = (
     (BF16, STACKS[0], STACKS[1], 1, 512, 768, 9, 8, 0, ()),
     (BF16, STACKS[0], STACKS[0], 5, 2304, 256, 3, 2, 0, BAD[:1]),
     (F16, STACKS[0], STACKS[1], 16, 256, 256, 12, 11, 1, BAD),
-    (BF16, "+".join(STACKS), STACKS[0], 2, 256, 512, 4, 3, 0, BAD[:1]),
+    (BF16, "+".join(STACKS[:2]), STACKS[0], 2, 256, 512, 4, 3, 0, BAD[:1]),
     (BF16, f"{STACKS[1]}+q5_k", "q8_0", 4, 256, 288, 3, 2, 0, ()),
     (BF16, "q5_k", STACKS[1], 2, 256, 256, 3, 2, 0, ()),
     (BF16, STACKS[0], STACKS[1], 100, 512, 256, 4, 3, 1, BAD),
-    (F16, "+".join(STACKS), STACKS[0], 40, 256, 256, 5, 2, 0, ()),
+    (F16, "+".join(STACKS[:2]), STACKS[0], 40, 256, 256, 5, 2, 0, ()),
     (BF16, STACKS[1], "f16", 20, 256, 48, 5, 2, 0, ()))
 
 TAKES: tuple[tuple[str, int, int, tuple[int, ...]], ...] = (

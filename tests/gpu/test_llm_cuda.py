@@ -133,8 +133,8 @@ def test_every_gguf_format_gives_the_tokens_of_numpy(wide: Path, converter: Modu
             prompts, samplings = requests(llm.info().vocab, 8)
             found[device] = tokens(llm.generate(prompts, samplings))
     assert found["cuda"] == found["numpy"]
-    # Steps of few tokens: those of many round weights to the activation dtype first, so that a prompt that shares a step
-    # with others would not be computed as it is alone.
+    # Steps of few tokens: those of many round weights to the activation dtype first, so that a prompt which shares a
+    # step with others would not be computed as it is alone.
     with LLM(tmp_path / "model.gguf", device="cuda", max_context=256, max_step_tokens=16) as llm:
         assert llm.info().dtype == ("float16" if kind == "f16" else "bfloat16")
         assert llm.info().weight_bytes < 1.3 * (tmp_path / "model.gguf").stat().st_size, "weights stay quantised"

@@ -118,13 +118,13 @@ extern "C" __global__ void __launch_bounds__(32 * MOST_WARPS)
 #pragma unroll
             for (int i = 0; i < PER_LANE; i++)
                 if (index == lane + 32 * i) keys[i] = 0;
-            const float p = expf(value_of(best) - most) / mass;
+            const float p = __fdividef(expf(value_of(best) - most), mass);
             sum += p;
             if (lane == s) expert = index, share = p;
         }
         if (lane < top) {
             experts[token * top + lane] = expert;
-            weights[token * top + lane] = norm ? share / sum : share;
+            weights[token * top + lane] = norm ? __fdividef(share, sum) : share;
         }
     }
 }

@@ -14,8 +14,7 @@
 // a sum knows the experts before its own wait, and fetches weights while the products before it are under way.
 // Shared memory: dynamic; per warp `depth` (gate: pairs of) tiles and 560 bytes of activations; 64 bytes of sums per tile
 // of a CTA; 8 bytes per segment.
-// Archs: sm_90 and up. Bytes moved: the weights of every pair once (L2 serves experts that tokens share). Compiled, not
-// yet measured.
+// Archs: sm_90 and up. Bytes moved: the weights of every pair once (L2 serves experts that tokens share).
 #define MODE_gate 0
 #define MODE_sum 1
 #define MODE_plain 2
@@ -27,7 +26,7 @@
 
 #define WARPS 8
 #define MOST_DEPTH 8
-#define RESIDENT (IS(gate) && fragments_t::SPAN == 16 ? 3 : 4)  // CTAs: room for those of the next launch
+#define RESIDENT (IS(gate) && fragments_t::SPAN == 16 ? 2 : 3)  // CTAs: room for those of the next launch
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT)
     moe_small(const act_t* x, const u8* w, const int* experts, const float* weights, void* y, int N, int K, int top,

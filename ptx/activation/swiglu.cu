@@ -3,7 +3,7 @@
 // gate_up [T, 2 I] of ACT, gate in the first I columns; y [T, I]; blocks: y once more as operands of the
 // small matmuls (stage.cuh), or null. Grid: (T, ceil(I / 1024)), 128 threads, 8 elements
 // each.
-// Shared memory: none. Archs: all. Bytes: 3 T I elements. Compiled, not yet measured.
+// Shared memory: none. Archs: all. Bytes: 3 T I elements. H200, 1 x 12288: 1.9 us.
 #include "stage.cuh"
 
 extern "C" __global__ void __launch_bounds__(128) swiglu(const act_t* gate_up, act_t* y, u8* blocks, int T, int I) {

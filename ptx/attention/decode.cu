@@ -34,8 +34,8 @@
 // those that only some see, if not finite, are taken out of the MMA and added by hand.
 // Shared memory (dynamic): a ring of stages 2 WARPS STEP 2 D bytes (at the end the sets' outputs), Q fragments 32 D,
 // new K and V 4 D room, and heads under way 16 D or sums over splits 64 D.
-// Archs: all. Bytes: 4 keys D per KV head and tile. Not yet measured; its predecessor, which loaded fragments from
-// global memory, reached 1.60 TB/s at 16384 keys (H200, 2026-11-20).
+// Archs: all. Bytes: 4 keys D per KV head and tile. H200, 32/8 heads of 128: 6.7 us for
+// 69 keys, 23.8 us (2.87 TB/s) for 16452.
 #include "bulk.cuh"
 #include "head.cuh"
 #include "mma.cuh"

@@ -13,7 +13,6 @@ from blackwell_infer.cli import bench, main
 from blackwell_infer.cli.report import Report, Row, figure_table, phase_table, plain, print_report
 from blackwell_infer.config import EngineConfig
 from blackwell_infer.engine import measure
-from blackwell_infer.engine.footprint import PeakMemory
 from blackwell_infer.engine.load import load
 from blackwell_infer.engine.measure import Bench, Cell, Matrix, context_for, lengths_of, obstacle
 from blackwell_infer.engine.profile import Bandwidth, Phase, Profile

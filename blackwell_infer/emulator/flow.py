@@ -38,7 +38,7 @@ def is_copy(ins: Instruction) -> bool:
     return ins.op.startswith(("mov.", "selp.")) and all(o.kind != "vec" for o in ins.operands)
 
 
-class Effect(msgspec.Struct, frozen=True):
+class Effect(msgspec.Struct, frozen=True, gc=False):
     """An instruction as bit masks of registers: `checked` are read, `moved` are copied to `written`."""
 
     checked: int

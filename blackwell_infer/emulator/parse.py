@@ -20,7 +20,7 @@ class PtxError(BlackwellInferError):
     """PTX that is malformed, uses a form the emulator does not know, or breaks a rule while it runs."""
 
 
-class Operand(msgspec.Struct, frozen=True):
+class Operand(msgspec.Struct, frozen=True, gc=False):
     """`kind` reg: name; imm: value (an integer, or the bits of a float of `bits`); sym: name; vec and pair: items;
     addr: items[0] is a reg, sym or imm, `value` the byte offset; `negated` marks a predicate read as its complement."""
 
@@ -32,7 +32,7 @@ class Operand(msgspec.Struct, frozen=True):
     negated: bool = False
 
 
-class Instruction(msgspec.Struct, frozen=True):
+class Instruction(msgspec.Struct, frozen=True, gc=False):
     """One instruction. `guard` is the predicate register or "", `line` the 1-based line of the PTX text, `source` the
     file and line it was compiled from, "" if the text does not say."""
 

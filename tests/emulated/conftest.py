@@ -1,6 +1,7 @@
 """Queues of the emulated device, with compiled kernels kept between runs."""
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 
 import pytest
@@ -8,6 +9,9 @@ import pytest
 from blackwell_infer.device.emulated import EmulatedQueue
 from blackwell_infer.emulator.run import Texts
 from blackwell_infer.kernels.compile import Builder
+
+gc.set_threshold(50_000, 20, 20)
+"""parsed kernels are hundreds of thousands of objects that stay: looking through them often costs a tenth"""
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ INTEGERS = ("s8", "u8", "s16", "u16", "s32", "u32", "s64", "u64")
 
 def from_half(bits: Any, brain: bool) -> Any:
     """16-bit floats to float32."""
-    b = np.asarray(bits).astype(np.uint16)
+    b = np.asarray(bits).astype(np.uint16, copy=False)
     return (b.astype(np.uint32) << np.uint32(16)).view(F32) if brain else b.view(np.float16).astype(F32)
 
 

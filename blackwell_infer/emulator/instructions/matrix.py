@@ -25,22 +25,16 @@ def eight(dtype: Any) -> Callable[[Any], Any]:
     return lambda words: words.view(np.uint8).view(dtype).astype(F64)
 
 
-DECODE: dict[str, tuple[int, Callable[[Any], Any]]] = {
-    "f16": (2, lambda words: from_half(words.view(np.uint16), False).astype(F64)),
-    "bf16": (2, lambda words: from_half(words.view(np.uint16), True).astype(F64)),
-    "tf32": (1, lambda words: (words & np.uint32(0xFFFFE000)).view(np.float32).astype(F64)),
-    "s8": (4, lambda words: words.view(np.int8).astype(F64)),
-    "u8": (4, lambda words: words.view(np.uint8).astype(F64)),
-    "e4m3": (4, eight(ml_dtypes.float8_e4m3fn)),
-    "e5m2": (4, eight(ml_dtypes.float8_e5m2)),
+DECODE: dict[str, Callable[[Any], Any]] = {
+    "f16": lambda words: words.view(np.float16).astype(F64),
+    "bf16": lambda words: from_half(words.view(np.uint16), True).astype(F64),
+    "tf32": lambda words: (words & np.uint32(0xFFFFE000)).view(np.float32).astype(F64),
+    "s8": lambda words: words.view(np.int8).astype(F64),
+    "u8": lambda words: words.view(np.uint8).astype(F64),
+    "e4m3": eight(ml_dtypes.float8_e4m3fn),
+    "e5m2": eight(ml_dtypes.float8_e5m2),
 }
-"""elements in a 32-bit register, and how to read them"""
-
-
-def tile(words: Any, kind: str) -> Any:
-    """[warps, 32] registers to [warps, 8, 4e] values."""
-    per, decode = DECODE[kind]
-    return decode(np.ascontiguousarray(words)).reshape(len(words), 8, 4 * per)
+"""how to read the elements in 32-bit registers"""
 
 
 def read(m: Machine, o: Any, kind: str = "b32") -> Callable[[Lanes, int], Any]:
@@ -49,37 +43,58 @@ def read(m: Machine, o: Any, kind: str = "b32") -> Callable[[Lanes, int], Any]:
     return lambda lanes, warps: np.broadcast_to(np.asarray(source(lanes)), (warps * 32,)).reshape(warps, 32)
 
 
+def together(m: Machine, operand: Any, kind: str = "b32") -> Callable[[Lanes, int], Any]:
+    """The registers of a vector operand as [registers, warps * 32]."""
+    sources = [m.reader(o, kind) for o in registers(operand)]
+
+    def run(lanes: Lanes, warps: int) -> Any:
+        values = [np.asarray(source(lanes)) for source in sources]
+        out = np.empty((len(values), warps * 32), values[0].dtype)
+        for i, v in enumerate(values):
+            out[i] = v
+        return out
+    return run
+
+
+def rows_of(values: Any, warps: int) -> Any:
+    """Elements of the registers of A, in their order, to [warps, 16, k]."""
+    n = len(values) // 2
+    return values.reshape(n, 2, warps, 8, -1).transpose(2, 1, 3, 0, 4).reshape(warps, 16, -1)
+
+
+def columns_of(values: Any, warps: int) -> Any:
+    """Elements of the registers of B, in their order, to [warps, 8, k]."""
+    return values.reshape(len(values), warps, 8, -1).transpose(1, 2, 0, 3).reshape(warps, 8, -1)
+
+
+def accumulator(m: Machine, d: Any, c: Any, kind: str) -> Callable[[Lanes, int, Any, Any], None]:
+    """add(lanes, warps, rows [warps, 16, k], columns [warps, 8, k]): D = A B + C."""
+    put, start = [m.writer(o) for o in registers(d)], together(m, c, kind)
+
+    def add(lanes: Lanes, warps: int, rows: Any, columns: Any) -> None:
+        product = np.matmul(rows, columns.transpose(0, 2, 1)).reshape(warps, 2, 8, 4, 2)
+        product = product.transpose(1, 4, 0, 2, 3).reshape(4, warps * 32)
+        before = start(lanes, warps)
+        wide = F64 if before.dtype.kind == "f" else np.int64
+        after = (product.astype(wide, copy=False) + before).astype(before.dtype)
+        for p, values in zip(put, after, strict=True):
+            p(lanes, values)
+    return add
+
+
 def multiply(a_kind: str, b_kind: str, out: str) -> Form:
     """mma.sync.aligned.m16n8kK.row.col with float32 or int32 accumulators."""
+    decode_a, decode_b = DECODE[a_kind], DECODE[b_kind]
 
     def build(m: Machine, ins: Instruction) -> Step:
-        d, a, b, c = (registers(o) for o in ins.operands)
-        put = [m.writer(o) for o in d]
-        ra, rb = [read(m, o) for o in a], [read(m, o) for o in b]
-        rc = [read(m, o, out) for o in c]
+        d, a, b, c = ins.operands
+        ra, rb, add = together(m, a), together(m, b), accumulator(m, d, c, out)
 
         def step(lanes: Lanes) -> None:
             w = len(m.warps(lanes))
-            ta, tb = [tile(r(lanes, w), a_kind) for r in ra], [tile(r(lanes, w), b_kind) for r in rb]
-            product = np.concatenate(
-                [sum_of(ta[0::2], tb), sum_of(ta[1::2], tb)], axis=1)                      # [w, 16, 8]
-            results = [accumulate(product[:, 8 * half : 8 * half + 8, i::2].reshape(w, 32), rc[2 * half + i](lanes, w))
-                       for half in range(2) for i in range(2)]
-            for p, r in zip(put, results, strict=True):
-                p(lanes, r.reshape(-1))
+            add(lanes, w, rows_of(decode_a(ra(lanes, w)), w), columns_of(decode_b(rb(lanes, w)), w))
         return step
     return build
-
-
-def sum_of(rows: list[Any], columns: list[Any]) -> Any:
-    """[w, 8, k] times [w, 8, k]^T over the k tiles."""
-    return np.matmul(np.concatenate(rows, axis=2), np.concatenate(columns, axis=2).transpose(0, 2, 1))
-
-
-def accumulate(values: Any, start: Any) -> Any:
-    if start.dtype.kind == "f":
-        return (values + start.astype(F64)).astype(start.dtype)
-    return (values.astype(np.int64) + start).astype(start.dtype)
 
 
 def load_matrix(count: int, transpose: bool) -> Form:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from blackwell_infer.emulator.instructions.matrix import accumulate, read, sum_of
+from blackwell_infer.emulator.instructions.matrix import accumulator, columns_of, read, rows_of, together
 from blackwell_infer.emulator.instructions.narrow import E2M1, E4M3, FORMATS, scale_value
 from blackwell_infer.emulator.instructions.shape import Form, registers, shaped
 from blackwell_infer.emulator.machine import Lanes, Machine, Step
@@ -29,14 +29,14 @@ SCALES = {"ue4m3": E4M3.decode(BYTES & 127).astype(F64), "ue8m0": scale_value(BY
 
 
 def packed(words: Any) -> Any:
-    """[warps, 32] registers of eight e2m1 to [warps, 8, 32] values."""
-    return PAIRS[np.ascontiguousarray(words).view(np.uint8)].reshape(len(words), 8, 32)
+    """Registers of eight e2m1 to their values."""
+    return PAIRS[words.view(np.uint8)]
 
 
 def single(kind: str) -> Callable[[Any], Any]:
-    """[warps, 32] registers of four elements to [warps, 8, 16] values."""
+    """Registers of four elements to their values."""
     table = SINGLES[kind]
-    return lambda words: table[np.ascontiguousarray(words).view(np.uint8)].reshape(len(words), 8, 16)
+    return lambda words: table[words.view(np.uint8)]
 
 
 def selector(m: Machine, o: Operand, legal: range) -> Callable[[Lanes], int]:
@@ -69,7 +69,7 @@ def scale_reader(m: Machine, word: Operand, ids: Operand, kind: str, size: int,
 
 
 def scaled(tile: Any, scales: Any) -> Any:
-    """[warps, 8, k] values times scales [warps, 8, n], each for k / n of them."""
+    """[warps, rows, k] values times scales [warps, rows, n], each for k / n of them."""
     return tile * np.repeat(scales, tile.shape[2] // scales.shape[2], axis=2)
 
 
@@ -77,26 +77,19 @@ def multiply(decode_a: Any, decode_b: Any, scale: str = "", size: int = 0) -> Fo
     """mma.sync.aligned with float32 accumulators; `scale` and `size` are the scale type and the scales of a row."""
 
     def build(m: Machine, ins: Instruction) -> Step:
-        d, a, b, c = (registers(o) for o in ins.operands[:4])
-        put = [m.writer(o) for o in d]
-        ra, rb, rc = [read(m, o) for o in a], [read(m, o) for o in b], [read(m, o, "f32") for o in c]
+        d, a, b, c = ins.operands[:4]
+        ra, rb, add = together(m, a), together(m, b), accumulator(m, d, c, "f32")
         if scale:
             scale_a = scale_reader(m, ins.operands[4], ins.operands[5], scale, size, 2)
             scale_b = scale_reader(m, ins.operands[6], ins.operands[7], scale, size, 4)
 
         def step(lanes: Lanes) -> None:
             w = len(m.warps(lanes))
-            ta = [decode_a(r(lanes, w)) for r in ra]
-            rows = [np.concatenate(ta[i::2], axis=2) for i in range(2)]                     # rows 0-7, rows 8-15
-            columns = np.concatenate([decode_b(r(lanes, w)) for r in rb], axis=2)
+            rows, columns = rows_of(decode_a(ra(lanes, w)), w), columns_of(decode_b(rb(lanes, w)), w)
             if scale:
-                rows = [scaled(t, scale_a(lanes, w, i)) for i, t in enumerate(rows)]
+                rows = scaled(rows, np.concatenate([scale_a(lanes, w, i) for i in range(2)], axis=1))
                 columns = scaled(columns, scale_b(lanes, w, 0))
-            products = [sum_of([r], [columns]) for r in rows]                               # [w, 8, 8] each
-            results = [accumulate(products[half][:, :, i::2].reshape(w, 32), rc[2 * half + i](lanes, w))
-                       for half in range(2) for i in range(2)]
-            for p, r in zip(put, results, strict=True):
-                p(lanes, r.reshape(-1))
+            add(lanes, w, rows, columns)
         return step
     return shaped("44241212" if scale else "4424", build)
 

@@ -38,6 +38,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         description="full multiplies activations as they are; quantized rounds those that meet NVFP4, MXFP8 and FP8 "
                     "matrices to the same small codes (W4A4, W8A8): lossy, meant for long prompts on Blackwell",
     )] = "full"
+    reproducible: Annotated[bool, Meta(
+        description="the same bits for a request whatever runs beside it and however its prompt is cut, at every size; "
+                    "prompts are read several times slower, and the NumPy backend has no such mode. Without it this "
+                    "holds for steps of up to 16 tokens",
+    )] = False
     max_context: Annotated[int, Meta(
         ge=0, description="longest prompt plus answer in tokens; 0 takes the model's own limit, or what fits",
     )] = 0

@@ -157,7 +157,8 @@ def profiled(found: Loaded, dry: DryModel, cell: Cell) -> Profile:
     runner, lengths = found.runner, lengths_of(cell)
     if not isinstance(runner, GraphRunner) or not isinstance(runner.queue, CudaQueue):
         return dry.profile(lengths)
-    recording = record(runner.queue, runner.eager.model, runner.eager.tokens, found.limits.context, lengths)
+    recording = record(runner.queue, runner.eager.model, runner.eager.tokens, found.limits.context, lengths,
+                       dry.reproducible)
     return timed(runner.queue, recording, PROFILED)
 
 

@@ -129,7 +129,7 @@ def try_place(checkpoint: Checkpoint, engine: config.EngineConfig, place: Place,
         dry = None
         if gpu is not None:
             check_usable(gpu, devices)
-            libraries = frozenset({"cublaslt"}) if cublaslt_exists() else frozenset()
+            libraries = frozenset() if engine.reproducible or not cublaslt_exists() else frozenset({"cublaslt"})
             dry = DryQueue(gpu.arch, gpu.sm_count, libraries, total=ENDLESS)
         room, capacity = foresee(found, checkpoint, engine, place.free, place.total, dry)
     except (OutOfMemoryError, ConfigError, DeviceError) as error:

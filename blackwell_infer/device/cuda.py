@@ -68,7 +68,7 @@ class CudaQueue:
     with its last Tensor. Given a green context (see `device.green`), the queue owns it, and its work runs only there.
     """
 
-    def __init__(self, index: int, arch: str, builder: Builder, green: Any = None) -> None:
+    def __init__(self, index: int, arch: str, builder: Builder, green: Any = None, libraries: bool = True) -> None:
         from cuda.core import EventOptions, StreamOptions
 
         self.driver = Driver(index)
@@ -76,7 +76,7 @@ class CudaQueue:
         place = self.driver.device if green is None else green
         self.sm_count = int(place.properties.multiprocessor_count if green is None else place.resources.sm.sm_count)
         self.builder = builder
-        self.libraries: frozenset[str] = frozenset({"cublaslt"}) if cublaslt_exists() else frozenset()
+        self.libraries: frozenset[str] = frozenset({"cublaslt"}) if libraries and cublaslt_exists() else frozenset()
         self.stream = place.create_stream(options=StreamOptions(nonblocking=True))
         self.arena = Arena(self.driver.allocate)
         self._timing = EventOptions(timing_enabled=True)

@@ -44,10 +44,10 @@ def open_emulated(device: str, cache: Path | None = None) -> EmulatedQueue:
     return EmulatedQueue(arch, Builder(arch, cache or default_cache(os.environ)))
 
 
-def open_queue(device: str = "cuda", cache: Path | None = None) -> CudaQueue | EmulatedQueue:
+def open_queue(device: str = "cuda", cache: Path | None = None, libraries: bool = True) -> CudaQueue | EmulatedQueue:
     """A queue on the GPU named "cuda" or "cuda:N", or on the interpreter (see `open_emulated`). `cache` is a folder for
-    compiled kernels (default: the user's)."""
+    compiled kernels (default: the user's). Without `libraries` only the project's own kernels run."""
     if device.partition(":")[0] == "emulated":
         return open_emulated(device, cache)
     info = choose(device, list_devices())
-    return CudaQueue(info.index, info.arch, Builder(info.arch, cache or default_cache(os.environ)))
+    return CudaQueue(info.index, info.arch, Builder(info.arch, cache or default_cache(os.environ)), libraries=libraries)

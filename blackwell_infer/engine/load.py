@@ -13,6 +13,7 @@ from blackwell_infer.engine.runner import ModelRunner, Runner
 from blackwell_infer.engine.scheduler import Limits
 from blackwell_infer.engine.state import DTYPES, FORMAT_OF, Build
 from blackwell_infer.engine.weights import Counting, DeviceLoading, HostLoading, Measure, Meter, arranger, placing
+from blackwell_infer.errors import ConfigError
 from blackwell_infer.kv.spec import PAGE
 from blackwell_infer.log import Progress, logger
 from blackwell_infer.models.registry import find_family
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 SCORE_BYTES = 1 << 28
 """Bytes of float32 logits that one step may hold for scored texts."""
+REPRODUCIBLE_TOKENS = 1024
+"""Most tokens of a reproducible step: its kernels gain nothing from more, and grids have limits."""
 HOST_WIDTH = 32
 """Values per token and hidden element that a step on the host holds at once, as float32. MLPs are some 3 times as wide
 as the hidden state, with gate and up side by side, and products exist twice."""
@@ -117,6 +120,9 @@ def loaded(checkpoint: Checkpoint, config: EngineConfig, progress: Progress) -> 
 
 def survey(checkpoint: Checkpoint, config: EngineConfig, on_host: bool) -> Survey:
     """Read the headers and let the family ask for its parameters, which checks that all are there and none is left."""
+    if config.reproducible and on_host:
+        raise ConfigError("reproducible = true: NumPy's products depend on how many rows there are; take device cuda "
+                          "or emulated, or leave it off")
     with located(checkpoint.path):
         family = find_family(checkpoint.config)
         cfg = family.config(checkpoint.config)
@@ -126,10 +132,11 @@ def survey(checkpoint: Checkpoint, config: EngineConfig, on_host: bool) -> Surve
         family.build(cfg, counting, context)
         counting.check_complete()
     measure = counting.measure(dense=on_host)
-    limits = Limits(batch=config.max_batch, step_tokens=config.max_step_tokens, pages=0, context=context,
-                    score_tokens=max(1, min(config.max_step_tokens, SCORE_BYTES // (4 * geometry.vocab))))
+    step_tokens = min(config.max_step_tokens, REPRODUCIBLE_TOKENS) if config.reproducible else config.max_step_tokens
+    limits = Limits(batch=config.max_batch, step_tokens=step_tokens, pages=0, context=context,
+                    score_tokens=max(1, min(step_tokens, SCORE_BYTES // (4 * geometry.vocab))))
     return Survey(Build(family, cfg, choose_dtype(config.dtype, on_host, measure, checkpoint),
-                        config.activations), limits, measure)
+                        config.activations, config.reproducible), limits, measure)
 
 
 def foresee(found: Survey, checkpoint: Checkpoint, config: EngineConfig, free: int, total: int,
@@ -219,13 +226,13 @@ def on_cuda(device: str, found: Survey, checkpoint: Checkpoint, config: EngineCo
     from blackwell_infer.ops.cuda import CudaOps
 
     build, limits, measure = found.build, found.limits, found.measure
-    queue = open_queue(device)
+    queue = open_queue(device, libraries=not config.reproducible)
     try:
         fit(config, limits.context, found.room(*queue.memory(), 0))
         dry = DryQueue(queue.arch, queue.sm_count, queue.libraries, total=1 << 50)
         rehearsal = rehearse(build, checkpoint.tensors, limits, dry)
         capacity = fit(config, limits.context, found.room(*queue.memory(), rehearsal.workspace))
-        ops = CudaOps(queue)
+        ops = CudaOps(queue, build.reproducible)
         loading = DeviceLoading(queue, checkpoint.tensors, checkpoint.weight, Meter(measure.nbytes, progress),
                                 placing(build.activations, arranger(ops, build.dtype)))
         model = build.model(queue, loading, capacity.context, limits.batch, capacity.pages)

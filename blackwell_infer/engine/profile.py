@@ -105,7 +105,8 @@ class Recording(msgspec.Struct, frozen=True):
     inputs: Inputs
 
 
-def record(queue: Queue, model: Model, tokens: TokenState, context: int, lengths: Sequence[int]) -> Recording:
+def record(queue: Queue, model: Model, tokens: TokenState, context: int, lengths: Sequence[int],
+           reproducible: bool) -> Recording:
     """Run a decode step, padded to its bucket as the engine would, and list its launches."""
     slots, pages = model.penalties.counts.shape[0], model.kv.layers[0].data.shape[0]
     work = decode_work(lengths, slots, context, pages)
@@ -115,7 +116,7 @@ def record(queue: Queue, model: Model, tokens: TokenState, context: int, lengths
     inputs.upload(queue, work)
     recorder = Recorder(queue)
     with queue.step():
-        step.run(CudaOps(recorder), model, tokens, inputs.work)
+        step.run(CudaOps(recorder, reproducible), model, tokens, inputs.work)
     return Recording(tuple(lengths), tuple(recorder.launches), inputs)
 
 
@@ -125,12 +126,13 @@ class DryModel:
     def __init__(self, found: Survey, checkpoint: Checkpoint, context: int, slots: int, queue: DryQueue) -> None:
         self.queue = queue
         self.context = context
+        self.reproducible = found.build.reproducible
         self.model = found.build.model(queue, Hollow(queue, checkpoint.tensors, found.build), context, slots, 1)
         self.tokens = token_state(queue, slots)
 
     def profile(self, lengths: Sequence[int]) -> Profile:
         """A decode step without times."""
-        return untimed(record(self.queue, self.model, self.tokens, self.context, lengths))
+        return untimed(record(self.queue, self.model, self.tokens, self.context, lengths, self.reproducible))
 
 
 def grouped(recorded: Sequence[Recorded]) -> list[list[Recorded]]:

@@ -50,7 +50,7 @@ def rehearse(build: Build, tensors: Mapping[str, TensorInfo], limits: Limits, qu
     """Run the largest steps within `limits` on a dry queue of the real device's architecture and libraries."""
     # Pages are never written, so one may stand for all.
     model = build.model(queue, Hollow(queue, tensors, build), limits.context, limits.batch, 1)
-    runner = GraphRunner(queue, CudaOps(queue), model, limits.context, capture=False)
+    runner = GraphRunner(queue, CudaOps(queue, build.reproducible), model, limits.context, capture=False)
     for work in works(limits):
         runner.launch(work)
     return Rehearsal(queue.arena.peak, tuple(queue.variants.values()))

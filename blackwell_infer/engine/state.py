@@ -27,6 +27,8 @@ class Build(msgspec.Struct, frozen=True):
     dtype: str
     activations: str = "full"
     """the setting: "full", or "quantized" where a matrix's format allows it"""
+    reproducible: bool = False
+    """the setting: bits of a row depend on nothing beside it"""
 
     @property
     def geometry(self) -> Geometry:

@@ -46,7 +46,7 @@ def recorded(queue: DryQueue, lengths: list[int]) -> Recording:
     checkpoint = open_checkpoint(DATA / "qwen3")
     dry = DryModel(survey(checkpoint, EngineConfig(max_batch=4), on_host=False), checkpoint, 256, 4, queue)
     queue.trace.clear()
-    return record(queue, dry.model, dry.tokens, 256, lengths)
+    return record(queue, dry.model, dry.tokens, 256, lengths, False)
 
 
 def test_a_recording_is_the_step_itself() -> None:

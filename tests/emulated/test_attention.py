@@ -112,3 +112,21 @@ def test_a_row_alone_and_in_pieces_gives_the_bits_of_the_batch(
             out = CudaOps(queue).attention_(**alone)
             assert np.array_equal(bits(queue.download(out).result()), together["out"][part]), (part, step)
         assert np.array_equal(bits(queue.download(k["kv"].data).result()), together["cache"])
+
+
+@pytest.mark.parametrize(("dtype", "dim"), [("bfloat16", 64), ("float16", 512), ("float32", 8)])
+def test_reproducible_rows_do_not_depend_on_how_many_tokens_come_at_once(
+        emulated: Callable[..., EmulatedQueue], dtype: str, dim: int) -> None:
+    kwargs = inputs.make_attention(np.random.default_rng(dim), dtype, (4, 2), dim, dim, ((0, 40), (250, 19), (3, 1)), 2,
+                                   0, 0.0, True, NAN, ())
+    queue = emulated("sm_90a")
+    ops = CudaOps(queue, reproducible=True)
+    with queue.step():
+        whole = placed(queue, kwargs)
+        together = bits(queue.download(ops.attention_(**whole)).result())
+        for step in (1, 17):
+            k = placed(queue, kwargs)
+            for part, batch in parts(kwargs, step):
+                alone = {**k, "batch": cases.walk(batch, queue.put), "qkv": queue.put(kwargs["qkv"][part])}
+                out = ops.attention_(**alone)
+                assert np.array_equal(bits(queue.download(out).result()), together[part]), (part, step)

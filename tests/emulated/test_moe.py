@@ -120,6 +120,27 @@ def test_few_tokens_are_routed_as_if_alone(emulated: Make, dtype: str, form: str
         assert run(slice(low, high)) == together[low:high]
 
 
+@pytest.mark.parametrize("order", ["", SUFFIX])
+def test_reproducible_experts_serve_many_tokens_as_few(emulated: Make, order: str) -> None:
+    kwargs = inputs.make_experts(np.random.default_rng(3), "bfloat16", ("q4_k" + order,), "q6_k" + order, 40, 256, 256,
+                                 5, 3, 0, ())
+    queue = emulated("sm_90a")
+    ops = CudaOps(queue, reproducible=True)
+
+    def run(part: slice) -> list[np.ndarray]:
+        router = Weight("f32", (37, 256), (queue.put(np.asarray(scores.parts[0])),))
+        with queue.step():
+            y = ops.experts(*put(queue, kwargs, part, part.stop - part.start))
+            routed = ops.route(queue.put(np.ascontiguousarray(kwargs["x"][part])), (router,), 5, True)
+            return [queue.download(a).result().copy().view(np.uint8) for a in (y, routed.experts, routed.weights)]
+
+    (scores,) = inputs.make_route(np.random.default_rng(4), "bfloat16", "f32", 1, 256, 37, 5, True, 0, ())["router"]
+    together = run(slice(0, 40))
+    for low, high in ((0, 1), (7, 24)):
+        for alone, whole in zip(run(slice(low, high)), together, strict=True):
+            assert np.array_equal(alone, whole[low:high])
+
+
 @pytest.mark.parametrize("rows", [40, 16])
 def test_experts_that_do_not_begin_with_a_tile_are_refused(emulated: Make, rows: int) -> None:
     """Gate and up of 20 or 8 rows in one matrix."""

@@ -140,3 +140,15 @@ def test_every_gguf_format_gives_the_tokens_of_numpy(wide: Path, converter: Modu
         assert llm.info().weight_bytes < 1.3 * (tmp_path / "model.gguf").stat().st_size, "weights stay quantised"
         alone = [llm.generate(p, s) for p, s in zip(prompts, samplings, strict=True)]
         assert tokens(llm.generate(prompts, samplings)) == tokens(alone)
+
+
+def test_reproducible_requests_have_their_own_bits() -> None:
+    """Whatever runs beside them, and however prompts are cut."""
+    found = []
+    for batch, step_tokens in ((32, 4096), (1, 50)):
+        with LLM(str(SMALL), device="cuda", dtype="bfloat16", max_context=256, max_batch=batch,
+                 max_step_tokens=step_tokens, reproducible=True) as llm:
+            prompts, _ = requests(llm.info().vocab, 32)
+            sampling = Sampling(temperature=0, max_tokens=20, logprobs=3, ignore_eos=True)
+            found.append([(o.token_ids, o.logprobs) for o in llm.generate(prompts, sampling)])
+    assert found[0] == found[1]

@@ -3,6 +3,7 @@
 Tensor cores serve f16 and bf16 with head_dim 64, 128, 256 and 512; a row of up to `FEW` new tokens goes through the
 decode kernel and a longer one through the prefill kernel (head_dim 512: the generic one), chosen on the device row by
 row, so that a row's bits depend on no other row. Everything else goes through the generic kernel, one query at a time.
+`few`, an argument of the launchers, is FEW, or MANY for results that do not depend on how many tokens come at once.
 """
 from __future__ import annotations
 
@@ -25,6 +26,8 @@ SPLIT = 256
 """Keys of one split (ptx/attention/softmax.cuh)"""
 FEW = 16
 """New tokens of a row up to which the decode kernel serves it"""
+MANY = 1 << 30
+"""For `few`: rows of any length"""
 PARTS_BYTES = 64 << 20
 """Most scratch memory for splits that run side by side; beyond it each query tile walks its splits in order"""
 JOINED = 16
@@ -160,7 +163,8 @@ def scores(scale: float, softcap: float, window: int) -> Scores:
 
 
 def attention_(q: Queue, kv: PagedKV, qkv: Array, batch: Batch, rope_table: Array, heads: int, scale: float,
-               window: int, softcap: float, q_norm: Array | None, k_norm: Array | None, eps: float) -> Array:
+               window: int, softcap: float, q_norm: Array | None, k_norm: Array | None, eps: float,
+               few: int = FEW) -> Array:
     """See `ops.api.Ops.attention_`: one launch or two if no row brings more than `FEW` tokens, with the bits of the two
     ops."""
     tokens, dim = qkv.shape[0], kv.data.shape[4]
@@ -169,13 +173,15 @@ def attention_(q: Queue, kv: PagedKV, qkv: Array, batch: Batch, rope_table: Arra
     if (act is None or dim not in DECODED or batch.max_new > FEW or not tokens
             or _shared(dim, 1, batch.max_new, walks) > FUSED_SHARED):
         x = qkv_rope_append_(q, kv, qkv, batch, rope_table, heads, q_norm, k_norm, eps)
-        return attend(q, x, kv, batch, scale, window, softcap)
+        return attend(q, x, kv, batch, scale, window, softcap, few)
     out = q.empty((tokens, heads * dim), qkv.dtype)
-    _decode(q, act, Fusion(qkv, rope_table, q_norm, k_norm, eps), None, kv, batch, scores(scale, softcap, window), out)
+    _decode(q, act, Fusion(qkv, rope_table, q_norm, k_norm, eps), None, kv, batch, scores(scale, softcap, window), out,
+            FEW)
     return out
 
 
-def attend(q: Queue, x: Array, kv: PagedKV, batch: Batch, scale: float, window: int, softcap: float = 0.0) -> Array:
+def attend(q: Queue, x: Array, kv: PagedKV, batch: Batch, scale: float, window: int, softcap: float = 0.0,
+           few: int = FEW) -> Array:
     """See `ops.api.Ops.attend`; x is the query array. KernelError: no kernel for these types, or a bad scale."""
     tokens, heads, dim = x.shape
     how = scores(scale, softcap, window)
@@ -189,11 +195,11 @@ def attend(q: Queue, x: Array, kv: PagedKV, batch: Batch, scale: float, window: 
     if key not in TENSOR or dim not in DECODED:
         _generic(q, GENERIC[key], x, kv, batch, how, out, 0)
         return out
-    if batch.max_new > FEW and dim in TILES:
+    if batch.max_new > few and dim in TILES:
         _prefill(q, TENSOR[key], x, kv, batch, how, out)
-    elif batch.max_new > FEW:
+    elif batch.max_new > few:
         _generic(q, GENERIC[key], x, kv, batch, how, out, FEW)
-    _decode(q, TENSOR[key], None, x, kv, batch, how, out)
+    _decode(q, TENSOR[key], None, x, kv, batch, how, out, few)
     return out
 
 
@@ -204,13 +210,13 @@ def _shared(dim: int, stages: int, room: int, walks: bool) -> int:
 
 
 def _decode(q: Queue, act: str, made: Fusion | None, x: Array | None, kv: PagedKV, batch: Batch, how: Scores,
-            out: Array) -> None:
-    """Rows of few new tokens: with `made` from qkv, else from the queries x."""
+            out: Array, few: int) -> None:
+    """Rows of up to `few` new tokens: with `made` from qkv, else from the queries x."""
     tokens, kv_heads, dim = out.shape[0], kv.data.shape[2], kv.data.shape[4]
     heads, rows, width = out.shape[1] // dim, batch.pages.shape[0], batch.pages.shape[1]
-    splits = _splits(tokens, heads, dim, batch.max_length) if batch.max_new <= FEW else 1
+    splits = _splits(tokens, heads, dim, batch.max_length) if batch.max_new <= few else 1
     parts_o, parts_ml = _parts(q, tokens, heads, splits, dim)
-    groups = kv_heads * -(-min(batch.max_new, FEW) * (heads // kv_heads) // 16)
+    groups = kv_heads * -(-min(batch.max_new, few) * (heads // kv_heads) // 16)
     joins = splits <= JOINED and rows * groups <= COUNTERS
     walks, room = splits == 1 and batch.max_length > SPLIT, batch.max_new if made else 0
     # A CTA that has an SM to itself may as well hold all its keys at once.
@@ -219,7 +225,7 @@ def _decode(q: Queue, act: str, made: Fusion | None, x: Array | None, kv: PagedK
     q.launch(DECODE.variant(ACT=act, D=dim), (splits, groups, rows + (splits == 1 or joins)), (THREADS, 1, 1), x,
              made.qkv if made else None, kv.data, batch.starts, batch.positions, batch.pages,
              made.angles if made else None, made.q_norm if made else None, made.k_norm if made else None, out, parts_o,
-             parts_ml, tokens, rows, width, heads, kv_heads, FEW, made.angles.shape[2] if made else 0, room, stages,
+             parts_ml, tokens, rows, width, heads, kv_heads, few, made.angles.shape[2] if made else 0, room, stages,
              int(joins), how.scale, how.cap, made.eps if made else 0.0, how.window,
              smem=_shared(dim, stages, room, walks), pdl=True)
     if not joins:

@@ -1,5 +1,6 @@
 """The MLPs of routed experts. Few tokens: every (token, slot) pair reads its own expert (expert_rows.py). Many: pairs
-are sorted by expert and go through grouped matmuls (expert_groups.py). The number of tokens alone decides."""
+are sorted by expert and go through grouped matmuls (expert_groups.py), unless they shall have the bits of few. The
+number of tokens alone decides."""
 from __future__ import annotations
 
 from blackwell_infer.device.queue import Queue
@@ -15,11 +16,14 @@ FEW = 16
 KERNELS = (*expert_rows.KERNELS, *expert_groups.KERNELS)
 
 
-def experts(q: Queue, x: Array, routing: Routing, gate_up: tuple[Experts, ...], down: Experts) -> Array:
-    """x [T, H] -> [T, H]. KernelError: no kernel for a format or type, or shapes that do not fit together."""
+def experts(q: Queue, x: Array, routing: Routing, gate_up: tuple[Experts, ...], down: Experts,
+            reproducible: bool = False) -> Array:
+    """x [T, H] -> [T, H]; `reproducible`: any number of tokens pair by pair.
+
+    KernelError: no kernel for a format or type, or shapes that do not fit together."""
     check(x, routing, gate_up, down)
     x = plain(x)
-    if x.shape[0] > FEW and expert_groups.supported(x, down):
+    if x.shape[0] > FEW and not reproducible and expert_groups.supported(x, down):
         return expert_groups.experts(q, x, routing, gate_up, down)
     return expert_rows.experts(q, x, routing, gate_up, down)
 

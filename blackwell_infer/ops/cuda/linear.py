@@ -1,5 +1,6 @@
 """Embedding and matmuls. Few rows go through one kernel per format with one order of additions (ptx/linear/small_*.cu),
-so a row's bits do not depend on the rows beside it; many rows go through a GEMM (gemm.py)."""
+so a row's bits do not depend on the rows beside it; many rows go through a GEMM (gemm.py), unless they too shall have
+the bits of few."""
 from __future__ import annotations
 
 from typing import Any
@@ -26,6 +27,8 @@ __all__ = ["KERNELS", "embed", "linear", "logits"]
 
 SMALL_ROWS = 64
 """Most activation rows of the small kernels, which read the weights once per 16 rows, three times from the L2 cache."""
+MANY_ROWS = 1 << 31
+"""No limit at all"""
 TILE = 16
 RING = {"f32": 2 * 272, "f16": 2 * 320, "bf16": 2 * 320, "q8_0": 2 * 288, "q4_0": 3 * 160, "q4_k": 3 * 160,
         "q5_k": 3 * 176, "q6_k": 3 * 224, "nvfp4": 3 * 176, "nvfp4_f16": 3 * 208, "mxfp4": 3 * 176, "mxfp8": 2 * 304,
@@ -46,18 +49,20 @@ SMALL = {
     **{(form, "bfloat16"): SMALL_MMA.variant(FORMAT=form, ACT="bf16") for form in FORMATS}}
 
 
-def linear(q: Queue, x: Array, w: Linear, bias: Array | None = None) -> Array:
+def linear(q: Queue, x: Array, w: Linear, bias: Array | None = None, reproducible: bool = False) -> Array:
     """x [T, K] times each row block of w transposed, side by side, plus bias -> [T, sum of rows] of x's dtype."""
-    return outputs(q, "linear", x, w, bias, x.dtype)
+    return outputs(q, "linear", x, w, bias, x.dtype, reproducible)
 
 
-def logits(q: Queue, x: Array, w: Linear) -> Array:
+def logits(q: Queue, x: Array, w: Linear, reproducible: bool = False) -> Array:
     """Like `linear` without bias, not rounded: float32 [N, V]."""
-    return outputs(q, "logits", x, w, None, np.dtype(np.float32))
+    return outputs(q, "logits", x, w, None, np.dtype(np.float32), reproducible)
 
 
-def outputs(q: Queue, op: str, x: Array, w: Linear, bias: Array | None, dtype: np.dtype[Any]) -> Array:
-    """All row blocks of w into one array of `dtype`. KernelError: no kernel for a format or type, or K differs."""
+def outputs(q: Queue, op: str, x: Array, w: Linear, bias: Array | None, dtype: np.dtype[Any],
+            reproducible: bool) -> Array:
+    """All row blocks of w into one array of `dtype`; `reproducible`: any number of rows through the kernels for few.
+    KernelError: no kernel for a format or type, or K differs."""
     (m, k), total = x.shape, sum(block.shape[0] for block in w)
     out = q.empty((m, total), dtype)
     if m <= MOST_ROWS and any(small.takes(block, x.dtype) for block in w):
@@ -71,7 +76,7 @@ def outputs(q: Queue, op: str, x: Array, w: Linear, bias: Array | None, dtype: n
         if m and n and block.format in QUANTISES:
             quantise_and_multiply(q, x, block, part, out, column)
         elif m and n:
-            multiply(q, op, x, block, part, out, column)
+            multiply(q, op, x, block, part, out, column, MANY_ROWS if reproducible else SMALL_ROWS)
         column += n
     return out
 
@@ -83,11 +88,12 @@ def operand(q: Queue, x: Array) -> Tensor | Staged:
     return staged(q, x)
 
 
-def multiply(q: Queue, op: str, x: Array, w: Weight, bias: Array | None, out: Tensor, column: int) -> None:
-    """One row block into its columns of `out`. The GEMM of 16-bit operands needs rows of a multiple of 16 bytes."""
+def multiply(q: Queue, op: str, x: Array, w: Weight, bias: Array | None, out: Tensor, column: int, most: int) -> None:
+    """One row block into its columns of `out`: up to `most` rows through the kernels for few. The GEMM of 16-bit
+    operands needs rows of a multiple of 16 bytes."""
     (m, k), n = x.shape, w.shape[0]
     if small.takes(w, x.dtype):
-        if m > SMALL_ROWS and k % 8 == 0:
+        if m > most and k % 8 == 0:
             large(q, plain(x), w, bias, out, column)
             return
         for first in range(0, m, MOST_ROWS):
@@ -95,7 +101,7 @@ def multiply(q: Queue, op: str, x: Array, w: Weight, bias: Array | None, out: Te
             small.multiply(q, some, w, bias, out[first:first + MOST_ROWS], column)
         return
     v = choose(q, op, SMALL, w.format, x.dtype)
-    if m > SMALL_ROWS and (x.dtype == np.float32 or k % 8 == 0):
+    if m > most and (x.dtype == np.float32 or k % 8 == 0):
         large(q, plain(x), w, bias, out, column)
         return
     blocks = -(-m // TILE) * -(-n // TILE)

@@ -12,7 +12,7 @@ from blackwell_infer.kernels.kernel import Kernel, Param
 from blackwell_infer.ops.batch import Routing
 from blackwell_infer.ops.cuda.linear import logits
 from blackwell_infer.ops.cuda.staged import plain
-from blackwell_infer.quant.format import Linear
+from blackwell_infer.quant.format import Linear, Weight
 from blackwell_infer.types import Array
 
 TOKENS = 4
@@ -42,22 +42,33 @@ ROUTER = Kernel("moe/router.cu", "moe_router", (
 KERNELS = (ROUTE, ROUTER)
 
 
-def route(q: Queue, x: Array, router: Linear, top: int, norm: bool) -> Routing:
-    """x [T, H] -> experts and weights [T, top]."""
+def route(q: Queue, x: Array, router: Linear, top: int, norm: bool, reproducible: bool = False) -> Routing:
+    """x [T, H] -> experts and weights [T, top]; `reproducible`: any number of tokens as few are."""
     tokens, count = x.shape[0], sum(block.shape[0] for block in router)
     if not 1 <= top <= count:
         raise KernelError(f"route: top {top} of {count} experts; it must lie between 1 and their number")
     found = Routing(q.empty((tokens, top), np.int32), q.empty((tokens, top), np.float32))
-    warps = rows_of_cta(x.shape, x.dtype, router)
+    at_once = min(tokens, MOST_TOKENS) if reproducible else tokens
+    warps = rows_of_cta((at_once, x.shape[1]), x.dtype, router)
     if warps and top <= MOST_TOP:
-        v = ROUTER.variant(ACT=ACTS[x.dtype.name], WEIGHT=router[0].format, TOKENS=1 if tokens == 1 else 4)
-        q.launch(v, (-(-count // warps), 1, 1), (32 * warps, 1, 1), plain(x), router[0].parts[0],
-                 q.empty((tokens, count), np.float32), found.experts, found.weights, tokens, count, x.shape[1], top,
-                 int(norm), smem=warps * x.shape[1] * router[0].parts[0].dtype.itemsize, pdl=True)
+        for first in range(0, tokens, at_once):
+            part = slice(first, min(first + at_once, tokens))
+            few(q, x if at_once == tokens else plain(x)[part], router[0],
+                Routing(found.experts[part], found.weights[part]), warps, norm)
     elif tokens:
-        q.launch(ROUTE.variant(), (-(-tokens // TOKENS), 1, 1), (32 * TOKENS, 1, 1), logits(q, x, router),
-                 found.experts, found.weights, tokens, count, top, int(norm), pdl=True)
+        q.launch(ROUTE.variant(), (-(-tokens // TOKENS), 1, 1), (32 * TOKENS, 1, 1),
+                 logits(q, x, router, reproducible), found.experts, found.weights, tokens, count, top, int(norm),
+                 pdl=True)
     return found
+
+
+def few(q: Queue, x: Array, router: Weight, out: Routing, warps: int, norm: bool) -> None:
+    """One launch that multiplies and chooses; see `rows_of_cta`."""
+    (tokens, width), count, rows = x.shape, router.shape[0], router.parts[0]
+    v = ROUTER.variant(ACT=ACTS[x.dtype.name], WEIGHT=router.format, TOKENS=1 if tokens == 1 else 4)
+    q.launch(v, (-(-count // warps), 1, 1), (32 * warps, 1, 1), plain(x), rows, q.empty((tokens, count), np.float32),
+             out.experts, out.weights, tokens, count, width, out.experts.shape[1], int(norm),
+             smem=warps * width * rows.dtype.itemsize, pdl=True)
 
 
 def rows_of_cta(shape: tuple[int, ...], dtype: np.dtype[Any], router: Linear) -> int:

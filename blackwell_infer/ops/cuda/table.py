@@ -25,10 +25,12 @@ from blackwell_infer.types import Array
 
 
 class CudaOps:
-    """`ops.api.Ops` through kernels on one queue. Holds nothing but the queue."""
+    """`ops.api.Ops` through kernels on one queue. With `reproducible` a row has the same bits whatever stands beside
+    it, at any number of rows (see `EngineConfig.reproducible`); the queue must then offer no libraries."""
 
-    def __init__(self, queue: Queue) -> None:
-        self.queue = queue
+    def __init__(self, queue: Queue, reproducible: bool = False) -> None:
+        self.queue, self.reproducible = queue, reproducible
+        self._few = attention.MANY if reproducible else attention.FEW
 
     def arrange(self, w: Weight, out: Array | None = None) -> Weight:
         return arrange.arrange(self.queue, w, out)
@@ -43,10 +45,10 @@ class CudaOps:
         return norm.add_rms_norm(self.queue, x, residual, weight, eps)
 
     def linear(self, x: Array, w: Linear, bias: Array | None = None) -> Array:
-        return linear.linear(self.queue, x, w, bias)
+        return linear.linear(self.queue, x, w, bias, self.reproducible)
 
     def logits(self, x: Array, w: Linear) -> Array:
-        return linear.logits(self.queue, x, w)
+        return linear.logits(self.queue, x, w, self.reproducible)
 
     def swiglu(self, gate_up: Array) -> Array:
         return activation.swiglu(self.queue, gate_up)
@@ -70,10 +72,10 @@ class CudaOps:
         return quantized.linear_quantized(self.queue, x, w, dtype, bias, residual)
 
     def route(self, x: Array, router: Linear, top: int, norm: bool) -> Routing:
-        return route.route(self.queue, x, router, top, norm)
+        return route.route(self.queue, x, router, top, norm, self.reproducible)
 
     def experts(self, x: Array, routing: Routing, gate_up: tuple[Experts, ...], down: Experts) -> Array:
-        return experts.experts(self.queue, x, routing, gate_up, down)
+        return experts.experts(self.queue, x, routing, gate_up, down, self.reproducible)
 
     def take_rows(self, x: Array, index: Array) -> Array:
         return activation.take_rows(self.queue, x, index)
@@ -83,13 +85,13 @@ class CudaOps:
         return rope.qkv_rope_append_(self.queue, kv, qkv, batch, rope_table, heads, q_norm, k_norm, eps)
 
     def attend(self, q: Array, kv: PagedKV, batch: Batch, scale: float, window: int, softcap: float = 0.0) -> Array:
-        return attention.attend(self.queue, q, kv, batch, scale, window, softcap)
+        return attention.attend(self.queue, q, kv, batch, scale, window, softcap, self._few)
 
     def attention_(self, kv: PagedKV, qkv: Array, batch: Batch, rope_table: Array, heads: int, scale: float,
                    window: int, softcap: float = 0.0, q_norm: Array | None = None, k_norm: Array | None = None,
                    eps: float = 0.0) -> Array:
         return attention.attention_(self.queue, kv, qkv, batch, rope_table, heads, scale, window, softcap, q_norm,
-                                    k_norm, eps)
+                                    k_norm, eps, self._few)
 
     def sample_(self, state: PenaltyState, logits: Array, params: SampleParams) -> Sampled:
         return sample.sample_(self.queue, state, logits, params)

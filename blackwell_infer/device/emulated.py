@@ -15,7 +15,7 @@ from blackwell_infer.device.queue import Closable, Dim, Scalar
 from blackwell_infer.device.tensor import Tensor
 from blackwell_infer.emulator.memory import GUARD, Heap
 from blackwell_infer.emulator.parse import Module
-from blackwell_infer.emulator.run import Emulator, Texts
+from blackwell_infer.emulator.run import Emulator, module_of
 from blackwell_infer.emulator.tensormap import TensorMap
 from blackwell_infer.errors import DeviceError
 from blackwell_infer.kernels.compile import Builder
@@ -73,8 +73,7 @@ class EmulatedCaptured:
 
 
 class EmulatedQueue:
-    """`device.queue.Queue` of architecture `arch` through `emulator`. `seed` turns on the random-warp schedule;
-    `texts` keeps the PTX that was read, for queues that share it.
+    """`device.queue.Queue` of architecture `arch` through `emulator`. `seed` turns on the random-warp schedule.
 
     PtxError (an unknown form, an access out of bounds, a missing barrier) carries the PTX line and instruction.
     """
@@ -82,13 +81,13 @@ class EmulatedQueue:
     libraries: frozenset[str] = frozenset()
 
     def __init__(self, arch: str = "sm_90a", builder: Builder | None = None, seed: int | None = None,
-                 sm_count: int = 4, texts: Texts | None = None) -> None:
+                 sm_count: int = 4) -> None:
         self.arch, self.sm_count, self.seed = arch, sm_count, seed
         self.builder = builder or Builder(arch)
         self.heap = Heap()
         self.arena = Arena(self._range)
         self._ranges: list[EmulatedRange] = []
-        self._emulator = Emulator(self.heap, texts)
+        self._emulator = Emulator(self.heap)
         self.inside = False
         self._moves: list[Callable[[], None]] | None = None
         self._globals: dict[str, dict[str, int]] = {}
@@ -178,7 +177,7 @@ class EmulatedQueue:
 
     def _module(self, v: Variant) -> tuple[Module, dict[str, int]]:
         text = self.builder.unit(v).ptx
-        module = self._emulator.texts.module(text)
+        module = module_of(text)
         if text not in self._globals:
             addresses = self._globals[text] = {}
             for variable in module.variables:

@@ -66,8 +66,8 @@ class Entry(msgspec.Struct, frozen=True):
     labels: dict[str, int]
 
 
-class Module(msgspec.Struct, frozen=True):
-    """A PTX text. `variables` are those outside any kernel."""
+class Module(msgspec.Struct, frozen=True, eq=False):
+    """A PTX text, equal to itself alone. `variables` are those outside any kernel."""
 
     target: str
     entries: dict[str, Entry]

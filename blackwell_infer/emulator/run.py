@@ -7,6 +7,7 @@ branch backwards very often let others run first, so a loop that waits for anoth
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,8 @@ WAITS = 5000
 """waits in vain at mbarriers after which the same is taken to hold"""
 KEPT = 1 << 22
 """registers times lanes of the machines that stay built between launches"""
+TEXTS = 1024
+"""texts of PTX, and kernels, that stay read"""
 AHEAD = 0.5
 """chance that in a random schedule not the lowest block runs but that of any warp, so that warps get far ahead"""
 CONTINUE = 0.75
@@ -81,34 +84,25 @@ class Program:
         return (self.target[name], *through)
 
 
-class Texts:
-    """PTX that was read, and what was found out about its kernels. Emulators may share one."""
+@lru_cache(maxsize=TEXTS)
+def module_of(text: str) -> Module:
+    """`parse_module`, once per text: many queues of one process run the same kernels."""
+    return parse_module(text)
 
-    def __init__(self) -> None:
-        self._modules: dict[str, Module] = {}
-        self._programs: dict[tuple[int, str], Program] = {}
 
-    def module(self, text: str) -> Module:
-        if text not in self._modules:
-            self._modules[text] = parse_module(text)
-        return self._modules[text]
-
-    def program(self, module: Module, name: str) -> Program:
-        """PtxError: the module has no such kernel."""
-        if name not in module.entries:
-            raise PtxError(f"no kernel {name!r} in this module; it has {sorted(module.entries)}")
-        key = id(module), name
-        if key not in self._programs:
-            self._programs[key] = Program(module, module.entries[name])
-        return self._programs[key]
+@lru_cache(maxsize=TEXTS)
+def program_of(module: Module, name: str) -> Program:
+    """A kernel of a module. PtxError: there is none of this name."""
+    if name not in module.entries:
+        raise PtxError(f"no kernel {name!r} in this module; it has {sorted(module.entries)}")
+    return Program(module, module.entries[name])
 
 
 class Emulator:
     """Runs launches against one heap. Machines stay built between launches of the same shape."""
 
-    def __init__(self, heap: Heap, texts: Texts | None = None) -> None:
+    def __init__(self, heap: Heap) -> None:
         self.heap = heap
-        self.texts = texts or Texts()
         self._runs: dict[tuple[Any, ...], Run] = {}
 
     def launch(self, module: Module, name: str, constants: Mapping[str, int], grid: tuple[int, int, int],
@@ -118,7 +112,7 @@ class Emulator:
 
         PtxError carries the kernel, the PTX line, the source line, the instruction, and what went wrong where.
         """
-        program = self.texts.program(module, name)
+        program = program_of(module, name)
         total = grid[0] * grid[1] * grid[2]
         ctas = min(max(1, LANES // (-(-block[0] * block[1] * block[2] // 32) * 32)), total)
         shape = (id(module), name, block, ctas, dynamic)

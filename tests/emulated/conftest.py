@@ -7,7 +7,6 @@ from collections.abc import Callable
 import pytest
 
 from blackwell_infer.device.emulated import EmulatedQueue
-from blackwell_infer.emulator.run import Texts
 from blackwell_infer.kernels.compile import Builder
 
 gc.set_threshold(50_000, 20, 20)
@@ -16,12 +15,11 @@ gc.set_threshold(50_000, 20, 20)
 
 @pytest.fixture(scope="session")
 def emulated(pytestconfig: pytest.Config) -> Callable[..., EmulatedQueue]:
-    """emulated(arch, seed=None) -> a fresh queue; the compiled units and their parsed text are shared."""
+    """emulated(arch, seed=None) -> a fresh queue; the compiled units are shared."""
     folder = pytestconfig.cache.mkdir("kernels")
     builders: dict[str, Builder] = {}
-    texts = Texts()
 
     def make(arch: str, seed: int | None = None) -> EmulatedQueue:
         builder = builders.setdefault(arch, Builder(arch, cache=folder))
-        return EmulatedQueue(arch, builder, seed=seed, texts=texts)
+        return EmulatedQueue(arch, builder, seed=seed)
     return make

@@ -56,6 +56,8 @@ class Arena:
         self.step = 0
         self.peak = 0
         """most bytes that one step used at once"""
+        self.reach = 0
+        """bytes of the first block up to the end of the last range that was ever in use there"""
         self.reserved = 0
         """bytes of all blocks"""
 
@@ -64,6 +66,12 @@ class Arena:
         self._free = [[(block.ptr, block.ptr + block.nbytes)] for block in self._blocks]
         self._used = 0
         self.step += 1
+
+    def reserve(self, nbytes: int) -> None:
+        """Have so many bytes, the first ones in one block, before steps need them (errors of the allocation pass
+        through). A step takes no more than the `reach` of the same takes and deaths elsewhere."""
+        if self.reserved < nbytes:
+            self._add(nbytes - self.reserved)
 
     def take(self, nbytes: int) -> tuple[int, Lease]:
         """Address of `nbytes` bytes, 256-byte aligned; adds a block if none has room (its errors pass through)."""
@@ -76,15 +84,22 @@ class Arena:
                     else:
                         free[i] = (start + size, end)
                     return self._lease(block, start, size)
-        block = self._allocate(max(BLOCK, -(-size // BLOCK) * BLOCK))
-        self._blocks.append(block)
-        self._free.append([(block.ptr + size, block.ptr + block.nbytes)] if size < block.nbytes else [])
-        self.reserved += block.nbytes
+        block = self._add(size)
+        self._free[-1] = [(block.ptr + size, block.ptr + block.nbytes)] if size < block.nbytes else []
         return self._lease(block, block.ptr, size)
+
+    def _add(self, nbytes: int) -> Block:
+        block = self._allocate(-(-nbytes // BLOCK) * BLOCK)
+        self._blocks.append(block)
+        self._free.append([(block.ptr, block.ptr + block.nbytes)])
+        self.reserved += block.nbytes
+        return block
 
     def _lease(self, block: Block, ptr: int, size: int) -> tuple[int, Lease]:
         self._used += size
         self.peak = max(self.peak, self._used)
+        if block is self._blocks[0]:
+            self.reach = max(self.reach, ptr + size - block.ptr)
         return ptr, Lease(self, block, ptr, size, self.step)
 
     def give_back(self, lease: Lease) -> None:

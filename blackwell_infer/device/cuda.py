@@ -166,10 +166,21 @@ class CudaQueue:
         if name not in self.libraries:
             raise DeviceError(f"library {name} is not installed (found: {sorted(self.libraries)}): "
                               "pip install 'blackwell-infer[cu13]'")
+        workspace = self._library_memory()
+        self.driver.bind()
+        call(int(self.stream.handle), workspace.ptr, workspace.nbytes)
+
+    def _library_memory(self) -> DeviceBlock:
         if self._workspace is None:
             self._workspace = self.driver.allocate(WORKSPACE.get(self.arch, 64 << 20))
-        self.driver.bind()
-        call(int(self.stream.handle), self._workspace.ptr, self._workspace.nbytes)
+        return self._workspace
+
+    def reserve(self, nbytes: int) -> None:
+        """Take the memory of steps now, and that of libraries, so that no step finds the GPU full. OutOfMemoryError
+        gives bytes needed and free."""
+        self.arena.reserve(nbytes)
+        if self.libraries:
+            self._library_memory()
 
     def capture(self, fn: Callable[[], None]) -> CudaCaptured:
         with self.step():

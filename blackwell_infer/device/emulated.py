@@ -198,6 +198,10 @@ class EmulatedQueue:
                 writes: Sequence[Array]) -> None:
         raise DeviceError(f"the emulated device has no library {name}")
 
+    def reserve(self, nbytes: int) -> None:
+        """Take the memory of steps now. OutOfMemoryError gives bytes needed and free."""
+        self.arena.reserve(nbytes)
+
     def capture(self, fn: Callable[[], None]) -> EmulatedCaptured:
         moves: list[Callable[[], None]] = []
         with self.step():

@@ -18,7 +18,7 @@ from blackwell_infer.engine.answer import Answer
 from blackwell_infer.engine.batch import Settings, Tables, make_work
 from blackwell_infer.engine.request import Request
 from blackwell_infer.engine.runner import Flight, Result, Runner
-from blackwell_infer.engine.scheduler import Emitted, Limits, Plan, Sequence
+from blackwell_infer.engine.scheduler import Emitted, Limits, Plan, Row, Sequence
 from blackwell_infer.errors import BlackwellInferError, ModelOutputError, OutOfMemoryError, RequestError
 from blackwell_infer.log import logger
 from blackwell_infer.ops.batch import Sampled
@@ -214,7 +214,7 @@ class Engine:
                 logger.exception("a step failed")
         tokens = 0 if before is None else self._land(before)
         if failure is not None:
-            self._fail(frozenset(row.id for row in plan.rows), failure)
+            self._fail(frozenset(row.id for row in blamed(plan, failure)), failure)
         elif self._launched is not None and not self.runner.depth:
             tokens += self._land(self._launched)
             self._launched = None
@@ -377,6 +377,13 @@ class Engine:
             preemptions=old.preemptions + len(plan.preempted), busy_seconds=busy,
             tokens_per_second=total / busy if busy else 0.0,
             pages_used=self.limits.pages - self._state.free.bit_count())
+
+
+def blamed(plan: Plan, failure: BlackwellInferError) -> tuple[Row, ...]:
+    """The rows that end with a step that could not be launched. Where it lacked memory and some rows only bring their
+    next token, those do not: they run again without the others."""
+    grown = tuple(row for row in plan.rows if len(row.tokens) > 1 or row.restart)
+    return grown if isinstance(failure, OutOfMemoryError) and grown else plan.rows
 
 
 def scored_from(plan: Plan) -> list[int]:

@@ -232,6 +232,7 @@ def on_cuda(device: str, found: Survey, checkpoint: Checkpoint, config: EngineCo
         dry = DryQueue(queue.arch, queue.sm_count, queue.libraries, total=1 << 50)
         rehearsal = rehearse(build, checkpoint.tensors, limits, dry)
         capacity = fit(config, limits.context, found.room(*queue.memory(), rehearsal.workspace))
+        queue.reserve(rehearsal.workspace)
         ops = CudaOps(queue, build.reproducible)
         loading = DeviceLoading(queue, checkpoint.tensors, checkpoint.weight, Meter(measure.nbytes, progress),
                                 placing(build.activations, arranger(ops, build.dtype)))

@@ -20,13 +20,15 @@ from blackwell_infer.ops.cuda import CudaOps
 from blackwell_infer.types import Array, Sampling
 
 PENALISED = Sampling(repetition_penalty=1.1, logprobs=20)
+GAPS = 8
+"""One part in so many is added to the largest step seen: other numbers of tokens leave other gaps between arrays"""
 FEW_ROWS = 64
 """Up to this many rows every count is rehearsed in doublings, and so are prompts beyond; kernels change with the number
 of tokens."""
 
 
 class Rehearsal(msgspec.Struct, frozen=True):
-    """`workspace` is the most bytes of temporaries that one step takes; `variants` what a device must compile."""
+    """`workspace` is the bytes of a block that holds the temporaries of any step; `variants` what it must compile."""
 
     workspace: int
     variants: tuple[Variant, ...]
@@ -51,9 +53,10 @@ def rehearse(build: Build, tensors: Mapping[str, TensorInfo], limits: Limits, qu
     # Pages are never written, so one may stand for all.
     model = build.model(queue, Hollow(queue, tensors, build), limits.context, limits.batch, 1)
     runner = GraphRunner(queue, CudaOps(queue, build.reproducible), model, limits.context, capture=False)
+    queue.arena.reserve(queue.memory()[0] // 2)
     for work in works(limits):
         runner.launch(work)
-    return Rehearsal(queue.arena.peak, tuple(queue.variants.values()))
+    return Rehearsal(queue.arena.reach + queue.arena.reach // GAPS, tuple(queue.variants.values()))
 
 
 def works(limits: Limits) -> Iterator[Work]:

@@ -14,9 +14,7 @@ import numpy as np
 import pytest
 
 from blackwell_infer import errors
-from blackwell_infer.config import EngineConfig
 from blackwell_infer.engine.batch import Work, bucket
-from blackwell_infer.engine.capacity import Room, fit, wanted_context
 from blackwell_infer.engine.engine import Engine
 from blackwell_infer.engine.request import (
     check_sampling,
@@ -236,6 +234,29 @@ def test_a_failed_step_ends_its_own_requests_and_no_others(text: Text) -> None:
     assert desk.engine.stats().pages_used == 0
 
 
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_prompt_without_room_ends_and_running_requests_go_on(text: Text, monkeypatch: pytest.MonkeyPatch,
+                                                               depth: int) -> None:
+    monkeypatch.setattr(Script, "depth", depth)
+    desk = Desk(text, ["abcdef", "uvwxyz", "123456"])
+    running = [desk.ask(i, max_tokens=6) for i in range(2)]
+    for _ in range(3):
+        desk.engine.step()
+    launch = desk.script.launch
+
+    def full(work: Work) -> Said:
+        if work.batch.max_new > 1:
+            raise OutOfMemoryError("0 bytes are free")
+        return launch(work)
+
+    monkeypatch.setattr(desk.script, "launch", full)
+    late = desk.ask(2, max_tokens=6)
+    desk.run()
+    assert [(s.gather().text, s.failure) for s in running] == [("abcdef", None), ("uvwxyz", None)]
+    assert late.gather().finish_reason == "error" and isinstance(late.failure, OutOfMemoryError)
+    assert desk.engine.stats().pages_used == 0
+
+
 def test_a_launch_that_fails_does_not_lose_the_step_before(text: Text, monkeypatch: pytest.MonkeyPatch) -> None:
     desk = Desk(text, ["abcdef", "uvwxyz"])
     monkeypatch.setattr(Script, "depth", 1)
@@ -425,40 +446,6 @@ def test_buckets_are_few_and_close() -> None:
     assert all(n <= size for n, size in enumerate(sizes, 1)) and len(set(sizes)) < 45
     assert sizes[16] == 32 and sizes[15] == 16 and sizes[0] == 1 and bucket(1025) == 1280
     assert all(size <= n * 1.25 + 1 for n, size in enumerate(sizes, 1) if n > 1024)
-
-
-def config(**settings: Any) -> EngineConfig:
-    return EngineConfig(**settings)
-
-
-def test_capacity_takes_what_is_needed_or_what_fits() -> None:
-    room = Room(free=10_000_000, total=20_000_000, weights=4_000_000, workspace=1_000_000, page=1000)
-    assert fit(config(max_batch=4), 3200, room) == fit(config(max_batch=4, max_context=3200), 3200, room)
-    assert fit(config(max_batch=4), 3200, room).pages == 400
-    assert fit(config(max_batch=32), 32 * 1000, room).pages == 4500, "90 % of what is left"
-    tight = fit(config(), 32 * 10_000, room)
-    assert (tight.pages, tight.context) == (4500, 4500 * 32), "a context that was not asked for shrinks"
-    assert fit(config(kv_pages=7), 32 * 10, room).context == 7 * 32
-    assert wanted_context(config(), 131072, on_host=True) == 4096
-    assert wanted_context(config(), 131072, on_host=False) == 131072
-
-
-@pytest.mark.parametrize(("settings", "context", "free", "error", "message"), [
-    ({}, 320, 4_500_000, OutOfMemoryError, "does not fit: weights 4000000 bytes.*4500000 bytes.*lower max_context"),
-    ({}, 320, 3_500_000, OutOfMemoryError, "3500000 bytes.*weights alone .*too large: take a smaller model"),
-    ({"max_context": 320_000}, 320_000, 10_000_000, OutOfMemoryError, "at most max_context = 144000 fits"),
-    ({"kv_pages": 9000}, 320, 10_000_000, OutOfMemoryError, "at most kv_pages = 4500 fit"),
-    ({"kv_pages": 5, "max_context": 320}, 320, 10_000_000, ConfigError, "raise kv_pages to 10"),
-])
-def test_what_does_not_fit_is_said(settings: Any, context: int, free: int, error: type, message: str) -> None:
-    room = Room(free=free, total=20_000_000, weights=4_000_000, workspace=1_000_000, page=1000)
-    with pytest.raises(error, match=message):
-        fit(config(**settings), context, room)
-
-
-def test_more_context_than_the_model_has_is_refused() -> None:
-    with pytest.raises(ConfigError, match="max_context = 999: the model's own limit is 256"):
-        wanted_context(config(max_context=999), 256, on_host=True)
 
 
 def test_an_unknown_keyword_of_llm_is_named() -> None:

@@ -17,8 +17,9 @@ from blackwell_infer.checkpoint import Checkpoint, open_checkpoint
 from blackwell_infer.config import EngineConfig
 from blackwell_infer.device.dry import DryQueue
 from blackwell_infer.device.host import HostMemory
+from blackwell_infer.engine.graphs import GraphRunner
 from blackwell_infer.engine.load import choose_device, choose_dtype, foresee, load, loaded, survey
-from blackwell_infer.engine.rehearsal import rehearse
+from blackwell_infer.engine.rehearsal import rehearse, spread, work
 from blackwell_infer.engine.scheduler import Limits
 from blackwell_infer.engine.state import Build
 from blackwell_infer.engine.weights import (
@@ -231,6 +232,21 @@ def test_a_rehearsal_measures_the_largest_step_and_finds_the_kernels(checkpoint:
     one = rehearse(build, checkpoint.tensors, Limits(batch=1, step_tokens=1, score_tokens=1, pages=1, context=32),
                    DryQueue(arch))
     assert one.workspace < small.workspace
+
+
+def test_steps_stay_within_what_a_rehearsal_measured(checkpoint: Checkpoint) -> None:
+    """So memory that is reserved at load serves every step."""
+    build, queue = built(checkpoint), DryQueue()
+    rehearsal = rehearse(build, checkpoint.tensors, LIMITS, DryQueue())
+    queue.arena.reserve(rehearsal.workspace)
+    before = queue.arena.reserved
+    loading = DeviceLoading(queue, checkpoint.tensors, checkpoint.weight, Meter(0, silent),
+                            placing("full", arranger(CudaOps(queue), build.dtype)))
+    runner = GraphRunner(queue, CudaOps(queue), build.model(queue, loading, LIMITS.context, LIMITS.batch, 1),
+                         LIMITS.context, capture=False)
+    for tokens in (1, 3, 16, 33, 65, 100, 150, 199, 200):
+        runner.launch(work(spread(tokens, LIMITS), LIMITS, scores=False))
+    assert 0 < queue.arena.reach <= rehearsal.workspace and queue.arena.reserved == before
 
 
 def test_a_rehearsal_needs_no_values(tmp_path: Path) -> None:

@@ -5,11 +5,12 @@
     python tools/accuracy.py tests/data/qwen3 tests/data/qwen3_moe_pruned --device cuda      # random tokens
 
 Teacher-forced over --tokens tokens, in pieces as long as the context. Rows of the table: NumPy with activations rounded
-to bfloat16 after every op (plain bfloat16 arithmetic, the yardstick), and the device with steps of up to 16 tokens
-(which decode as generation does) and of up to 4096. `distance` is the root mean square of the error of logits, each
-token's mean taken out, over that of the logits. Exits with 1 if a row is more than 2 % farther away than the yardstick
-(its own order of additions makes more), has a mean Kullback-Leibler divergence of 1e-3 or more, or agrees in the best
-token in less than 99 %; where the yardstick itself does not, as with random weights: clearly less often than it.
+to bfloat16 after every op (plain bfloat16 arithmetic, the yardstick), and the device, in the type that it takes by
+itself, with steps of up to 16 tokens (which decode as generation does) and of up to 4096. `distance` is the root mean
+square of the error of logits, each token's mean taken out, over that of the logits. Exits with 1 if a row is more than
+5 % farther away than the yardstick (two orders of its own additions differ by as much over 500 tokens), has a mean
+Kullback-Leibler divergence of 1e-3 or more, or agrees in the best token in less than 99 %; where the yardstick itself
+does not, as with random weights: clearly less often than it.
 """
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ from blackwell_infer.quant.format import Experts, Linear, Weight
 Doubles = np.ndarray[Any, np.dtype[np.float64]]
 STEPS = (16, 4096)
 """Most tokens of a step: the kernels of few rows alone, and those of many"""
-BEST, DIVERGENCE, SLACK = 0.99, 1e-3, 0.02
+BEST, DIVERGENCE, SLACK = 0.99, 1e-3, 0.05
 COLUMNS = ("model", "arithmetic", "distance", "best token", "mean KL", "largest KL")
 
 
@@ -185,7 +186,7 @@ def rows(model: str, text: str | None, count: int, device: str, longest: int) ->
     plain = {"device": "numpy", "dtype": "bfloat16"}
     yield "NumPy, bfloat16", measured(model, pieces, exact, plain)
     for step in STEPS:
-        settings = {"device": device, "dtype": "bfloat16", "max_step_tokens": step}
+        settings = {"device": device, "max_step_tokens": step}
         yield f"{device}, steps of up to {step}", measured(model, pieces, exact, settings)
 
 

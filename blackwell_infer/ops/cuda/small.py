@@ -11,6 +11,7 @@ import numpy as np
 from blackwell_infer.device.check import SHARED_LIMIT
 from blackwell_infer.device.queue import Queue
 from blackwell_infer.device.tensor import Tensor
+from blackwell_infer.kernels import tuned
 from blackwell_infer.kernels.cost import multiplied
 from blackwell_infer.kernels.kernel import Kernel, Param, Value
 from blackwell_infer.ops.cuda.gemm import aligned
@@ -103,14 +104,16 @@ def geometry(form: str, n: int, k: int) -> Geometry:
     return next((g for g in GEOMETRIES[1:] if g.split <= blocks), GEOMETRIES[-1])
 
 
-def multiply(q: Queue, x: Tensor | Staged, w: Weight, bias: Array | None, out: Tensor, column: int) -> None:
+def multiply(q: Queue, x: Tensor | Staged, w: Weight, bias: Array | None, out: Tensor, column: int,
+             wanted: Tiling | None = None) -> None:
     """x [M, K] times w [N, K] (see `takes`), transposed, plus bias [N], into columns of `out`; M up to 16.
 
-    A single row may come as it is."""
+    A single row may come as it is. `wanted` goes before the tiling that was measured or that `choose` takes."""
     (m, k), n, wide = x.shape, w.shape[0], -(-w.shape[1] // COLS)
     form = w.format.removesuffix(SUFFIX)
     shape = geometry(form, n, k)
-    found = choose(form, shape, m, n, q.sm_count, SHARED_LIMIT[q.arch] - STATIC)
+    wanted = wanted or measured(q, form, shape, m, n, k)
+    found = choose(form, shape, m, n, q.sm_count, SHARED_LIMIT[q.arch] - STATIC, wanted)
     own = -(-wide // shape.split)
     if isinstance(x, Tensor) and (found is None or room_for(found[2], shape, m) < own):
         x = staged(q, x)
@@ -143,17 +146,33 @@ def fixed_bytes(form: str, shape: Geometry, xrows: int, tiling: Tiling) -> int:
     return shape.warps * tiling.tiles * (tiling.ahead * tile_bytes(form) + 2 * -(-xrows // 8) * SUMS)
 
 
-def choose(form: str, shape: Geometry, m: int, n: int, sm_count: int, shared: int) -> tuple[int, Tiling, int] | None:
+def kernel_rows(shape: Geometry, m: int) -> int | None:
+    """Activation rows of the kernel for m rows; None if there is none."""
+    return next((r for r in XROWS[shape.warps] if r >= m), None)
+
+
+def measured(q: Queue, form: str, shape: Geometry, m: int, n: int, k: int) -> Tiling | None:
+    """The tiling that was fastest on a GPU like this one, if it was measured."""
+    xrows = kernel_rows(shape, m)
+    found = None if xrows is None else tuned.choices(q.arch, q.sm_count).get(tuned.key(SMALL.entry, form, n, k, xrows))
+    return Tiling(*found) if found else None
+
+
+def choose(form: str, shape: Geometry, m: int, n: int, sm_count: int, shared: int,
+           wanted: Tiling | None = None) -> tuple[int, Tiling, int] | None:
     """Activation rows of the kernel, tiling, and bytes of shared memory for blocks; None if m rows fit no kernel.
 
-    None of it changes a result.
+    `wanted` is taken if it fits. None of it changes a result.
     """
-    xrows = next((r for r in XROWS[shape.warps] if r >= m), None)
+    xrows = kernel_rows(shape, m)
     if xrows is None:
         return None
     fitting = [(t, min(shared // t.ctas - fixed_bytes(form, shape, xrows, t), shape.warps * BLOCKS_BUDGET))
                for t in TILINGS[shape.warps, xrows]]
     fitting = [(t, left) for t, left in fitting if left >= shape.warps * block_bytes(m)]
+    for tiling, left in fitting:
+        if tiling == wanted:
+            return xrows, tiling, left
     rows = ROWS * shape.warps // shape.split
     groups = [-(-n // (rows * t.tiles)) for t, _ in fitting]
     # Two CTAs to a multiprocessor only where there are so many, else one may hold all of x; and not half of them idle.

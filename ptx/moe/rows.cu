@@ -13,33 +13,12 @@
 // Archs: all. Bytes moved: the weights of every pair once (L2 serves experts that tokens share). Compiled, not yet
 // measured.
 #include "ring.cuh"
+#include "vector.cuh"
 
 #define ALL 0xFFFFFFFFu
 #define GATE 0
 #define SUM 1
 #define PLAIN 2
-
-// x[k .. k + 7] as floats; zeros past K.
-template <typename T> __device__ __forceinline__ void load_8(const T* x, int k, int K, bool aligned, float (&v)[8]) {
-    if (aligned && k + 8 <= K) {
-        words4_t q[sizeof(T) / 2];
-#pragma unroll
-        for (int i = 0; i < (int)sizeof(T) / 2; i++) q[i] = load<words4_t>(reinterpret_cast<const u8*>(x + k) + 16 * i);
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-            if constexpr (sizeof(T) == 4) {
-                v[i] = __uint_as_float(q[i / 4].r[i % 4]);
-            } else {
-                T h;
-                h.bits = (u16)(q[0].r[i / 2] >> (16 * (i % 2)));
-                v[i] = to_float(h);
-            }
-        }
-    } else {
-#pragma unroll
-        for (int i = 0; i < 8; i++) v[i] = k + i < K ? to_float(x[k + i]) : 0.0f;
-    }
-}
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, format_t::RESIDENT)
     moe_rows(const act_t* x, const u8* w, const u8* scales, const float* factors, const int* experts,
@@ -90,7 +69,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, format_t::RESIDENT)
 #pragma unroll 2
         for (int j = 0; j < F::ELEMS / 32; j++) {
             float v[8], v0[8], v1[8];
-            load_8(row, chunk * F::ELEMS + 32 * j + 8 * t, K, aligned, v);
+            const int k = chunk * F::ELEMS + 32 * j + 8 * t;
+            load_group(v, row + k, K - k, aligned);
             F::piece(row0, w0, j, t, v0);
             F::piece(row1, w1, j, t, v1);
 #pragma unroll

@@ -1,77 +1,111 @@
-// Merges the partial results of an attention's splits, in order, and normalises.
+// Merges the partial results of an attention's splits, as softmax.cuh says, and normalises.
 //
-// parts_o [T, heads, S, D] and parts_ml [T, heads, S, 2] (m, l) float32 -> out [T, heads D] of ACT. Split s of a token
-// at position p counts if it holds a visible key; only those are read. rows[t] = -1 gives zeros. rows and positions are
-// inputs of the step and read before griddepcontrol.wait.
-// Grid: (T, heads), 128 threads; 128 splits at a time: their weights by a running maximum (exact in any order), then
-// each thread sums dims threadIdx.x + 128 i in split order, 32 loads under way at once; those past the last split are
-// zeros with weight 0, which change nothing. Shared memory: 1.6 KiB. Archs: all.
-// Bytes: 4 T heads S (D + 2). H200, 67 splits of 32 heads of 128: 4.4 us.
+// parts_o [T, heads, S, D] and parts_ml [T, heads, S, 2] (m, l) float32 -> out [T, heads D] of ACT and, unless `blocks`
+// is null, the same as operands of the small matmuls (stage.cuh). Split s of a token at position p counts if it holds a
+// visible key; only those are read. rows[t] = -1 gives zeros. rows and positions are inputs of the step and read before
+// griddepcontrol.wait.
+// Grid: (T, ceil(heads D / columns)): a CTA's `columns` are a multiple of D, or a part of one head, up to 256; with
+// blocks they are 256. 768 threads: 128 pairs of columns, 6 groups of LEVEL splits at a time. A thread loads all splits
+// of its group at once and merges them with weights from a running maximum (exact in any order); then the groups are
+// merged by the first of them. What is past the last split are zeros with weight 0, which change nothing.
+// Shared memory: 16 KiB. Archs: all. Bytes: 4 T heads S (D + 2).
+// Not yet measured; its predecessor: 4.4 us for 67 splits of 32 heads of 128 (H200, 2026-11-24).
 #include "softmax.cuh"
+#include "stage.cuh"
 
-#define BATCH 32
+#define PAIRS 128
+#define GROUPS 6
+#define SPAN (GROUPS * LEVEL)  // splits at a time
+#define HEADS 4                // of a CTA, at most
 
-extern "C" __global__ void __launch_bounds__(128)
-attend_combine(const float* parts_o, const float* parts_ml, const int* rows, const int* positions, act_t* out, int S,
-               int D, int window) {
-    __shared__ float old_weight[128], new_weight[128], sums[128], tops[4];
-    const int t = blockIdx.x, h = blockIdx.y, heads = gridDim.y, tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
-    const i64 unit = (i64)t * heads + h;
+extern "C" __global__ void __launch_bounds__(PAIRS * GROUPS)
+attend_combine(const float* parts_o, const float* parts_ml, const int* rows, const int* positions, act_t* out,
+               u8* blocks, int T, int heads, int S, int D, int columns, int window) {
+    __shared__ float2 ready[GROUPS][PAIRS];
+    __shared__ float4 weights[HEADS][SPAN];  // of what is there, of the split, and the split's l
+    __shared__ float tops[HEADS][GROUPS], totals[GROUPS][PAIRS];
+    __shared__ __align__(16) act_t rounded[2 * PAIRS];
+    const int token = blockIdx.x, tid = threadIdx.x, pair = tid % PAIRS, group = tid / PAIRS, per_head = columns / D;
+    const int parts = per_head ? 1 : (D + columns - 1) / columns;  // CTAs of a head
+    const int head = per_head ? (int)blockIdx.y * per_head : (int)blockIdx.y / parts;
+    const int column = 2 * pair + (per_head ? 0 : (int)blockIdx.y % parts * columns);  // from the head's first on
+    const int mine = column / D, d = column - mine * D;
+    const bool valid = 2 * pair < columns && (per_head ? head + mine < heads : column < D);
+    const int at = token * heads + head;  // the CTA's first head
     pdl_launch();
-    const int row = rows[t], position = positions[t], last = position / SPLIT;
+    const int row = rows[token], position = positions[token];
+    const int first = first_key(position, window) / SPLIT, last = row < 0 ? -1 : position / SPLIT;
     pdl_wait();
-    out += unit * D;
-    if (row < 0) {
-        for (int d = tid; d < D; d += 128) out[d] = from_float<act_t>(0.0f);
-        return;
-    }
-    float acc[4] = {0.0f, 0.0f, 0.0f, 0.0f}, total = 0.0f, m = NOTHING;
-    for (int base = first_key(position, window) / SPLIT; base <= last; base += 128) {
-        const int s = base + tid, count = last + 1 - base < 128 ? last + 1 - base : 128;
-        const float* o = parts_o + (unit * S + base) * D + tid;
-        float v[BATCH];
-        auto load = [&](int j, int i) {
+    float acc[2] = {0.0f, 0.0f}, total = 0.0f, highest = NOTHING;
+#pragma unroll 1
+    for (int base = first / SPAN * SPAN; base <= last; base += SPAN) {
+        const int begin = base + group * LEVEL, of = base + pair;
+        const bool used = begin <= last && begin + LEVEL > first;
+        const float2* o = (const float2*)(parts_o + ((i64)((int)blockIdx.x * heads + head + mine) * S + begin) * D + d);
+        const int from = valid ? first - begin : LEVEL, to = last - begin;
+        float2 x[LEVEL];
 #pragma unroll
-            for (int k = 0; k < BATCH; ++k)
-                v[k] = j + k < count && tid + 128 * i < D ? o[(i64)(j + k) * D + 128 * i] : 0.0f;
-        };
-        load(0, 0);
-        const float2 ml = s <= last ? ((const float2*)parts_ml)[unit * S + s] : make_float2(NOTHING, 0.0f);
-        float upto = ml.x;
-#pragma unroll
-        for (int o = 1; o < 32; o <<= 1) {
-            float y = __shfl_up_sync(0xFFFFFFFFu, upto, o);
-            if (lane >= o) upto = fmaxf(upto, y);
+        for (int k = 0; k < LEVEL; ++k) {
+            x[k] = make_float2(0.0f, 0.0f);
+            if (k >= from && k <= to) x[k] = *o;
+            o += D / 2;
         }
-        if (lane == 31) tops[warp] = upto;
-        float before = __shfl_up_sync(0xFFFFFFFFu, upto, 1);
-        if (lane == 0) before = NOTHING;
-        __syncthreads();
-        before = fmaxf(before, m);
-        for (int w = 0; w < 4; ++w) {
-            if (w < warp) before = fmaxf(before, tops[w]);
-            m = fmaxf(m, tops[w]);
+        // A head's weights: half a warp a group of splits.
+        if (pair < SPAN && group < (per_head ? per_head : 1) && head + group < heads) {
+            const bool seen = of >= first && of <= last;
+            const float2 y = seen ? ((const float2*)parts_ml)[(i64)(at + group) * S + of] : make_float2(NOTHING, 0.0f);
+            float upto = y.x;
+#pragma unroll
+            for (int i = 1; i < LEVEL; i <<= 1) {
+                const float z = __shfl_up_sync(0xFFFFFFFFu, upto, i, LEVEL);
+                if (pair % LEVEL >= i) upto = fmaxf(upto, z);
+            }
+            float before = __shfl_up_sync(0xFFFFFFFFu, upto, 1, LEVEL);
+            if (pair % LEVEL == 0) before = NOTHING;
+            const Merge merge(before, y.x);
+            weights[group][pair] = make_float4(merge.old_weight, merge.new_weight, y.y, 0.0f);
+            if (pair % LEVEL == LEVEL - 1) tops[group][pair / LEVEL] = upto;
         }
-        const Merge merge(before, ml.x);
-        old_weight[tid] = merge.old_weight;
-        new_weight[tid] = merge.new_weight;
-        sums[tid] = ml.y;
         __syncthreads();
+        if (valid && used) {
+            float2 sum = make_float2(0.0f, 0.0f);
+            float l = 0.0f;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            if (128 * i >= D) break;
-            for (int j = 0; j < count; j += BATCH) {
-                if (i > 0 || j > 0) load(j, i);
+            for (int k = 0; k < LEVEL; ++k) {
+                const float4 w = weights[mine][group * LEVEL + k];
+                sum.x = fmaf(x[k].x, w.y, __fmul_rn(sum.x, w.x));
+                sum.y = fmaf(x[k].y, w.y, __fmul_rn(sum.y, w.x));
+                l = fmaf(w.z, w.y, __fmul_rn(l, w.x));
+            }
+            ready[group][pair] = sum;
+            totals[group][pair] = l;
+        }
+        __syncthreads();
+        if (group == 0 && valid) {
 #pragma unroll
-                for (int k = 0; k < BATCH; ++k) {
-                    if (i == 0) total = fmaf(sums[j + k], new_weight[j + k], __fmul_rn(total, old_weight[j + k]));
-                    acc[i] = fmaf(v[k], new_weight[j + k], __fmul_rn(acc[i], old_weight[j + k]));
-                }
+            for (int k = 0; k < GROUPS; ++k) {
+                if (base + k * LEVEL > last || base + (k + 1) * LEVEL <= first) continue;
+                const Merge merge(highest, tops[mine][k]);
+                const float2 sum = ready[k][pair];
+                highest = merge.m;
+                acc[0] = merge(acc[0], sum.x), acc[1] = merge(acc[1], sum.y);
+                total = merge(total, totals[k][pair]);
             }
         }
-        __syncthreads();
+        if (base + SPAN <= last) __syncthreads();
     }
+    if (group > 0) return;
+    if (valid) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-        if (tid + 128 * i < D) out[tid + 128 * i] = from_float<act_t>(normalize(acc[i], total));
+        for (int e = 0; e < 2; ++e) {
+            const act_t y = from_float<act_t>(last < 0 ? 0.0f : normalize(acc[e], total));
+            out[(i64)(at + mine) * D + d + e] = rounded[2 * pair + e] = y;
+        }
+    }
+    if (blocks == nullptr) return;
+    asm volatile("bar.sync 1, %0;" ::"n"(PAIRS) : "memory");
+    if (pair >= 32) return;
+    float f[8];
+    load_wide(f, rounded + 8 * pair);
+    stage_row(blocks + (i64)blockIdx.y * block_bytes(T), T, token, f, pair);
 }

@@ -1,13 +1,15 @@
 // What the attention kernels share: the length of a split, 2^x, and the merge of partial softmax sums.
 //
 // Keys are cut at multiples of SPLIT. A split's result for one query is (m, l, o): the largest score (base 2), the sum
-// of 2^(score - m), and the sum of 2^(score - m) v. Splits are merged in ascending order, one by one, with exactly this
-// arithmetic wherever it happens, so the bits of a token do not depend on how splits are spread over CTAs. An empty
-// split (m = -inf, l = 0, o = 0) changes nothing.
+// of 2^(score - m), and the sum of 2^(score - m) v. Splits are merged in ascending order, one by one, into groups of
+// LEVEL (cut at multiples of it), and these in the same way into one, with exactly this arithmetic wherever it happens,
+// so the bits of a token do not depend on how splits are spread over CTAs. An empty split or group (m = -inf, l = 0,
+// o = 0) changes nothing, and merging the first into nothing gives it back.
 #pragma once
 #include "scalar.cuh"
 
 #define SPLIT 256
+#define LEVEL 16
 #define PAGE 32
 #define NOTHING __uint_as_float(0xFF800000u)  // -inf
 

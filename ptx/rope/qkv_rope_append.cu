@@ -46,7 +46,13 @@ qkv_rope_append(const act_t* qkv, const int* rows, const int* positions, const i
         }
     }
     const float* weight = is_q ? q_norm : is_v ? nullptr : k_norm;
-    if (weight) norm_head(x, sum, weight, D, eps);
+    if (weight) {
+        const float inverse = head_scale(sum, D, eps);
+        for (int i = lane * 4; i < D; i += 128)
+#pragma unroll
+            for (int e = 0; e < 4; ++e)
+                if (i + e < D) x[i + e] = x[i + e] * inverse * weight[i + e];
+    }
     __syncwarp();
 
     const int position = positions[t], turned = is_v ? 0 : 2 * half;
@@ -59,7 +65,11 @@ qkv_rope_append(const act_t* qkv, const int* rows, const int* positions, const i
     }
     const bool fours = half % 4 == 0 && aligned(table, 16);
     for (int i = lane * 4; i < D; i += 128) {
-        rotate_group(v, x, i, D, turned, half, cosine, sine, fours);
+        float c[4], s[4];
+        load_turn(c, s, i, turned, half, cosine, sine, fours);
+#pragma unroll
+        for (int e = 0; e < 4; ++e) v[e] = i + e < D ? x[i + e] : 0.0f;
+        rotate_group(v, x, i, turned, half, c, s, fours);
         if (is_q) {
             store_group(to_q + i, v, D - i, wide);
         } else {

@@ -32,8 +32,8 @@ FAULTS = {
                              "asynchronous copy is under way"),
     "no wait for a step's values": ("attention/decode.cu", "            arrived_at(n, 1);\n", "", DECODE,
                                     "nothing wrote|under way"),
-    "no refill of keys": ("attention/decode.cu", "            set_done();\n            fetch(base + stages * STRIDE, "
-                                "n + stages, 0);\n", "", DECODE, "never|wait"),
+    "no refill of keys": ("attention/decode.cu", "            set_done();\n            if (leads && ahead < end) "
+                                "copy(page, ahead, n + stages, 0);\n", "", DECODE, "never|wait"),
     "a store past the last row": ("include/ring.cuh", "if (m0 + m >= M || n0 + n >= N) return;",
                                   "if (n0 + n >= N) return;", LINEAR, "of an allocation of"),
     "a store past the last column": ("include/ring.cuh", "if (m0 + m >= M || n0 + n >= N) return;",
@@ -43,8 +43,8 @@ RACES = {
     "sums of the warps": ("linear/small_mma.cu", "acc[h][i];\n    __syncthreads();", "acc[h][i];", LINEAR),
     "tiles of a product": ("linear/gemm.cu", "        copy_wait<STAGES - 2>();\n        __syncthreads();\n",
                            "        copy_wait<STAGES - 2>();\n", LARGE),
-    "queries of a decode step": ("attention/decode.cu", "running = NOTHING;\n    __syncthreads();\n",
-                                 "running = NOTHING;\n", DECODE),
+    "queries of a decode step": ("attention/decode.cu", "    __syncthreads();\n\n    for (int s = first;",
+                                 "    for (int s = first;", DECODE),
     "keys of a prefill": ("attention/prefill.cu", BARRIER, "", PREFILL),
     "sum of a row": ("include/norm.cuh", "parts[threadIdx.x >> 5] = v;\n    __syncthreads();",
                      "parts[threadIdx.x >> 5] = v;", "add_rms_norm/bfloat16/T33/H2048"),

@@ -14,12 +14,15 @@ import numpy as np
 
 from blackwell_infer.device.check import SHARED_LIMIT
 from blackwell_infer.device.queue import Queue
+from blackwell_infer.device.tensor import Tensor
 from blackwell_infer.errors import KernelError
 from blackwell_infer.kernels.cost import Call, Cost
 from blackwell_infer.kernels.kernel import Kernel, Param
 from blackwell_infer.kv.spec import PagedKV
 from blackwell_infer.ops.batch import Batch
 from blackwell_infer.ops.cuda.rope import qkv_rope_append_
+from blackwell_infer.ops.cuda.staged import room, together
+from blackwell_infer.quant.lanes import COLS
 from blackwell_infer.types import Array
 
 SPLIT = 256
@@ -41,6 +44,8 @@ architecture"""
 RESERVED = 1024
 """Bytes of shared memory left to the decode kernel's own barriers and sums"""
 THREADS = 128
+COMBINING = 768
+"""Threads of attend_combine"""
 MAX_DIM = 512
 ACT = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 ANY = ("f32", "f16", "bf16")
@@ -58,6 +63,10 @@ TILES = {64: Tile(128, 64), 128: Tile(128, 64), 256: Tile(64, 32)}
 """head_dim -> tile of the prefill kernel"""
 DECODED = (64, 128, 256, 512)
 """head_dims of the decode kernel"""
+QUERIES = (8, 16)
+"""Queries of one decode tile"""
+LARGE = (64, 128)
+"""head_dims with both tiles; of more the large one does not fit in registers"""
 TENSOR = {("float16", "f16"): "f16", ("bfloat16", "bf16"): "bf16"}
 """(activation, cache) -> type of the tensor-core kernels"""
 GENERIC = {
@@ -112,11 +121,12 @@ SCORES = (Param("scale", "f32"), Param("cap", "f32"))
 DECODE = Kernel("attention/decode.cu", "attend_decode", (
     Param("q", "in"), Param("qkv", "in"), Param("cache", "inout"), Param("starts", "in", "int32"),
     Param("positions", "in", "int32"), Param("pages", "in", "int32"), Param("angles", "in", "float32"),
-    Param("q_norm", "in", "float32"), Param("k_norm", "in", "float32"), Param("out", "out"), *PARTS, Param("T", "i32"),
-    Param("R", "i32"), Param("P", "i32"), Param("heads", "i32"), Param("kv_heads", "i32"), Param("few", "i32"),
-    Param("half", "i32"), Param("room", "i32"), Param("stages", "i32"), Param("joins", "i32"), *SCORES,
-    Param("eps", "f32"), Param("window", "i32")),
-    {"ACT": HALVES, "D": DECODED}, cost=few_attended)
+    Param("q_norm", "in", "float32"), Param("k_norm", "in", "float32"), Param("out", "out"),
+    Param("blocks", "out", "uint8"), *PARTS, Param("T", "i32"), Param("R", "i32"), Param("P", "i32"),
+    Param("heads", "i32"), Param("kv_heads", "i32"), Param("few", "i32"), Param("half", "i32"), Param("room", "i32"),
+    Param("stages", "i32"), Param("joins", "i32"), *SCORES, Param("eps", "f32"), Param("window", "i32")),
+    {"ACT": HALVES, "D": DECODED, "QUERIES": QUERIES},
+    lambda d: int(d["D"]) in LARGE or d["QUERIES"] == QUERIES[0], cost=few_attended)
 PREFILL = Kernel("attention/prefill.cu", "attend_prefill", (
     Param("q", "in"), Param("cache", "in"), Param("starts", "in", "int32"), Param("positions", "in", "int32"),
     Param("pages", "in", "int32"), Param("out", "out"), Param("lengths", "in", "int32"), Param("P", "i32"),
@@ -130,8 +140,9 @@ GENERAL = Kernel("attention/generic.cu", "attend_generic", (
     {"ACT": ANY, "KV": ANY}, cost=attended)
 COMBINE = Kernel("attention/combine.cu", "attend_combine", (
     Param("parts_o", "in", "float32"), Param("parts_ml", "in", "float32"), Param("rows", "in", "int32"),
-    Param("positions", "in", "int32"), Param("out", "out"), Param("S", "i32"), Param("D", "i32"),
-    Param("window", "i32")), {"ACT": ANY}, cost=combined)
+    Param("positions", "in", "int32"), Param("out", "out"), Param("blocks", "out", "uint8"), Param("T", "i32"),
+    Param("heads", "i32"), Param("S", "i32"), Param("D", "i32"), Param("columns", "i32"), Param("window", "i32")),
+    {"ACT": ANY}, cost=combined)
 KERNELS = (DECODE, PREFILL, GENERAL, COMBINE)
 
 
@@ -171,13 +182,12 @@ def attention_(q: Queue, kv: PagedKV, qkv: Array, batch: Batch, rope_table: Arra
     act = TENSOR.get((qkv.dtype.name, kv.format))
     walks = _splits(tokens, heads, dim, batch.max_length) == 1 and batch.max_length > SPLIT
     if (act is None or dim not in DECODED or batch.max_new > FEW or not tokens
-            or _shared(dim, 1, batch.max_new, walks) > FUSED_SHARED):
+            or _shared(dim, 1, batch.max_new, walks, QUERIES[0]) > FUSED_SHARED):
         x = qkv_rope_append_(q, kv, qkv, batch, rope_table, heads, q_norm, k_norm, eps)
         return attend(q, x, kv, batch, scale, window, softcap, few)
     out = q.empty((tokens, heads * dim), qkv.dtype)
-    _decode(q, act, Fusion(qkv, rope_table, q_norm, k_norm, eps), None, kv, batch, scores(scale, softcap, window), out,
-            FEW)
-    return out
+    return _decode(q, act, Fusion(qkv, rope_table, q_norm, k_norm, eps), None, kv, batch,
+                   scores(scale, softcap, window), out, FEW)
 
 
 def attend(q: Queue, x: Array, kv: PagedKV, batch: Batch, scale: float, window: int, softcap: float = 0.0,
@@ -199,37 +209,44 @@ def attend(q: Queue, x: Array, kv: PagedKV, batch: Batch, scale: float, window: 
         _prefill(q, TENSOR[key], x, kv, batch, how, out)
     elif batch.max_new > few:
         _generic(q, GENERIC[key], x, kv, batch, how, out, FEW)
-    _decode(q, TENSOR[key], None, x, kv, batch, how, out, few)
-    return out
+    return _decode(q, TENSOR[key], None, x, kv, batch, how, out, few)
 
 
-def _shared(dim: int, stages: int, room: int, walks: bool) -> int:
-    """Bytes of dynamic shared memory of the decode kernel; `room` is 0 if queries are given."""
+def _shared(dim: int, stages: int, new: int, walks: bool, queries: int) -> int:
+    """Bytes of dynamic shared memory of the decode kernel; `new` is 0 if queries are given."""
     sets, step = max(4 * 128 // max(dim, 128), 1), 16 if dim > 256 else 32
-    return stages * sets * 2 * step * dim * 2 + 32 * dim + 4 * dim * room + dim * (64 if walks else 16 if room else 0)
+    ring = stages * sets * 2 * step * dim * 2
+    return ring + 2 * queries * dim + 4 * dim * new + dim * (8 * queries if walks else 16 if new else 0)
 
 
 def _decode(q: Queue, act: str, made: Fusion | None, x: Array | None, kv: PagedKV, batch: Batch, how: Scores,
-            out: Array, few: int) -> None:
-    """Rows of up to `few` new tokens: with `made` from qkv, else from the queries x."""
+            out: Tensor, few: int) -> Array:
+    """Rows of up to `few` new tokens: with `made` from qkv, else from the queries x. Up to 16 tokens come back
+    staged, if the columns of a KV head's queries are whole blocks."""
     tokens, kv_heads, dim = out.shape[0], kv.data.shape[2], kv.data.shape[4]
     heads, rows, width = out.shape[1] // dim, batch.pages.shape[0], batch.pages.shape[1]
+    group, most = heads // kv_heads, min(batch.max_new, few)
     splits = _splits(tokens, heads, dim, batch.max_length) if batch.max_new <= few else 1
     parts_o, parts_ml = _parts(q, tokens, heads, splits, dim)
-    groups = kv_heads * -(-min(batch.max_new, few) * (heads // kv_heads) // 16)
-    joins = splits <= JOINED and rows * groups <= COUNTERS
-    walks, room = splits == 1 and batch.max_length > SPLIT, batch.max_new if made else 0
+    blocks = None if group * dim % COLS else room(q, out)
+    walks, new = splits == 1 and batch.max_length > SPLIT, batch.max_new if made else 0
+    # Both sizes of a tile give the same bits; the larger one reads keys and values once for more queries.
+    queries = QUERIES[dim in LARGE and most * group > QUERIES[0]]
+    groups = kv_heads * -(-most * group // queries)
+    joins = splits == 1 or (splits <= JOINED and rows * groups <= COUNTERS)
     # A CTA that has an SM to itself may as well hold all its keys at once.
-    deep = splits * groups * rows <= q.sm_count and _shared(dim, 2, room, walks) <= SHARED_LIMIT[q.arch] - RESERVED
+    deep = (splits * groups * rows <= q.sm_count
+            and _shared(dim, 2, new, walks, queries) <= SHARED_LIMIT[q.arch] - RESERVED)
     stages = 2 if deep else 1
-    q.launch(DECODE.variant(ACT=act, D=dim), (splits, groups, rows + (splits == 1 or joins)), (THREADS, 1, 1), x,
-             made.qkv if made else None, kv.data, batch.starts, batch.positions, batch.pages,
-             made.angles if made else None, made.q_norm if made else None, made.k_norm if made else None, out, parts_o,
-             parts_ml, tokens, rows, width, heads, kv_heads, few, made.angles.shape[2] if made else 0, room, stages,
-             int(joins), how.scale, how.cap, made.eps if made else 0.0, how.window,
-             smem=_shared(dim, stages, room, walks), pdl=True)
+    q.launch(DECODE.variant(ACT=act, D=dim, QUERIES=queries), (splits, groups, rows + joins),
+             (THREADS, 1, 1), x, made.qkv if made else None, kv.data, batch.starts, batch.positions, batch.pages,
+             made.angles if made else None, made.q_norm if made else None, made.k_norm if made else None, out,
+             blocks if joins else None, parts_o, parts_ml, tokens, rows, width, heads, kv_heads, few,
+             made.angles.shape[2] if made else 0, new, stages, int(joins), how.scale, how.cap,
+             made.eps if made else 0.0, how.window, smem=_shared(dim, stages, new, walks, queries), pdl=True)
     if not joins:
-        _combine(q, act, parts_o, parts_ml, batch, out, splits, heads, dim, how.window)
+        _combine(q, act, parts_o, parts_ml, batch, out, blocks, splits, dim, how.window)
+    return together(out, blocks)
 
 
 def _prefill(q: Queue, act: str, x: Array, kv: PagedKV, batch: Batch, how: Scores, out: Array) -> None:
@@ -242,7 +259,7 @@ def _prefill(q: Queue, act: str, x: Array, kv: PagedKV, batch: Batch, how: Score
              smem=(tile.rows + 4 * tile.keys) * dim * 2, pdl=True)
 
 
-def _generic(q: Queue, types: tuple[str, str], x: Array, kv: PagedKV, batch: Batch, how: Scores, out: Array,
+def _generic(q: Queue, types: tuple[str, str], x: Array, kv: PagedKV, batch: Batch, how: Scores, out: Tensor,
              few: int) -> None:
     """Rows of more than `few` new tokens."""
     tokens, heads, dim = x.shape
@@ -251,7 +268,7 @@ def _generic(q: Queue, types: tuple[str, str], x: Array, kv: PagedKV, batch: Bat
     q.launch(GENERAL.variant(ACT=types[0], KV=types[1]), (tokens, heads, splits), (THREADS, 1, 1), x, kv.data,
              batch.rows, batch.starts, batch.positions, batch.pages, out, parts_o, parts_ml, batch.pages.shape[1],
              kv.data.shape[2], dim, few, how.scale, how.cap, how.window, smem=-(-dim // 4) * 16, pdl=True)
-    _combine(q, types[0], parts_o, parts_ml, batch, out, splits, heads, dim, how.window)
+    _combine(q, types[0], parts_o, parts_ml, batch, out, None, splits, dim, how.window)
 
 
 def _splits(tokens: int, heads: int, dim: int, keys: int) -> int:
@@ -267,8 +284,13 @@ def _parts(q: Queue, tokens: int, heads: int, splits: int, dim: int) -> tuple[Ar
     return q.empty((tokens, heads, splits, dim), np.float32), q.empty((tokens, heads, splits, 2), np.float32)
 
 
-def _combine(q: Queue, act: str, parts_o: Array | None, parts_ml: Array | None, batch: Batch, out: Array, splits: int,
-             heads: int, dim: int, window: int) -> None:
-    if parts_o is not None:
-        q.launch(COMBINE.variant(ACT=act), (out.shape[0], heads, 1), (THREADS, 1, 1), parts_o, parts_ml, batch.rows,
-                 batch.positions, out, splits, dim, window, pdl=True)
+def _combine(q: Queue, act: str, parts_o: Array | None, parts_ml: Array | None, batch: Batch, out: Tensor,
+             blocks: Tensor | None, splits: int, dim: int, window: int) -> None:
+    """A CTA takes as many of up to 4 heads as fill a block of 256 columns, or a block of a head."""
+    if parts_o is None:
+        return
+    tokens, wide = out.shape
+    columns = COLS if dim >= COLS or (dim >= COLS // 4 and COLS % dim == 0) else dim
+    grid = wide // dim * -(-dim // columns) if dim > columns else -(-wide // columns)
+    q.launch(COMBINE.variant(ACT=act), (tokens, grid, 1), (COMBINING, 1, 1), parts_o, parts_ml, batch.rows,
+             batch.positions, out, blocks, tokens, wide // dim, splits, dim, columns, window, pdl=True)

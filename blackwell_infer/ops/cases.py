@@ -56,9 +56,9 @@ EIGHT_BIT = 2e-3
 
 def product_floor(dtype: str, forms: tuple[str, ...], tokens: int, cols: int) -> float:
     """Absolute floor of a product with weights of these formats. Weights in fragment order, and dense 16-bit ones in
-    rows of whole tiles, are multiplied exactly, by up to 64 tokens; more dequantise them first."""
-    tiles = ("f16", "bf16") if dtype != F32 and cols % COLS == 0 else ()
-    exact = (f == inputs.STORAGE[dtype] or (tokens <= 64 and (f.endswith(SUFFIX) or f in tiles)) for f in forms)
+    rows of whole tiles, are multiplied exactly, by up to 64 tokens or `EXACT`; more dequantise or round them first."""
+    most = dict.fromkeys(FRAGMENTED if dtype == F32 or cols % COLS else (*FRAGMENTED, "f16", "bf16"), 64) | EXACT
+    exact = (form == inputs.STORAGE[dtype] or tokens <= most.get(form, 0) for form in forms)
     return FLOOR[dtype] if all(exact) else ROUNDED[dtype]
 
 
@@ -120,20 +120,22 @@ LINEARS: tuple[tuple[str, tuple[str, ...], int, int, tuple[int, ...], bool, Bad]
     (F16, ("q8_0", "f16"), 9, 64, (40, 24), False, ()), (F32, ("f32", "bf16", "q8_0"), 4, 64, (7, 9, 11), True, ()))
 
 FRAGMENTED, STACKS = (tuple(form + SUFFIX for form in forms) for forms in (FRAGMENTS, STACKED))
+EXACT = dict.fromkeys(("q4_k_fragments", "q5_k_fragments", "nvfp4_fragments"), 256)
 SMALL_BLOCKS = tuple(form for form in FRAGMENTS if not form.endswith("_k"))
 ARRANGES = (*((form, rows, cols) for form in FRAGMENTS for rows, cols in ((1, 256), (40, 512), (97, 1280))),
             *((form, 33, 544) for form in SMALL_BLOCKS), ("fp8", 17, 171), ("fp8_block", 200, 395), ("nvfp4", 5, 16))
 FEW: tuple[tuple[str, tuple[str, ...], int, int, tuple[int, ...], bool, Bad], ...] = (  # in fragment order
     *((BF16, (form,), tokens, 512, (77,), False, ()) for form in FRAGMENTED for tokens in (1, 2, 5, 9, 20, 70)),
-    *((F16, (form,), tokens, 256, (33,), True, ()) for form in FRAGMENTED for tokens in (1, 3, 8, 16)),
+    *((F16, (form,), n, 256, (33,), True, BAD[:n // 22]) for form in FRAGMENTED for n in (1, 3, 8, 16, 66)),
     *((BF16, (form,), 16, 1280, (50,), True, BAD) for form in FRAGMENTED),
-    (BF16, ("q4_k_fragments", "q6_k_fragments"), 3, 4096, (130, 40), True, BAD[:1]),
+    *((BF16, (form,), 33, 768, (301,), True, BAD) for form in (*EXACT, "fp8_fragments")),
+    *((BF16, ("q4_k_fragments", "q6_k_fragments"), n, k, (130, 40), True, BAD[:1]) for n, k in ((3, 4096), (100, 512))),
     (BF16, ("q4_k_fragments",), 1, 8448, (16,), False, ()), (BF16, ("q6_k_fragments",), 11, 4352, (20,), False, ()),
     (BF16, ("q6_k_fragments", "bf16"), 7, 2048, (1030, 8), False, ()),
-    (BF16, ("q4_k_fragments",), 1, 2304, (4700,), False, ()),
-    *((BF16, (form + SUFFIX,), tokens, 544, (40,), False, ()) for form in SMALL_BLOCKS for tokens in (1, 5, 16)),
+    (BF16, ("q4_k_fragments",), 1, 2304, (4700,), False, ()), (F16, ("fp8_fragments",), 257, 512, (40,), True, ()),
+    *((BF16, (form + SUFFIX,), tokens, 544, (40,), False, ()) for form in SMALL_BLOCKS for tokens in (1, 5, 16, 20)),
     (BF16, ("fp8_fragments",), 7, 171, (40,), False, ()), (F16, ("fp8_block_fragments",), 33, 395, (129,), True, ()),
-    (BF16, ("fp8_fragments",), 70, 171, (40,), False, ()), (F16, ("nvfp4_fragments",), 5, 16, (17,), False, ()),
+    (BF16, ("fp8_fragments",), 256, 171, (40,), False, ()), (F16, ("nvfp4_fragments",), 5, 16, (17,), False, ()),
     (BF16, ("nvfp4_fragments",), 1, 4096, (130,), False, ()), (BF16, ("q8_0_fragments",), 3, 4096, (130,), False, ()),
     (F16, ("nvfp4_fragments", "q8_0_fragments"), 16, 4352, (20, 33), True, BAD),
     *((dtype, (form,), 16, 1280, (50,), True, BAD) for dtype in (F16, BF16) for form in ("f16", "bf16")),
@@ -415,8 +417,6 @@ def listed() -> Iterable[Case]:
     for v, targets in LOGPROBS:
         yield Case(text("token_logprobs", f"V{v}", f"N{len(targets)}"), "token_logprobs", partial(
             inputs.make_logprobs, vocab=v, targets=targets), ULP[F32], FLOOR[F32])
-
-
     for slots, tokens in NEWEST:
         yield Case(text("newest_tokens", f"S{slots}", f"T{tokens}"), "newest_tokens", partial(
             inputs.make_newest, slots=slots, tokens=tokens), 0, 0)

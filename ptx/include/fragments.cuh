@@ -12,6 +12,8 @@
 //   OFFSET                    whether row g's integers are 1024 too large (16 times so in row g + 8), which sums of x,
 //                             as start values of the products, take away again
 //   MINIMA                    whether something is subtracted that the sums of x multiply
+//   SHRINK                    power of two with which SHRINK times scales, and that times codes (without OFFSET), stay in
+//                             float16's range and lose at most what 11 bits lose; 0 if none does (linear/medium.cu)
 //   scales_t<SLOTS>           the scales that a lane applies (small.cu), of rows g and g + 8:
 //     (tile, lane), get(form, i, e, s)   s[2] of its i-th sub-block of 32 columns and span e of it
 //   minima(tile, lane, a)     the minima as A fragment of mma.m16n8k8: rows g, g + 8, sub-blocks t and t + 4
@@ -123,6 +125,21 @@ template <typename F> struct in_tiles : F {
 
 template <typename F> struct with_source { typedef in_tiles<F> type; };
 template <typename T> struct with_source<dense_fragments<T>> { typedef dense_fragments<T> type; };
+
+// What the infinities and NaNs of row m of x [M, K] (x_type 1 f16, 2 bf16) add to y[m, n].
+template <typename F>
+__device__ __forceinline__ float share_of_odd(const void* x, int x_type, int m, int K, const u8* w, int tiles, int n) {
+    float v = 0.0f;
+    for (int k = 0; k < K; k++) {
+        const u16 bits = static_cast<const u16*>(x)[(i64)m * K + k];
+        const float value = x_type == 1 ? to_float(f16_t{bits}) : to_float(bf16_t{bits});
+        if ((__float_as_uint(value) & 0x7F800000u) != 0x7F800000u) continue;
+        float four[4];
+        F::stored_quad(w, n, k & ~3, tiles, four);
+        v += value * (k & 2 ? k & 1 ? four[3] : four[2] : k & 1 ? four[1] : four[0]);
+    }
+    return v;
+}
 
 #ifdef FORMAT
 typedef with_source<PASTE(FORMAT, _fragments)>::type fragments_t;

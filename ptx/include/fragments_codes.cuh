@@ -95,14 +95,17 @@ template <typename S, typename D> struct e2m1_fragments : S, D, no_minima {
 };
 struct nvfp4_fragments : e2m1_fragments<column_scales<e4m3_fragment_scale, 16, 2048>, row_factors<2304, 16384>> {
     static const int BYTES = 2368;
+    static constexpr float SHRINK = 128.0f;  // 448 * 128 fits; multiples of 2^-17, of 2 + 4 bits, are exact
     __device__ __forceinline__ nvfp4_fragments(int zero) : e2m1_fragments(zero) {}
 };
 struct nvfp4_f16_fragments : e2m1_fragments<column_scales<f16_fragment_scale, 16, 2048>, row_factors<2560, 16384>> {
     static const int BYTES = 2624;
+    static constexpr float SHRINK = 0.0f;
     __device__ __forceinline__ nvfp4_f16_fragments(int zero) : e2m1_fragments(zero) {}
 };
 struct mxfp4_fragments : e2m1_fragments<column_scales<e8m0_fragment_scale, 32, 2048>, no_factors<16384>> {
     static const int BYTES = 2176;
+    static constexpr float SHRINK = 0.0f;
     __device__ __forceinline__ mxfp4_fragments(int zero) : e2m1_fragments(zero) {}
 };
 
@@ -158,13 +161,16 @@ template <typename S, typename D> struct e4m3_fragments : byte_codes, S, D, no_m
 };
 struct fp8_fragments : e4m3_fragments<no_scales, row_factors<4096, 1>> {
     static const int BYTES = 4160;
+    static constexpr float SHRINK = 1.0f;  // there are no scales
     __device__ __forceinline__ fp8_fragments(int zero) : e4m3_fragments(zero) {}
 };
 struct fp8_block_fragments : e4m3_fragments<half_tile_scales, no_factors<1>> {
     static const int BYTES = 4112;
+    static constexpr float SHRINK = 0.0f;
     __device__ __forceinline__ fp8_block_fragments(int zero) : e4m3_fragments(zero) {}
 };
 struct mxfp8_fragments : e4m3_fragments<column_scales<e8m0_fragment_scale, 32, 4096>, no_factors<1>> {
     static const int BYTES = 4224;
+    static constexpr float SHRINK = 0.0f;
     __device__ __forceinline__ mxfp8_fragments(int zero) : e4m3_fragments(zero) {}
 };

@@ -26,6 +26,7 @@ template <int AT> struct half_scales {
 // Q8_0: 8 x 512 bytes of q + 128, then the scales d. w = d q.
 struct q8_0_fragments : byte_codes, half_scales<4096>, no_minima {
     static const int BYTES = 4352, SPAN = 32;
+    static constexpr float SHRINK = 0.0f;  // float16 scales use its whole range
     u32 exponents;
 
     __device__ __forceinline__ q8_0_fragments(int zero) : exponents(opaque(0x64646464u, zero)) {}
@@ -49,6 +50,7 @@ struct q8_0_fragments : byte_codes, half_scales<4096>, no_minima {
 // Q4_0: 4 x 512 bytes of nibbles, then the scales d. w = d (q - 8).
 struct q4_0_fragments : half_scales<2048>, no_minima {
     static const int COLS = 256, BYTES = 2304, SPAN = 32;
+    static constexpr float SHRINK = 0.0f;
     u32 low_mask, high_mask;
 
     __device__ __forceinline__ q4_0_fragments(int zero)
@@ -148,6 +150,7 @@ struct k_fragments {
 // Q4_K: the heads, then 4 x 512 bytes of nibbles.
 struct q4_k_fragments : k_fragments {
     static const int BYTES = 2304;
+    static constexpr float SHRINK = 1.0f;  // 16 * 15 * 63 and 1024 * 63 fit, 4 + 6 bits are exact
     __device__ __forceinline__ q4_k_fragments(int zero) : k_fragments(zero) {}
     typedef words4_t codes_t;
     static __device__ __forceinline__ codes_t take(const u8* tile, int lane, int c) {
@@ -175,6 +178,7 @@ struct q4_k_fragments : k_fragments {
 // Q5_K: the heads, 4 x 512 bytes of low nibbles, 4 x 128 bytes of fifth bits, a word for every 64 columns of a lane.
 struct q5_k_fragments : k_fragments {
     static const int BYTES = 2816;
+    static constexpr float SHRINK = 1.0f;  // 16 * 31 * 63 fits, 5 + 6 bits are exact
     u32 low_bits, high_bits;
 
     __device__ __forceinline__ q5_k_fragments(int zero)
@@ -216,6 +220,7 @@ struct q5_k_fragments : k_fragments {
 // lane; 16 bytes per row of scales, biased by 128; d of every row, float16. w = d s (q - 32).
 struct q6_k_fragments {
     static const int COLS = 256, BYTES = 3360, SPAN = 16;
+    static constexpr float SHRINK = 1.0f / 16.0f;  // 16 * 32 * 128 does not fit; 12 bits of a product round to 11
     static const bool OFFSET = false, MINIMA = false;
     u32 low_mask, high_mask, low_pairs, high_pairs, exponent;
 

@@ -46,6 +46,20 @@ template <> __device__ __forceinline__ u32 pack2<bf16_t>(float lo, float hi) {
     return y;
 }
 
+// Element i of an array whose type is known at run time: 0 float32, 1 f16, 2 bf16.
+__device__ __forceinline__ float load_as(const void* p, i64 i, int type) {
+    if (type == 0) return static_cast<const float*>(p)[i];
+    const u16 bits = static_cast<const u16*>(p)[i];
+    return type == 1 ? to_float(f16_t{bits}) : to_float(bf16_t{bits});
+}
+__device__ __forceinline__ void store_as(void* p, i64 i, float v, int type) {
+    if (type == 0) {
+        static_cast<float*>(p)[i] = v;
+    } else {
+        static_cast<u16*>(p)[i] = type == 1 ? from_float<f16_t>(v).bits : from_float<bf16_t>(v).bits;
+    }
+}
+
 #define PASTE_(a, b) a##b
 #define PASTE(a, b) PASTE_(a, b)
 #ifdef ACT

@@ -1,5 +1,7 @@
-// Activations of up to 16 rows as B fragments of mma.m16n8k16: written by the kernels that make them, read by small.cu.
+// Activations as B fragments of mma.m16n8k16: written by the kernels that make them, read by small.cu and medium.cu.
 //
+// Every STAGE_ROWS rows, and those that remain, are a group of M rows of its own: its blocks follow one another, then
+// comes the next group.
 // A block is 256 columns of M rows, block_bytes(M) bytes. Unit (j, m, t), 16 bytes, at (j * M + m) * 64 + t * 16, holds
 // columns 32 j + 4 t .. + 3 and 32 j + 16 + 4 t .. + 3 of row m as float16: registers b0, b1 of products 2 j and 2 j + 1
 // (fragments.cuh). Then come, for every row, 8 sums of 32 columns, times -1024 ([8][M] float32), and the power of two that
@@ -10,7 +12,16 @@
 #pragma once
 #include "vector.cuh"
 
-__device__ __forceinline__ int block_bytes(int M) { return 544 * M + ((4 * M + 15) & ~15) + 16; }
+#define STAGE_ROWS 32
+
+__device__ constexpr __forceinline__ int block_bytes(int M) { return 544 * M + ((4 * M + 15) & ~15) + 16; }
+
+// Where block b of `count` of the group of row m lies, of M rows in all.
+template <typename T> __device__ __forceinline__ T* staged_block(T* blocks, int M, int m, int b, int count) {
+    const int before = m & ~(STAGE_ROWS - 1);
+    return blocks + (i64)(before / STAGE_ROWS) * count * block_bytes(STAGE_ROWS) +
+           (i64)b * block_bytes(min(STAGE_ROWS, M - before));
+}
 
 __device__ __forceinline__ u32 largest_halves(u32 a, u32 b) {
     u32 r;
@@ -60,6 +71,16 @@ __device__ __forceinline__ void stage_row(u8* block, int M, int m, float (&f)[8]
     if ((lane & 3) == 0) sums[(lane >> 2) * M + m] = -1024.0f * sum;
     if (lane == 0) sums[8 * M + m] = power;
     if (lane == 0 && m == 0) *reinterpret_cast<uint4*>(block + block_bytes(M) - 16) = make_uint4(0, 0, 0, 0);
+}
+
+// A warp writes the share of row m of M in block b of `count`; with a group's last row, zeros beside the powers, since
+// whoever has no row reads past the last (medium.cu).
+__device__ __forceinline__ void stage_in_group(u8* blocks, int M, int m, int b, int count, float (&f)[8], int lane) {
+    const int of_group = m & (STAGE_ROWS - 1), rows = min(STAGE_ROWS, M - m + of_group);
+    u8* block = staged_block(blocks, M, m, b, count);
+    stage_row(block, rows, of_group, f, lane);
+    if (of_group == rows - 1 && lane > 0 && of_group + lane < ((rows + 3) & ~3))
+        reinterpret_cast<float*>(block + 544 * rows)[of_group + lane] = 0.0f;
 }
 
 // A warp makes its blocks share, share + split, ... of one row x [K] of 16-bit values (type 1: f16, 2: bf16), several at a

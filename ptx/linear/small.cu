@@ -107,22 +107,9 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
             float v = 0.0f;
 #pragma unroll 4
             for (int s = 0; s < split; s++) v += from[s * SUMS];
-            if (odd[m])
-                for (int k = 0; k < K; k++) {
-                    const u16 bits = static_cast<const u16*>(x)[(i64)m * K + k];
-                    const float value = x_type == 1 ? to_float(f16_t{bits}) : to_float(bf16_t{bits});
-                    if ((__float_as_uint(value) & 0x7F800000u) != 0x7F800000u) continue;
-                    float four[4];
-                    F::stored_quad(w, n, k & ~3, tiles, four);
-                    v += value * (k & 2 ? k & 1 ? four[3] : four[2] : k & 1 ? four[1] : four[0]);
-                }
+            if (odd[m]) v += share_of_odd<F>(x, x_type, m, K, w, tiles, n);
             if (bias != nullptr) v += bias[n];
-            const i64 at = (i64)m * stride + column + n;
-            if (y_type == 0) {
-                static_cast<float*>(y)[at] = v;
-            } else {
-                static_cast<u16*>(y)[at] = y_type == 1 ? from_float<f16_t>(v).bits : from_float<bf16_t>(v).bits;
-            }
+            store_as(y, (i64)m * stride + column + n, v, y_type);
         }
         turn ^= 1;
     }

@@ -1,4 +1,5 @@
-// Rows of activations as operands of linear/small.cu (stage.cuh), for producers that do not write them so themselves.
+// Rows of activations as operands of linear/small.cu and medium.cu (stage.cuh), for producers that do not write them so
+// themselves.
 //
 // x [M, K] ACT, out: ceil(K / 256) blocks. Grid: (blocks, M), one warp. Shared memory: none. Archs: all.
 #include "stage.cuh"
@@ -9,5 +10,5 @@ extern "C" __global__ void __launch_bounds__(32) stage(const act_t* x, u8* out, 
     pdl_wait();
     float f[8];
     load_group(f, x + (i64)m * K + k, K - k, K % 8 == 0 && aligned(x, 16));
-    stage_row(out + (i64)blockIdx.x * block_bytes(M), M, m, f, lane);
+    stage_in_group(out, M, m, blockIdx.x, gridDim.x, f, lane);
 }

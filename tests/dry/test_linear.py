@@ -9,13 +9,15 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from blackwell_infer.device.check import SHARED_LIMIT
 from blackwell_infer.device.dry import DryQueue
 from blackwell_infer.errors import KernelError
-from blackwell_infer.ops.cuda import gemm
+from blackwell_infer.ops.cuda import gemm, medium
 from blackwell_infer.ops.cuda.expert_groups import RAW
 from blackwell_infer.ops.cuda.linear import RING, SMALL_ROWS, embed, linear, logits
 from blackwell_infer.quant import FORMATS
 from blackwell_infer.quant.format import Weight
+from blackwell_infer.quant.fragments import FRAGMENTS, SUFFIX
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 LIBRARY = frozenset({"cublaslt"})
@@ -53,6 +55,67 @@ def test_the_shape_and_the_types_choose_the_kernel(rows: int, form: str, cols: i
     q = DryQueue(libraries=libraries)
     out = linear(q, q.empty((rows, cols), dtype), (weight(q, form, 40, cols),))
     assert out.shape == (rows, 40) and out.dtype == dtype and kernels(q) == expected
+
+
+def fragments(q: DryQueue, form: str, rows: int, cols: int) -> Weight:
+    size = -(-rows // 16) * -(-cols // 256) * FRAGMENTS[form].tile_bytes
+    return Weight(form + SUFFIX, (rows, cols), (q.empty((size,), np.uint8),))
+
+
+SMALL, MEDIUM, LARGE = ["linear_small"], ["linear_medium", "linear_medium_sums"], ["fragment_rows", "cublaslt"]
+
+
+@pytest.mark.parametrize(("form", "rows", "dtype", "expected"), [
+    ("q4_k", 16, BF16, ["stage", *SMALL]), ("q4_k", 17, BF16, ["stage", *MEDIUM]),
+    ("q4_k", 256, BF16, ["stage", *MEDIUM]), ("q4_k", 257, BF16, LARGE), ("nvfp4", 17, np.float16, ["stage", *MEDIUM]),
+    ("fp8", 64, BF16, ["stage", *MEDIUM]), ("q6_k", 64, BF16, ["stage", *SMALL] * 4),
+    ("q6_k", 65, BF16, ["stage", *MEDIUM]), ("q6_k", 257, BF16, LARGE),
+    ("q8_0", 64, BF16, ["stage", *SMALL] * 4), ("q8_0", 65, BF16, LARGE)])
+def test_weights_in_fragment_order_have_kernels_of_their_own(form: str, rows: int, dtype: Any,
+                                                             expected: list[str]) -> None:
+    q = DryQueue(libraries=LIBRARY)
+    linear(q, q.empty((rows, 512), dtype), (fragments(q, form, 40, 512),))
+    assert kernels(q) == expected
+
+
+def test_several_weights_share_one_staging_and_reproducible_ones_the_kernel_for_few() -> None:
+    q = DryQueue(libraries=LIBRARY)
+    w = (fragments(q, "q8_0", 40, 512), fragments(q, "q4_k", 40, 512), fragments(q, "q5_k", 40, 512))
+    linear(q, q.empty((100, 512), BF16), w)
+    assert kernels(q) == ["stage", *LARGE, *MEDIUM, *MEDIUM]
+    q.trace.clear()
+    linear(q, q.empty((100, 512), BF16), w[1:], reproducible=True)
+    assert kernels(q) == ["stage", *SMALL] * 14
+
+
+@pytest.mark.parametrize("arch", ["sm_90a", "sm_120f"])
+@pytest.mark.parametrize("form", medium.FIRST)
+def test_the_order_of_additions_follows_from_matrix_and_gpu(form: str, arch: str) -> None:
+    q, (first, last) = DryQueue(), (medium.FIRST[form], 256)
+    for n, k in ((40, 256), (1024, 4096), (4096, 4096), (24576, 4096), (4096, 12288), (151936, 4096)):
+        shared = SHARED_LIMIT[arch] - medium.STATIC
+        tilings = [medium.choose(form, m, n, k, shared) for m in (17, 32, 33, 64, 256)]
+        assert len({t.tiles for t in tilings}) == 1
+        fits = all(2 * t.unit_bytes(form) <= shared for t in tilings)
+        w = fragments(q, form, 40, 512)
+        taken = [medium.takes(w, BF16, m, arch) for m in (first - 1, first, last, last + 1)]
+        assert taken == [False, fits, fits, False]
+        assert fits or (form, arch) == ("fp8", "sm_120f")
+
+
+def test_formats_of_medium_matmuls_are_those_that_float16_holds() -> None:
+    """SHRINK of ptx/include/fragments_*.cuh is 0 for all others."""
+    folder = Path(__file__).parents[2] / "ptx" / "include"
+    text = "".join((folder / f"fragments_{name}.cuh").read_text() for name in ("gguf", "codes"))
+    shrinks = {}
+    for form in FRAGMENTS:
+        found = re.search(rf"^struct {form}_fragments .*?^}};", text, re.S | re.M)
+        value = re.search(r"float SHRINK = ([0-9./f ]+);", found[0]) if found else None
+        assert value, form
+        top, _, bottom = value[1].replace("f", "").partition("/")
+        shrinks[form] = float(top) / float(bottom or 1)
+    assert {form for form, value in shrinks.items() if value} == set(medium.FIRST)
+    assert all(np.frexp(value)[0] == 0.5 for value in shrinks.values() if value), "powers of two: they round nothing"
 
 
 def test_row_blocks_stand_side_by_side_with_their_part_of_the_bias() -> None:

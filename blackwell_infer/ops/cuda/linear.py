@@ -1,6 +1,6 @@
 """Embedding and matmuls. Few rows go through one kernel per format with one order of additions (ptx/linear/small_*.cu),
 so a row's bits do not depend on the rows beside it; many rows go through a GEMM (gemm.py), unless they too shall have
-the bits of few."""
+the bits of few. Weights in fragment order have kernels of their own for few rows (small.py) and more (medium.py)."""
 from __future__ import annotations
 
 from typing import Any
@@ -12,14 +12,14 @@ from blackwell_infer.device.tensor import Tensor
 from blackwell_infer.errors import KernelError
 from blackwell_infer.kernels.cost import multiplied
 from blackwell_infer.kernels.kernel import Kernel, Param
-from blackwell_infer.ops.cuda import arrange, small
+from blackwell_infer.ops.cuda import arrange, medium, small
 from blackwell_infer.ops.cuda import staged as stage
 from blackwell_infer.ops.cuda.gemm import KERNELS as GEMM_KERNELS
 from blackwell_infer.ops.cuda.gemm import large
 from blackwell_infer.ops.cuda.parts import WEIGHT, pointers
 from blackwell_infer.ops.cuda.quantized import quantise_and_multiply
 from blackwell_infer.ops.cuda.rows import FORMATS, WEIGHT_ROWS, choose, embed
-from blackwell_infer.ops.cuda.staged import MOST_ROWS, Staged, plain, staged
+from blackwell_infer.ops.cuda.staged import FEW_ROWS, Staged, plain, staged
 from blackwell_infer.quant.format import QUANTISES, Linear, Weight
 from blackwell_infer.types import Array
 
@@ -41,7 +41,8 @@ SMALL_MMA = Kernel("linear/small_mma.cu", "linear_small_mma", _COMMON, {"FORMAT"
                    cost=multiplied)
 SMALL_FMA = Kernel("linear/small_fma.cu", "linear_small_fma", _COMMON, {"FORMAT": FORMATS, "ACT": ("f32",)},
                    cost=multiplied)
-KERNELS = (SMALL_MMA, SMALL_FMA, WEIGHT_ROWS, *GEMM_KERNELS, *arrange.KERNELS, *stage.KERNELS, *small.KERNELS)
+KERNELS = (SMALL_MMA, SMALL_FMA, WEIGHT_ROWS, *GEMM_KERNELS, *arrange.KERNELS, *stage.KERNELS, *small.KERNELS,
+           *medium.KERNELS)
 
 SMALL = {
     **{(form, "float32"): SMALL_FMA.variant(FORMAT=form, ACT="f32") for form in FORMATS},
@@ -65,7 +66,8 @@ def outputs(q: Queue, op: str, x: Array, w: Linear, bias: Array | None, dtype: n
     KernelError: no kernel for a format or type, or K differs."""
     (m, k), total = x.shape, sum(block.shape[0] for block in w)
     out = q.empty((m, total), dtype)
-    if m <= MOST_ROWS and any(small.takes(block, x.dtype) for block in w):
+    most = MANY_ROWS if reproducible else SMALL_ROWS
+    if any(small.takes(block, x.dtype) if m <= FEW_ROWS else between(q, x, block, most) for block in w):
         x = operand(q, x)
     column = 0
     for block in w:
@@ -76,7 +78,7 @@ def outputs(q: Queue, op: str, x: Array, w: Linear, bias: Array | None, dtype: n
         if m and n and block.format in QUANTISES:
             quantise_and_multiply(q, x, block, part, out, column)
         elif m and n:
-            multiply(q, op, x, block, part, out, column, MANY_ROWS if reproducible else SMALL_ROWS)
+            multiply(q, op, x, block, part, out, column, most)
         column += n
     return out
 
@@ -88,17 +90,25 @@ def operand(q: Queue, x: Array) -> Tensor | Staged:
     return staged(q, x)
 
 
+def between(q: Queue, x: Array, w: Weight, most: int) -> bool:
+    """Whether x goes through medium.py, whose bits are not those of the kernels for few."""
+    return most < MANY_ROWS and medium.takes(w, x.dtype, x.shape[0], q.arch)
+
+
 def multiply(q: Queue, op: str, x: Array, w: Weight, bias: Array | None, out: Tensor, column: int, most: int) -> None:
     """One row block into its columns of `out`: up to `most` rows through the kernels for few. The GEMM of 16-bit
     operands needs rows of a multiple of 16 bytes."""
     (m, k), n = x.shape, w.shape[0]
+    if between(q, x, w, most):
+        medium.multiply(q, staged(q, x), w, bias, out, column)
+        return
     if small.takes(w, x.dtype):
         if m > most and k % 8 == 0:
             large(q, plain(x), w, bias, out, column)
             return
-        for first in range(0, m, MOST_ROWS):
-            some = operand(q, x if m <= MOST_ROWS else x[first:first + MOST_ROWS])
-            small.multiply(q, some, w, bias, out[first:first + MOST_ROWS], column)
+        for first in range(0, m, FEW_ROWS):
+            some = operand(q, x if m <= FEW_ROWS else x[first:first + FEW_ROWS])
+            small.multiply(q, some, w, bias, out[first:first + FEW_ROWS], column)
         return
     v = choose(q, op, SMALL, w.format, x.dtype)
     if m > most and (x.dtype == np.float32 or k % 8 == 0):

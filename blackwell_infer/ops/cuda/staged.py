@@ -1,4 +1,4 @@
-"""Activations of up to 16 rows that also lie ready as operands of the small matmuls (ptx/include/stage.cuh)."""
+"""Activations that also lie ready as operands of the small and medium matmuls (ptx/include/stage.cuh)."""
 from __future__ import annotations
 
 from typing import Any
@@ -13,7 +13,8 @@ from blackwell_infer.kernels.kernel import Kernel, Param
 from blackwell_infer.quant.lanes import COLS
 from blackwell_infer.types import Array
 
-MOST_ROWS = 16
+FEW_ROWS, MOST_ROWS, GROUP = 16, 256, 32
+"""Most rows of the small matmuls and of the medium ones, and rows whose blocks lie together"""
 ACT = {"float16": "f16", "bfloat16": "bf16"}
 
 STAGE = Kernel("linear/stage.cu", "stage", (
@@ -23,7 +24,9 @@ KERNELS = (STAGE,)
 
 
 class Staged(msgspec.Struct, frozen=True, gc=False):
-    """`rows` [M, K], and the same as `blocks` of 256 columns. An Array like `rows`: what is taken of it are rows."""
+    """`rows` [M, K], and the same as `blocks` of 256 columns of up to 32 rows.
+
+    An Array like `rows`: what is taken of it are rows."""
 
     rows: Tensor
     blocks: Tensor
@@ -52,11 +55,16 @@ def block_bytes(m: int) -> int:
 
 
 def room(q: Queue, x: Tensor) -> Tensor | None:
-    """Memory for the blocks of x, or None where no small matmul would read them: too many rows, or float32."""
+    """Memory for the blocks of x, or None where no small matmul would read them: too many rows, or float32. Blocks of
+    more rows are left to `staged`: whether a medium matmul follows depends on the weight."""
+    return memory(q, x) if 0 < x.shape[0] <= FEW_ROWS and x.dtype.name in ACT else None
+
+
+def memory(q: Queue, x: Tensor) -> Tensor:
+    """For the blocks of x, up to 32 rows in each."""
     m, k = x.shape
-    if not 0 < m <= MOST_ROWS or x.dtype.name not in ACT:
-        return None
-    return q.empty((-(-k // COLS) * block_bytes(m),), np.uint8)
+    size = m // GROUP * block_bytes(GROUP) + (block_bytes(m % GROUP) if m % GROUP else 0)
+    return q.empty((-(-k // COLS) * size,), np.uint8)
 
 
 def together(rows: Tensor, blocks: Tensor | None) -> Array:
@@ -65,12 +73,12 @@ def together(rows: Tensor, blocks: Tensor | None) -> Array:
 
 
 def staged(q: Queue, x: Array) -> Staged:
-    """x [M, K] with its blocks, made here if it comes without."""
+    """x [M, K], M from 1 to 256, with its blocks, made here if it comes without."""
     if isinstance(x, Staged):
         return x
     assert isinstance(x, Tensor)
-    (m, k), blocks = x.shape, room(q, x)
-    assert blocks is not None
+    (m, k), blocks = x.shape, memory(q, x)
+    assert 0 < m <= MOST_ROWS
     q.launch(STAGE.variant(ACT=ACT[x.dtype.name]), (-(-k // COLS), m, 1), (32, 1, 1), x, blocks, m, k, pdl=True)
     return Staged(x, blocks)
 

@@ -27,7 +27,7 @@ import numpy as np
 from blackwell_infer import LLM
 from blackwell_infer.config import EngineConfig
 from blackwell_infer.engine.load import load
-from blackwell_infer.errors import BlackwellInferError
+from blackwell_infer.errors import BlackwellInferError, RequestError
 from blackwell_infer.kv.spec import KVState, PagedKV
 from blackwell_infer.log import silent
 from blackwell_infer.ops.batch import Batch, Routing
@@ -172,10 +172,12 @@ def token_pieces(model: str, text: str | None, count: int, longest: int) -> list
     with LLM(model, device="numpy", max_batch=1) as llm:
         info = llm.info()
         if text is None:
-            ids = np.random.default_rng(0).integers(0, info.vocab, count)
+            ids = np.random.default_rng(0).integers(0, info.vocab, max(count, 0))
         else:
-            ids = np.asarray(llm.tokenizer.encode(text[: 16 * count])[:count])
+            ids = np.asarray(llm.tokenizer.encode(text[: 16 * max(count, 0)])[: max(count, 0)])
         size = min(info.max_context, longest)
+    if not len(ids):
+        raise RequestError(f"there is not one token to score: --tokens {count}, a text of {len(text or '')} characters")
     return [ids[first : first + size].astype(np.int32) for first in range(0, len(ids), size)]
 
 

@@ -101,7 +101,7 @@ def examine(path: Path, engine: config.EngineConfig, places: list[Place],
     checkpoint = open_checkpoint(path)
     try:
         fits = {place.device: try_place(checkpoint, engine, place, devices) for place in chosen(places, engine.device)}
-        found = survey(checkpoint, msgspec.structs.replace(engine, max_context=0), on_host=True)
+        found = survey(checkpoint, msgspec.structs.replace(engine, max_context=0, reproducible=False), on_host=True)
         measure, build = found.measure, found.build
         stored: Counter[str] = Counter()
         for tensor in checkpoint.tensors.values():
@@ -124,9 +124,8 @@ def chosen(places: list[Place], device: str) -> list[Place]:
 def try_place(checkpoint: Checkpoint, engine: config.EngineConfig, place: Place, devices: Devices) -> Fit:
     """Whether a model fits: the arithmetic of loading, nothing loaded."""
     gpu = place.gpu
-    found = survey(checkpoint, engine, on_host=gpu is None)
     try:
-        dry = None
+        found, dry = survey(checkpoint, engine, on_host=gpu is None), None
         if gpu is not None:
             check_usable(gpu, devices)
             libraries = frozenset() if engine.reproducible or not cublaslt_exists() else frozenset({"cublaslt"})

@@ -54,6 +54,12 @@ def test_too_little_memory_is_said_in_bytes() -> None:
     assert "weights" in found.why
 
 
+def test_a_setting_that_a_place_does_not_have_is_said() -> None:
+    found = fits(H200, engine=EngineConfig(reproducible=True))
+    assert found["cuda:0"].fits and not found["numpy"].fits
+    assert "take device cuda or emulated" in found["numpy"].why
+
+
 def test_an_old_driver_is_said() -> None:
     assert "the driver speaks CUDA 12.8, 13.0 is needed" in fits(H200, driver=(12, 8))["cuda:0"].why
 

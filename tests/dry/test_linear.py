@@ -185,3 +185,11 @@ def test_ring_sizes_are_those_of_the_kernels() -> None:
         stages = 2 if half else 3
         scales = 32 if form in ("mxfp8", "fp8_block") else 0
         assert found == ((half + 31) // 16 * 16 + scales if half else RING[form] // stages), form
+
+
+@pytest.mark.parametrize("dtype", [BF16, np.dtype(np.float32)])
+def test_no_rows_launch_nothing(dtype: np.dtype[Any]) -> None:
+    q = DryQueue()
+    with q.step():
+        y = linear(q, q.empty((0, 512), dtype), (weight(q, "bf16", 40, 512), weight(q, "f32", 3, 512)))
+    assert y.shape == (0, 43) and kernels(q) == []

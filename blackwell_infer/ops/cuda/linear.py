@@ -67,7 +67,7 @@ def outputs(q: Queue, op: str, x: Array, w: Linear, bias: Array | None, dtype: n
     (m, k), total = x.shape, sum(block.shape[0] for block in w)
     out = q.empty((m, total), dtype)
     most = MANY_ROWS if reproducible else SMALL_ROWS
-    if any(small.takes(block, x.dtype) if m <= FEW_ROWS else between(q, x, block, most) for block in w):
+    if m and any(small.takes(block, x.dtype) if m <= FEW_ROWS else between(q, x, block, most) for block in w):
         x = operand(q, x)
     column = 0
     for block in w:

@@ -83,7 +83,7 @@ class EmulatedQueue:
     def __init__(self, arch: str = "sm_90a", builder: Builder | None = None, seed: int | None = None,
                  sm_count: int = 4) -> None:
         self.arch, self.sm_count, self.seed = arch, sm_count, seed
-        self.builder = builder or Builder(arch)
+        self.builder = builder or Builder(arch, machine_code=False)
         self.heap = Heap()
         self.arena = Arena(self._range)
         self._ranges: list[EmulatedRange] = []

@@ -41,7 +41,7 @@ def open_emulated(device: str, cache: Path | None = None) -> EmulatedQueue:
     arch = device.partition(":")[2] or "sm_90a"
     if arch not in ARCHS:
         raise DeviceError(f"device {device}: kernels exist for {', '.join(ARCHS)}")
-    return EmulatedQueue(arch, Builder(arch, cache or default_cache(os.environ)))
+    return EmulatedQueue(arch, Builder(arch, cache or default_cache(os.environ), machine_code=False))
 
 
 def open_queue(device: str = "cuda", cache: Path | None = None, libraries: bool = True) -> CudaQueue | EmulatedQueue:

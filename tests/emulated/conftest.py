@@ -20,6 +20,6 @@ def emulated(pytestconfig: pytest.Config) -> Callable[..., EmulatedQueue]:
     builders: dict[str, Builder] = {}
 
     def make(arch: str, seed: int | None = None) -> EmulatedQueue:
-        builder = builders.setdefault(arch, Builder(arch, cache=folder))
+        builder = builders.setdefault(arch, Builder(arch, cache=folder, machine_code=False))
         return EmulatedQueue(arch, builder, seed=seed)
     return make

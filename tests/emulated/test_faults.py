@@ -88,7 +88,7 @@ def outcome(case: cases.Case, builder: Builder, seed: int | None = None) -> str:
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_caught(fault: str, tmp_path: Path) -> None:
     source, old, new, name, shows = FAULTS[fault]
-    message = outcome(case_named(name), Builder("sm_90a", None, planted(tmp_path, source, old, new)))
+    message = outcome(case_named(name), Builder("sm_90a", None, planted(tmp_path, source, old, new), False))
     assert any(part in message for part in shows.split("|")) and message, message
     if message != "result":
         assert all(part in message for part in ("(ptx/", ".cu", ", line ", "thread ("))          # where it happened
@@ -97,11 +97,11 @@ def test_a_planted_fault_is_caught(fault: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("fault", RACES)
 def test_a_missing_barrier_shows_under_some_schedule(fault: str, tmp_path: Path) -> None:
     source, old, new, name = RACES[fault]
-    builder = Builder("sm_90a", None, planted(tmp_path, source, old, new))
+    builder = Builder("sm_90a", None, planted(tmp_path, source, old, new), False)
     assert any(outcome(case_named(name), builder, seed) for seed in range(6))
 
 
 @pytest.mark.parametrize("name", sorted({f[3] for f in (*FAULTS.values(), *RACES.values())}))
 def test_without_a_fault_every_schedule_is_right(name: str, pytestconfig: pytest.Config) -> None:
-    builder = Builder("sm_90a", pytestconfig.cache.mkdir("kernels"))
+    builder = Builder("sm_90a", pytestconfig.cache.mkdir("kernels"), machine_code=False)
     assert [outcome(case_named(name), builder, seed) for seed in (None, 1)] == ["", ""]

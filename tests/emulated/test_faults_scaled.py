@@ -42,14 +42,14 @@ BARRIERS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_caught(fault: str, tmp_path: Path) -> None:
     source, old, new, name, shows = FAULTS[fault]
-    message = outcome(case_named(name), Builder("sm_120f", None, planted(tmp_path, source, old, new)))
+    message = outcome(case_named(name), Builder("sm_120f", None, planted(tmp_path, source, old, new), False))
     assert shows in message and message, message
 
 
 @pytest.mark.parametrize("fault", RACES)
 def test_a_missing_barrier_shows_under_some_schedule(fault: str, tmp_path: Path) -> None:
     source, old, new, name = RACES[fault]
-    builder = Builder("sm_120f", None, planted(tmp_path, source, old, new))
+    builder = Builder("sm_120f", None, planted(tmp_path, source, old, new), False)
     assert any(outcome(case_named(name), builder, seed) for seed in range(6))
 
 

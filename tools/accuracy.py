@@ -6,11 +6,11 @@
 
 Teacher-forced over --tokens tokens, in pieces as long as the context. Rows of the table: NumPy with activations rounded
 to bfloat16 after every op (plain bfloat16 arithmetic, the yardstick), and the device, in the type that it takes by
-itself, with steps of up to 16 tokens (which decode as generation does) and of up to 4096. `distance` is the root mean
-square of the error of logits, each token's mean taken out, over that of the logits. Exits with 1 if a row is more than
-5 % farther away than the yardstick (two orders of its own additions differ by as much over 500 tokens), has a mean
-Kullback-Leibler divergence of 1e-3 or more, or agrees in the best token in less than 99 %; where the yardstick itself
-does not, as with random weights: clearly less often than it.
+itself or --dtype, with steps of up to 16 tokens (which decode as generation does) and of up to 4096. `distance` is the
+root mean square of the error of logits, each token's mean taken out, over that of the logits. Exits with 1 if a row is
+more than 5 % farther away than the yardstick (two orders of its own additions differ by as much over 500 tokens), has a
+mean Kullback-Leibler divergence of 1e-3 or more, or agrees in the best token in less than 99 %; where the yardstick
+itself does not, as with random weights: clearly less often than it.
 """
 from __future__ import annotations
 
@@ -181,14 +181,15 @@ def token_pieces(model: str, text: str | None, count: int, longest: int) -> list
     return [ids[first : first + size].astype(np.int32) for first in range(0, len(ids), size)]
 
 
-def rows(model: str, text: str | None, count: int, device: str, longest: int) -> Iterator[tuple[str, Distance]]:
+def rows(model: str, text: str | None, count: int, device: str, longest: int,
+         dtype: str = "auto") -> Iterator[tuple[str, Distance]]:
     """The yardstick, then the device's rows."""
     pieces = token_pieces(model, text, count, longest)
     exact = exact_logits(model, pieces)
     plain = {"device": "numpy", "dtype": "bfloat16"}
     yield "NumPy, bfloat16", measured(model, pieces, exact, plain)
     for step in STEPS:
-        settings = {"device": device, "max_step_tokens": step}
+        settings = {"device": device, "dtype": dtype, "max_step_tokens": step}
         yield f"{device}, steps of up to {step}", measured(model, pieces, exact, settings)
 
 
@@ -199,6 +200,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, default=2000)
     parser.add_argument("--longest", type=int, default=512, metavar="N", help="most tokens of a piece")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto", help="type of activations on the device")
     args = parser.parse_args(argv)
     missed = False
     print("| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|", sep="\n")
@@ -206,7 +208,7 @@ def main(argv: list[str] | None = None) -> int:
         text = args.text.read_text(encoding="utf-8") if args.text else None
         for model in args.models:
             yardstick = None
-            for name, d in rows(model, text, args.tokens, args.device, args.longest):
+            for name, d in rows(model, text, args.tokens, args.device, args.longest, args.dtype):
                 yardstick = yardstick or d
                 cells = (Path(model).name, name, f"{d.distance:.2e}", f"{100 * d.best:.2f} %", f"{d.mean:.2e}",
                          f"{d.largest:.2e}")

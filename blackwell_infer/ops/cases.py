@@ -40,10 +40,8 @@ ULP = {F32: 1e-5, F16: 2.0**-10, BF16: 2.0**-7}
 """Relative tolerance of an output that is rounded once. Two float32 sums in different orders may fall on either side of
 a rounding boundary of the output: one unit in the last place, 2^-10 (float16) or 2^-7 (bfloat16) of the value. Float32
 outputs carry the summation error itself, about sqrt(K) * 2^-24, below 1e-5 for the sizes here."""
-
 FLOOR = {F32: 1e-5, F16: 1e-4, BF16: 1e-4}
 """Absolute floor where terms of size 1 cancel: the summation error of float32, and subnormals of float16."""
-
 ROUNDED = {F32: 2e-5, F16: 1.5e-3, BF16: 1.2e-2}
 """Absolute floor of matrix products and attention: tensor cores take operands of the activation dtype, so weights of
 other formats and softmax weights are rounded to it first (2^-12 or 2^-9 each, relative). With K terms whose squares
@@ -56,10 +54,12 @@ EIGHT_BIT = 2e-3
 
 def product_floor(dtype: str, forms: tuple[str, ...], tokens: int, cols: int) -> float:
     """Absolute floor of a product with weights of these formats. Weights in fragment order, and dense 16-bit ones in
-    rows of whole tiles, are multiplied exactly, by up to 64 tokens or `EXACT`; more dequantise or round them first."""
+    rows of whole tiles, are multiplied exactly, by up to 64 tokens or `EXACT`; more dequantise or round them first. The
+    12 bits of Q6_K's codes times scales are rounded to float16 for 17 to 256."""
     most = dict.fromkeys(FRAGMENTED if dtype == F32 or cols % COLS else (*FRAGMENTED, "f16", "bf16"), 64) | EXACT
-    exact = (form == inputs.STORAGE[dtype] or tokens <= most.get(form, 0) for form in forms)
-    return FLOOR[dtype] if all(exact) else ROUNDED[dtype]
+    near = {"q6_k_fragments"} if 16 < tokens <= 256 and dtype != F32 else set()
+    exact = {form for form in forms if form == inputs.STORAGE[dtype] or tokens <= most.get(form, 0)}
+    return max(ROUNDED[F16] if form in near else (FLOOR if form in exact else ROUNDED)[dtype] for form in forms)
 
 
 NAN, INF = float("nan"), float("inf")

@@ -24,6 +24,8 @@ from blackwell_infer.quant.format import PAIRED, Experts, Linear, Weight
 from blackwell_infer.quant.tiled import paired
 from blackwell_infer.types import Array
 
+SMALL_STACK = 8 << 20
+"""Bytes of the experts of a layer's block as float32, up to which the host dequantises them once and for all"""
 Source = Callable[[str], Weight]
 """The stored matrix of a name, on the host."""
 
@@ -160,13 +162,22 @@ class HostLoading(Loading):
         return tuple(self.table(name, shape_of[name]) for name in group)
 
     def experts(self, names: Sequence[str], count: int, top: int, shape: tuple[int, int]) -> tuple[Experts, ...]:
-        """As they are stored: a token needs few of them, and the reference dequantises one at a time."""
+        """As they are stored: a token needs few of them, and the reference dequantises one at a time. Float32 where
+        they are `small`."""
         found = self.expect.experts(names, count, top, shape)
-        stacks = tuple(Experts(one_matrix(Pieces((name,), count, shape), part.weight.format, self.source), count)
-                       for name, part in zip(names, found, strict=True))
-        for stack in stacks:
-            self.meter.add(stack.weight.nbytes)
-        return stacks
+        stacks = []
+        for name, part in zip(names, found, strict=True):
+            w = one_matrix(Pieces((name,), count, shape), part.weight.format, self.source)
+            if small(count * math.prod(shape)):
+                w = Weight("f32", w.shape, (FORMATS[w.format].dequantize(w),))
+            stacks.append(Experts(w, count))
+            self.meter.add(w.nbytes)
+        return tuple(stacks)
+
+
+def small(elements: int) -> bool:
+    """Whether all experts of a layer's block are so few numbers that the host keeps them as float32."""
+    return 4 * elements <= SMALL_STACK
 
 
 class DeviceLoading(Loading):
@@ -261,6 +272,8 @@ class Counting(Expect):
         self.streamed: set[str] = set()
         self.routed: dict[str, tuple[int, int]] = {}
         """experts that a token goes to, of how many, by tensor"""
+        self.kept: set[str] = set()
+        """tensors of experts that the host keeps as they are"""
 
     def linear(self, names: Sequence[str], shapes: Sequence[tuple[int, int]]) -> Linear:
         self.streamed |= set(names)
@@ -269,6 +282,8 @@ class Counting(Expect):
     def experts(self, names: Sequence[str], count: int, top: int, shape: tuple[int, int]) -> tuple[Experts, ...]:
         parts = [part for name in names for part in members(name, count)]
         self.routed |= dict.fromkeys(parts, (top, count))
+        if not small(count * math.prod(shape)):
+            self.kept |= set(parts)
         self.streamed |= set(parts)
         return super().experts(names, count, top, shape)
 
@@ -278,14 +293,14 @@ class Counting(Expect):
 
     def measure(self, dense: bool) -> Measure:
         """Sizes of what was asked for; `dense` counts matrices as the float32 that the host makes of them (of all but
-        experts)."""
+        large stacks of experts)."""
         formats: dict[str, int] = {}
         matrices: dict[str, int] = {}
         sizes: dict[str, int] = {}
         parameters = 0
         for need in self.needs.values():
             count = int(np.prod(need.shape, dtype=np.int64))
-            sizes[need.name] = 4 * count if dense and need.name not in self.routed else need.nbytes
+            sizes[need.name] = 4 * count if dense and need.name not in self.kept else need.nbytes
             if need.name not in self.tensors:
                 continue
             if need.format not in FORMATS:

@@ -13,6 +13,7 @@ from blackwell_infer.engine.stack import Pieces, one_matrix
 from blackwell_infer.errors import CheckpointError
 from blackwell_infer.kv.spec import PAGE, KVState, PagedKV
 from blackwell_infer.models.registry import find_family
+from blackwell_infer.models.spec import Rows
 from blackwell_infer.ops import ref
 from blackwell_infer.ops.batch import Batch
 from blackwell_infer.ops.ref.product import DTYPES
@@ -33,8 +34,13 @@ class Load:
         assert weight.shape == shape, (name, weight.shape, shape)
         return weight
 
-    def linear(self, names: Sequence[str], shapes: Sequence[tuple[int, int]]) -> Linear:
-        return tuple(self.table(name, shape) for name, shape in zip(names, shapes, strict=True))
+    def linear(self, names: Sequence[str], shapes: Sequence[tuple[int, int]],
+               rows: Sequence[Rows | None] = ()) -> Linear:
+        out = []
+        for name, shape, chosen in zip(names, shapes, rows or (None,) * len(names), strict=True):
+            whole = self.table(name, shape)
+            out.append(whole if chosen is None else FORMATS[whole.format].take_rows(whole, chosen.of(shape[0])))
+        return tuple(out)
 
     def experts(self, names: Sequence[str], count: int, top: int, shape: tuple[int, int]) -> tuple[Experts, ...]:
         out = []
@@ -44,10 +50,10 @@ class Load:
             out.append(Experts(one_matrix(Pieces((name,), count, shape), first.format, self.checkpoint.weight), count))
         return tuple(out)
 
-    def vector(self, name: str, size: int) -> np.ndarray[Any, Any]:
+    def vector(self, name: str, size: int, plus: float = 0.0) -> np.ndarray[Any, Any]:
         values = self.host(name)
         assert values is not None and values.shape == (size,), name
-        return values
+        return values + np.float32(plus)
 
     def constant(self, name: str, value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         return value

@@ -95,8 +95,9 @@ def make_batch(plan: Plan, tables: Tables) -> Batch:
     return Batch(
         ids=ids, positions=positions, rows=np.repeat(np.arange(len(counts), dtype=np.int32), counts), starts=starts,
         lengths=lengths, pages=tables.rows[[row.slot for row in plan.rows], :width],
-        outputs=starts[1:][[row.samples for row in plan.rows]] - 1, max_new=bucket(int(counts.max())),
-        max_length=longest)
+        outputs=starts[1:][[row.samples for row in plan.rows]] - 1,
+        state_from=np.full(len(counts), -1, np.int32), state_to=np.full(len(ids), -1, np.int32),
+        max_new=bucket(int(counts.max())), max_length=longest)
 
 
 def make_params(rows: Items[Row], settings: Items[Settings]) -> SampleParams:

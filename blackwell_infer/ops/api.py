@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from blackwell_infer.kv.recurrent import Recurrent
 from blackwell_infer.kv.spec import PagedKV
-from blackwell_infer.ops.batch import Batch, PenaltyState, Routing, Sampled, SampleParams, TokenState
+from blackwell_infer.ops.batch import Batch, DeltaParams, PenaltyState, Routing, Sampled, SampleParams, TokenState
 from blackwell_infer.quant.format import Experts, Linear, Quantized, Weight
 from blackwell_infer.types import Array
 
@@ -140,6 +141,22 @@ class Ops(Protocol):
                    window: int, softcap: float = 0.0, q_norm: Array | None = None, k_norm: Array | None = None,
                    eps: float = 0.0) -> Array:
         """`attend` of what `qkv_rope_append_` returns: q, k, v of the layer's new tokens to [T, heads * D]."""
+        ...
+
+    def gated_delta_(self, state: Recurrent, proj: Array, batch: Batch, params: DeltaParams) -> Array:
+        """A Gated DeltaNet layer (Yang, Kautz and Hatamizadeh, 2024) between its projections -> [T, nv dv].
+
+        proj [T, channels + nv dv + 2 nv] holds, side by side, q (nk dk), k (nk dk), v (nv dv), z (nv dv), b (nv) and
+        a (nv). q, k, v go through a causal convolution over time and silu; q and k of a head are divided by sqrt(sum of
+        squares + 1e-6), q also by sqrt(dk). beta = sigmoid(b), g = decay * softplus(a + dt_bias), at most 0. Each value
+        head has a state S [dk, dv]; per token, in float32: S *= e^g, d = (v - k S) beta, S += k^T d, o = q S. The
+        result is rms_norm(o, eps) * norm * silu(z), rounded once. Padding tokens give zeros.
+
+        A row continues what slot `batch.state_from` holds; state and inputs after token t go to slot `state_to[t]`.
+        Rows of up to 16 tokens are computed token by token: one by one or all at once they have the same bits, and a
+        state of 16 bits is rounded after every token. Longer rows go through chunks of 64 tokens, equal up to rounding,
+        and a 16-bit state is rounded where it is stored.
+        """
         ...
 
     def sample_(self, state: PenaltyState, logits: Array, params: SampleParams) -> Sampled:

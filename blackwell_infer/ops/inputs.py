@@ -102,7 +102,8 @@ def ragged(rng: Random, rows: Rows, padding: int) -> tuple[Batch, int]:
         ids=rng.integers(0, 100, total + padding).astype(np.int32), positions=np.asarray(positions, np.int32),
         rows=np.asarray([i for i, n in enumerate(new) for _ in range(n)] + [-1] * padding, np.int32),
         starts=starts.astype(np.int32), lengths=np.asarray(lengths, np.int32), pages=pages,
-        outputs=(starts[1:] - 1).astype(np.int32), max_new=max(new), max_length=max(lengths))
+        outputs=(starts[1:] - 1).astype(np.int32), state_from=np.full(len(rows), -1, np.int32),
+        state_to=np.full(len(positions), -1, np.int32), max_new=max(new), max_length=max(lengths))
     return batch, len(scattered)
 
 

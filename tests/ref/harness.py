@@ -106,7 +106,8 @@ class Model:
             ids=np.asarray(ids, np.int32), positions=np.arange(self.length, self.length + n, dtype=np.int32),
             rows=np.zeros(n, np.int32), starts=np.asarray([0, n], np.int32),
             lengths=np.asarray([self.length + n], np.int32), pages=self.table, outputs=np.arange(n, dtype=np.int32),
-            max_new=n, max_length=self.length + n)
+            state_from=np.full(1, -1, np.int32), state_to=np.full(n, -1, np.int32), max_new=n,
+            max_length=self.length + n)
         self.length += n
         hidden = self.family.forward(ref, self.cfg, self.params, self.state, batch, self.dtype)
         return np.asarray(self.family.logits(ref, self.cfg, self.params, hidden))

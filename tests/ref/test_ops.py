@@ -221,7 +221,8 @@ def test_attention_of_a_row_does_not_depend_on_other_rows_or_pages() -> None:
         alone = Batch(
             ids=batch.ids[part], positions=batch.positions[part], rows=np.zeros(n, np.int32),
             starts=np.asarray([0, n], np.int32), lengths=batch.lengths[row : row + 1], pages=batch.pages[row : row + 1],
-            outputs=np.zeros(0, np.int32), max_new=n, max_length=int(batch.lengths[row]))
+            outputs=np.zeros(0, np.int32), state_from=np.full(1, -1, np.int32), state_to=np.full(n, -1, np.int32),
+            max_new=n, max_length=int(batch.lengths[row]))
         assert np.array_equal(np.asarray(ref.attend(q[part], kv, alone, 0.2, 0)), together[part])
 
 

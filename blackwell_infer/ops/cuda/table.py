@@ -4,9 +4,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from blackwell_infer.device.queue import Queue
+from blackwell_infer.kv.recurrent import Recurrent
 from blackwell_infer.kv.spec import PagedKV
 from blackwell_infer.ops.api import Ops
-from blackwell_infer.ops.batch import Batch, PenaltyState, Routing, Sampled, SampleParams, TokenState
+from blackwell_infer.ops.batch import Batch, DeltaParams, PenaltyState, Routing, Sampled, SampleParams, TokenState
 from blackwell_infer.ops.cuda import (
     activation,
     arrange,
@@ -16,6 +17,7 @@ from blackwell_infer.ops.cuda import (
     norm,
     quantize,
     quantized,
+    recurrent,
     rope,
     route,
     sample,
@@ -92,6 +94,9 @@ class CudaOps:
                    eps: float = 0.0) -> Array:
         return attention.attention_(self.queue, kv, qkv, batch, rope_table, heads, scale, window, softcap, q_norm,
                                     k_norm, eps, self._few)
+
+    def gated_delta_(self, state: Recurrent, proj: Array, batch: Batch, params: DeltaParams) -> Array:
+        return recurrent.gated_delta_(self.queue, state, proj, batch, params)
 
     def sample_(self, state: PenaltyState, logits: Array, params: SampleParams) -> Sampled:
         return sample.sample_(self.queue, state, logits, params)

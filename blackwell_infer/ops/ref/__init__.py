@@ -16,14 +16,16 @@ from blackwell_infer.ops.ref.quantize import (
     rms_norm_quantize,
     swiglu_quantize,
 )
+from blackwell_infer.ops.ref.recurrent import gated_delta_
 from blackwell_infer.ops.ref.rope import qkv_rope_append_
 from blackwell_infer.ops.ref.route import route
 from blackwell_infer.ops.ref.sample import deliver_, newest_tokens, penalty_load_, sample_, token_logprobs
 
 __all__ = [
     "add_rms_norm", "add_rms_norm_quantize", "arrange", "attend", "attention_", "deliver_", "embed", "experts",
-    "linear", "linear_quantized", "logits", "newest_tokens", "penalty_load_", "qkv_rope_append_", "quantize",
-    "rms_norm", "rms_norm_quantize", "route", "sample_", "swiglu", "swiglu_quantize", "take_rows", "token_logprobs",
+    "gated_delta_", "linear", "linear_quantized", "logits", "newest_tokens", "penalty_load_", "qkv_rope_append_",
+    "quantize", "rms_norm", "rms_norm_quantize", "route", "sample_", "swiglu", "swiglu_quantize", "take_rows",
+    "token_logprobs",
 ]
 
 if TYPE_CHECKING:

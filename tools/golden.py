@@ -100,10 +100,10 @@ HYBRID: dict[str, Any] = {
 
 
 def qwen3_5() -> Any:
-    """Gated DeltaNet in three of five layers, gated attention in the others; tied embeddings."""
+    """Gated DeltaNet in all layers but the second, which has gated attention; tied embeddings."""
     return transformers.Qwen3_5TextConfig(
-        **COMMON, **HYBRID, intermediate_size=96, num_hidden_layers=5, tie_word_embeddings=True,
-        layer_types=["linear_attention", "full_attention", "linear_attention", "linear_attention", "full_attention"])
+        **COMMON, **HYBRID, intermediate_size=96, num_hidden_layers=4, tie_word_embeddings=True,
+        layer_types=["linear_attention", "full_attention", "linear_attention", "linear_attention"])
 
 
 def qwen3_5_moe() -> Any:

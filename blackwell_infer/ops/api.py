@@ -40,6 +40,10 @@ class Ops(Protocol):
         """s = round(x + residual); returns (s, rms_norm(s)). Both [T, H]."""
         ...
 
+    def rms_norm_pair(self, a: Array, b: Array, weight_a: Array, weight_b: Array, eps: float) -> Array:
+        """rms_norm(a) and rms_norm(b) side by side: a, b [T, H] -> [T, 2 H]."""
+        ...
+
     def linear(self, x: Array, w: Linear, bias: Array | None = None) -> Array:
         """x [T, K] times the transpose of each row block of w, outputs side by side -> [T, sum of rows].
 
@@ -95,6 +99,14 @@ class Ops(Protocol):
         """gate_up [T, 2I] -> silu(gate_up[:, :I]) * gate_up[:, I:], [T, I], in float32, rounded once."""
         ...
 
+    def sigmoid_gate(self, x: Array, gates: Array) -> Array:
+        """x [T, N] * sigmoid(the last N columns of gates [T, at least N]), in float32, rounded once."""
+        ...
+
+    def add_gated(self, x: Array, y: Array, h: Array, gate: Array) -> Array:
+        """x + sigmoid(h . gate) * y: x, y, h [T, H], gate [H] float32; in float32, rounded once."""
+        ...
+
     def route(self, x: Array, router: Linear, top: int, norm: bool) -> Routing:
         """The `top` most probable experts of x [T, H] and their probabilities: softmax over `logits(x, router)`.
 
@@ -121,6 +133,7 @@ class Ops(Protocol):
                          q_norm: Array | None = None, k_norm: Array | None = None, eps: float = 0.0) -> Array:
         """Split qkv [T, (heads + 2 kv_heads) D]; norm q, k per head, rotate, append k and v; return q [T, heads, D].
 
+        Columns of qkv beyond these, a multiple of D, are somebody else's (`sigmoid_gate`).
         `rope_table` [C, 2, d/2] float32 holds cos (0) and sin (1) per position; the first d of D dims are rotated
         in pairs (j, j + d/2), the rest pass through. q_norm, k_norm [D] float32 are RMS norm weights applied before
         rotation. Values are rounded to the activation dtype once, after rotation; the cache stores its own dtype.

@@ -11,8 +11,8 @@ tokenizer_config.json and golden.npz with
     input_ids [83] int64; logits and logits_bf16 [83, V] float32 (computed in float32 and in bfloat16, same weights);
     greedy [16] int64 (float32 continuation); margins [16] float32 (best logit minus the second, at each step);
     of hybrids hidden [L + 1, 83, H] float32 (embeddings, then the sum after each layer, the last after the final norm);
-    of models with a head for the token after the next mtp_logits [82, V] and mtp_hidden [82, H] float32: position i sees
-    token i + 1 and the final hidden state of token i.
+    of models with a head for the token after the next mtp_logits [82, V] and mtp_hidden [82, H] float32: position i
+    sees token i + 1 and the final hidden state of token i.
 Seeds are tried in order until the greedy tokens differ enough, have margins above 0.05, and survive bfloat16; and until
 routers decide clearly, so that roundings move values and not whole experts.
 """

@@ -223,10 +223,10 @@ class DeviceLoading(Loading):
         """Matrices one above the other on the device."""
         rows = sum(w.shape[0] for w in weights)
         parts = []
-        for blocks in zip(*(w.parts for w in weights), strict=True):
-            whole = self.queue.empty((sum(b.shape[0] for b in blocks), *blocks[0].shape[1:]), blocks[0].dtype)
+        for pieces in zip(*(w.parts for w in weights), strict=True):
+            whole = self.queue.empty((sum(p.shape[0] for p in pieces), *pieces[0].shape[1:]), pieces[0].dtype)
             first = 0
-            for block in blocks:
+            for block in pieces:
                 host = np.asarray(block)
                 self.queue.upload(whole[first : first + len(host)], host)
                 self.meter.add(host.nbytes)

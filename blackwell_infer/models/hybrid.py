@@ -134,7 +134,8 @@ def build_attention(cfg: HybridConfig, take: Take, base: str) -> GatedAttention:
     d, q, kv, h = cfg.head_dim, cfg.heads * cfg.head_dim, cfg.kv_heads * cfg.head_dim, cfg.hidden
     return GatedAttention(
         into=take.linear([f"{base}{x}_proj.weight" for x in ("q", "k", "v", "q")],
-                         [(2 * q, h), (kv, h), (kv, h), (2 * q, h)], [Rows(2 * d, 0, d), None, None, Rows(2 * d, d, d)]),
+                         [(2 * q, h), (kv, h), (kv, h), (2 * q, h)],
+                         [Rows(2 * d, 0, d), None, None, Rows(2 * d, d, d)]),
         q_norm=take.vector(base + "q_norm.weight", d, cfg.plus),
         k_norm=take.vector(base + "k_norm.weight", d, cfg.plus),
         out=take.linear([base + "o_proj.weight"], [(h, q)]))

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from blackwell_infer.ops import cases_recurrent, inputs
+from blackwell_infer.ops import cases_hybrid, cases_recurrent, inputs
 from blackwell_infer.ops.api import Ops
 from blackwell_infer.ops.case import BF16, F16, F32, FLOOR, ROUNDED, ULP, text
 from blackwell_infer.ops.case import Case as Case
@@ -375,6 +375,7 @@ def listed() -> Iterable[Case]:
             inputs.make_attention, dtype=dtype, heads=heads, dim=d, rotated=rotated, rows=batch, padding=padding,
             window=window, softcap=cap, norms=norms, junk=junk, bad=keys), ULP[dtype], ROUNDED[dtype])
     yield from cases_recurrent.listed()
+    yield from cases_hybrid.listed()
     for what, v, settings, top in SAMPLES:
         yield Case(text("sample_", what, f"V{v}", f"top{top}"), "sample_", partial(
             inputs.make_sample, vocab=v, rows=settings, top=top), ULP[F32], FLOOR[F32])

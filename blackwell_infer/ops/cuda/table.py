@@ -43,6 +43,9 @@ class CudaOps:
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
         return norm.rms_norm(self.queue, x, weight, eps)
 
+    def rms_norm_pair(self, a: Array, b: Array, weight_a: Array, weight_b: Array, eps: float) -> Array:
+        return norm.rms_norm_pair(self.queue, a, b, weight_a, weight_b, eps)
+
     def add_rms_norm(self, x: Array, residual: Array, weight: Array, eps: float) -> tuple[Array, Array]:
         return norm.add_rms_norm(self.queue, x, residual, weight, eps)
 
@@ -54,6 +57,12 @@ class CudaOps:
 
     def swiglu(self, gate_up: Array) -> Array:
         return activation.swiglu(self.queue, gate_up)
+
+    def sigmoid_gate(self, x: Array, gates: Array) -> Array:
+        return activation.sigmoid_gate(self.queue, x, gates)
+
+    def add_gated(self, x: Array, y: Array, h: Array, gate: Array) -> Array:
+        return activation.add_gated(self.queue, x, y, h, gate)
 
     def quantize(self, x: Array, form: str, inputs: Array | None = None) -> Quantized:
         return quantize.quantize(self.queue, x, form, inputs)

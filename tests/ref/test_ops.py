@@ -118,7 +118,8 @@ def test_rope_is_complex_rotation(case: cases.Case) -> None:
     batch, heads, before = k["batch"], k["heads"], np.asarray(k["kv"].data)
     kv_heads, dim = before.shape[2], before.shape[4]
     dtype, half = dtype_of(k["qkv"]), k["rope_table"].shape[2]
-    x = k["qkv"].reshape(len(batch.rows), -1, dim).astype(np.float64)
+    width = (heads + 2 * kv_heads) * dim
+    x = k["qkv"][:, :width].reshape(len(batch.rows), -1, dim).astype(np.float64)
     turn = (k["rope_table"][:, 0] + 1j * k["rope_table"][:, 1])[batch.positions]
     after = before.copy()
 

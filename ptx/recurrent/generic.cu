@@ -2,7 +2,7 @@
 //
 // proj [T, columns] and out [T, nv dv] of ACT; taps [channels, 4], decay [nv], bias [nv], weight [dv] float32; conv
 // [S, 3, channels] of ACT, state [S, nv, dk, dv] of STATE; starts [R + 1], from [R], to [T] int32 (see `Batch`).
-// Rows of `lowest` tokens or more and of fewer than `highest` are computed; others belong to other kernels.
+// A state of 16 bits is rounded after every token of rows of up to `few` tokens, of others where it is stored.
 // Grid: (nv, R + 1): CTA (j, r) is value head j of row first + r, a thread owns columns of its state; the last r writes
 // zeros for padding tokens. Any multiple of 32 threads: every warp sums squares of a head for itself.
 // State and history are read before griddepcontrol.wait: they are of an earlier step. A row may overwrite the slot that it
@@ -17,7 +17,7 @@ __device__ u32 readers[COUNTERS];
 extern "C" __global__ void __launch_bounds__(256)
 delta_generic(const act_t* proj, const float* taps, const float* decay, const float* bias, const float* weight,
               act_t* conv, state_t* state, const int* starts, const int* from, const int* to, act_t* out, int T, int R,
-              int nk, int nv, int dk, int dv, int tiled, int lowest, int highest, int first, float eps) {
+              int nk, int nv, int dk, int dv, int tiled, int few, int first, float eps) {
     extern __shared__ float shared[];
     __shared__ int last_reader;
     const Sizes sizes = {nk, nv, dk, dv, tiled};
@@ -31,7 +31,7 @@ delta_generic(const act_t* proj, const float* taps, const float* decay, const fl
         return;
     }
     const int start = starts[row], tokens = starts[row + 1] - start, slot = from[row], kh = sizes.key_head(head);
-    if (tokens < lowest || tokens >= highest) {
+    if (tokens == 0) {
         pdl_wait();
         return;
     }
@@ -83,7 +83,7 @@ delta_generic(const act_t* proj, const float* taps, const float* decay, const fl
             for (int i = 0; i < dk; i++) {
                 const float after = fmaf(u[dk + i] * scale_k, d, s[i * dv + j] * left);
                 sum = fmaf(u[i] * scale_q, after, sum);
-                s[i * dv + j] = stored<state_t>(after);
+                s[i * dv + j] = tokens <= few ? stored<state_t>(after) : after;
                 if (target >= 0) state[target * cells + ((i64)head * dk + i) * dv + j] = from_float<state_t>(after);
             }
             o[j] = sum;

@@ -1,6 +1,8 @@
 """Launchers of ptx/recurrent: Gated DeltaNet layers."""
 from __future__ import annotations
 
+import numpy as np
+
 from blackwell_infer.device.check import SHARED_LIMIT
 from blackwell_infer.device.queue import Queue
 from blackwell_infer.errors import KernelError
@@ -8,7 +10,7 @@ from blackwell_infer.kernels.cost import Call, Cost
 from blackwell_infer.kernels.kernel import Kernel, Param
 from blackwell_infer.kv.recurrent import Recurrent
 from blackwell_infer.ops.batch import Batch, DeltaParams
-from blackwell_infer.ops.cuda.staged import plain
+from blackwell_infer.ops.cuda.staged import plain, room, together
 from blackwell_infer.types import Array
 
 TAPS = 4
@@ -18,15 +20,17 @@ COUNTERS = 16384
 FEW = 16
 """Most tokens of a row that go token by token"""
 MANY = 1 << 30
+"""For `few`: rows of any length"""
+DIM, PARTS = 128, 4
+"""Widths of the heads of the fast kernels, and CTAs of one head (ptx/recurrent/step.cu)"""
 ACT = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 ANY = tuple(ACT.values())
 
 
 def stepped(call: Call) -> Cost:
     """A state read and one written per row, what lies beside them, and two products with the state a token."""
-    (tokens, columns), (slots, _, channels) = call.shape("proj"), call.shape("conv")
-    rows = call.shape("from")[0]
-    _, nv, dk, dv = call.shape("state")
+    tokens, rows = call.shape("proj")[0], call.shape("from")[0]
+    slots, nv, dk, dv = call.shape("state")
     states = 2 * rows * (call.nbytes("state") + call.nbytes("conv")) // slots
     return Cost(states + call.nbytes("proj", "taps", "out"), 6 * tokens * nv * dk * dv)
 
@@ -35,28 +39,38 @@ ROW = (Param("proj", "in"), Param("taps", "in", "float32"), Param("decay", "in",
        Param("bias", "in", "float32"), Param("weight", "in", "float32"), Param("conv", "inout"), Param("state", "inout"),
        Param("starts", "in", "int32"), Param("from", "in", "int32"), Param("to", "in", "int32"), Param("out", "out"))
 SIZES = (Param("T", "i32"), Param("R", "i32"), Param("nk", "i32"), Param("nv", "i32"))
+REST = (Param("tiled", "i32"), Param("few", "i32"), Param("first", "i32"), Param("eps", "f32"))
 GENERIC = Kernel("recurrent/generic.cu", "delta_generic", (
-    *ROW, *SIZES, Param("dk", "i32"), Param("dv", "i32"), Param("tiled", "i32"), Param("lowest", "i32"),
-    Param("highest", "i32"), Param("first", "i32"), Param("eps", "f32")), {"ACT": ANY, "STATE": ANY}, cost=stepped)
-KERNELS = (GENERIC,)
+    *ROW, *SIZES, Param("dk", "i32"), Param("dv", "i32"), *REST), {"ACT": ANY, "STATE": ANY}, cost=stepped)
+STEP = Kernel("recurrent/step.cu", "delta_step", (
+    *ROW, Param("blocks", "out", "uint8"), Param("sums", "out", "float32"), *SIZES, *REST), {"ACT": ANY, "STATE": ANY}, cost=stepped)
+KERNELS = (GENERIC, STEP)
 
 
-def gated_delta_(q: Queue, state: Recurrent, proj: Array, batch: Batch, params: DeltaParams) -> Array:
-    """See `ops.api.Ops.gated_delta_`."""
-    x, (_, nv, dk, dv), rows = plain(proj), state.state.shape, batch.state_from.shape[0]
-    tokens, nk = x.shape[0], params.key_heads
+def gated_delta_(q: Queue, state: Recurrent, proj: Array, batch: Batch, params: DeltaParams, few: int = FEW) -> Array:
+    """See `ops.api.Ops.gated_delta_`; `few` is FEW, or MANY for results that do not depend on how many tokens come."""
+    x, (_, nv, dk, dv) = plain(proj), state.state.shape
+    tokens, rows, nk = x.shape[0], batch.state_from.shape[0], params.key_heads
     check(q, state, x, params)
     out = q.empty((tokens, nv * dv), x.dtype)
     if not tokens:
         return out
-    kernel = GENERIC.variant(ACT=ACT[x.dtype.name], STATE=ACT[state.state.dtype.name])
-    most = COUNTERS // nk
+    types = {"ACT": ACT[x.dtype.name], "STATE": ACT[state.state.dtype.name]}
+    arrays = (x, params.conv, params.decay, params.dt_bias, params.norm, state.conv, state.state, batch.starts,
+              batch.state_from, batch.state_to, out)
+    fast = (dk, dv) == (DIM, DIM)
+    blocks = room(q, out) if fast and not nv % 2 else None
+    sums = q.empty((tokens, nv, dv), np.float32) if fast else None
+    most = COUNTERS // nv
     for first in range(0, rows + 1, most):
-        q.launch(kernel, (nv, min(most, rows + 1 - first), 1), (min(-(-max(dk, dv) // 32) * 32, 256), 1, 1), x,
-                 params.conv, params.decay, params.dt_bias, params.norm, state.conv, state.state, batch.starts,
-                 batch.state_from, batch.state_to, out, tokens, rows, nk, nv, dk, dv, int(params.tiled), 1, MANY, first,
-                 params.eps, smem=generic_bytes(dk, dv), pdl=True)
-    return out
+        count, tail = min(most, rows + 1 - first), (int(params.tiled), few, first, params.eps)
+        if fast:
+            q.launch(STEP.variant(**types), (PARTS * nv, count, 1), (128, 1, 1), *arrays, blocks, sums, tokens, rows,
+                     nk, nv, *tail, pdl=True)
+        else:
+            q.launch(GENERIC.variant(**types), (nv, count, 1), (min(-(-max(dk, dv) // 32) * 32, 256), 1, 1), *arrays,
+                     tokens, rows, nk, nv, dk, dv, *tail, smem=generic_bytes(dk, dv), pdl=True)
+    return together(out, blocks)
 
 
 def generic_bytes(dk: int, dv: int) -> int:

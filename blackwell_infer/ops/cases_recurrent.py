@@ -9,7 +9,7 @@ import numpy as np
 
 from blackwell_infer.kv.recurrent import Recurrent
 from blackwell_infer.ops.batch import DeltaParams
-from blackwell_infer.ops.case import BF16, F16, F32, FLOOR, ULP, Case, text
+from blackwell_infer.ops.case import BF16, F16, F32, FLOOR, ROUNDED, ULP, Case, text
 from blackwell_infer.ops.inputs import DTYPES, Bad, Kwargs, Random, activations, ragged
 
 NAN, INF = float("nan"), float("inf")
@@ -67,14 +67,15 @@ DELTAS: tuple[tuple[str, str, Heads, tuple[Line, ...], int, bool, float, Bad], .
 
 
 def listed() -> Iterable[Case]:
-    """Every row of the table above as a case."""
+    """Every row of the table above as a case. A state of 16 bits may round to the other side after any token, and a
+    result is a sum over such errors, as those of `ROUNDED`."""
     for i, (dtype, stored, heads, lines, padding, tiled, decay, bad) in enumerate(DELTAS):
         size = (heads.nk, heads.nv, heads.dk, heads.dv)
         name = text("gated_delta_", dtype, stored, size, f"R{len(lines)}", f"T{sum(r.new for r in lines)}",
                     *("tiled",) * tiled, *("bad",) * bool(bad), i)
         yield Case(name, "gated_delta_", partial(
             make_delta, dtype=dtype, stored=stored, heads=heads, lines=lines, padding=padding, tiled=tiled, decay=decay,
-            bad=bad), max(ULP[dtype], ULP[stored]), max(FLOOR[dtype], FLOOR[stored]))
+            bad=bad), max(ULP[dtype], ULP[stored]), FLOOR[dtype] if stored == F32 else ROUNDED[stored])
 
 
 def make_delta(rng: Random, dtype: str, stored: str, heads: Heads, lines: tuple[Line, ...], padding: int,

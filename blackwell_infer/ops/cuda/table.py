@@ -105,7 +105,7 @@ class CudaOps:
                                     k_norm, eps, self._few)
 
     def gated_delta_(self, state: Recurrent, proj: Array, batch: Batch, params: DeltaParams) -> Array:
-        return recurrent.gated_delta_(self.queue, state, proj, batch, params)
+        return recurrent.gated_delta_(self.queue, state, proj, batch, params, self._few)
 
     def sample_(self, state: PenaltyState, logits: Array, params: SampleParams) -> Sampled:
         return sample.sample_(self.queue, state, logits, params)

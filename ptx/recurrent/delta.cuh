@@ -9,7 +9,9 @@
 #define TAPS 4
 #define PAST (TAPS - 1)
 #define COUNTERS 16384
+#ifdef STATE
 typedef PASTE(STATE, _t) state_t;
+#endif
 
 struct Sizes {
     int nk, nv, dk, dv, tiled;

@@ -68,8 +68,8 @@ def finished(call: Call) -> Cost:
 
 ROW = (Param("proj", "in"), Param("taps", "in", "float32"), Param("decay", "in", "float32"),
        Param("bias", "in", "float32"), Param("weight", "in", "float32"), Param("conv", "inout"),
-       Param("state", "inout"), Param("starts", "in", "int32"), Param("from", "in", "int32"), Param("to", "in", "int32"),
-       Param("out", "out"))
+       Param("state", "inout"), Param("starts", "in", "int32"), Param("from", "in", "int32"),
+       Param("to", "in", "int32"), Param("out", "out"))
 SIZES = (Param("T", "i32"), Param("R", "i32"), Param("nk", "i32"), Param("nv", "i32"))
 REST = (Param("tiled", "i32"), Param("few", "i32"), Param("first", "i32"), Param("eps", "f32"))
 GENERIC = Kernel("recurrent/generic.cu", "delta_generic", (
@@ -141,8 +141,8 @@ def in_chunks(q: Queue, state: Recurrent, x: Tensor, batch: Batch, params: Delta
     factors, past = q.empty((slots, nv, CHUNK, 2), np.float32), q.empty((rows, TAPS - 1, units * DIM), x.dtype)
     firsts = q.empty((rows,), np.int32)
     q.launch(MIX.variant(**types), (slots, units + 1 + nv, 1), (128, 1, 1), x, params.conv, params.decay,
-             params.dt_bias, state.conv, state.state, batch.starts, batch.state_from, tiles, gates, states, past, firsts,
-             rows, nk, nv, few, pdl=True)
+             params.dt_bias, state.conv, state.state, batch.starts, batch.state_from, tiles, gates, states, past,
+             firsts, rows, nk, nv, few, pdl=True)
     q.launch(SOLVE.variant(), (slots, nv, 1), (128, 1, 1), tiles, gates, batch.starts, solved, factors, rows, nk, nv,
              tiled, few, smem=SOLVE_BYTES, pdl=True)
     q.launch(PASS.variant(), (PARTS * nv, rows, 1), (256, 1, 1), tiles, solved, factors, states, batch.starts, firsts,

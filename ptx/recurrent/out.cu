@@ -4,7 +4,7 @@
 // q k^T, decayed) d, and the state after token t is e^G(t) S + sum over i <= t of e^(G(t) - G(i)) k(i) d(i)^T.
 // Arguments as in generic.cu and mix.cu; written are out, and conv and state at slots `to`.
 // Grid: (slots, nv), 128 threads. Warp m multiplies rows 16 m .. + 15 of q k^T, then columns 32 m .. + 31 of o; the state
-// and d come from memory in the order of B fragments. A state that is kept takes a thread per column.
+// and d come from memory in the order of B fragments. A state that is kept is multiplied by itself, in two halves.
 // The history of a convolution at the first two tokens is part of what the row continues: mix.cu has saved it, because
 // the slot may be overwritten.
 // Shared memory (dynamic): 2 tiles of 64 x 144, scores of 64 x 68, sums and 4 x 64 floats: 92672 bytes. Archs: all.
@@ -12,6 +12,49 @@
 #include "chunk.cuh"
 
 #define PITCH_P 68
+
+// Columns 32 warp .. + 31 of left S + sum over the first `tokens` of k^T weight d; k [64][PITCH], d a tile.
+__device__ __forceinline__ void keep_state(state_t* after, const float* before, const float* k, const float* d,
+                                           const float* weights, float left, int tokens, int warp, int lane) {
+    const int g = lane >> 2, t = lane & 3;
+#pragma unroll 1
+    for (int half = 0; half < D; half += 64) {
+        float c[4][4][4] = {};
+#pragma unroll 1
+        for (int x = 0; x < tokens; x += 8) {
+            Split<2> y[4];
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                const int row = x + t + 4 * h;
+                const float weight = weights[row];
+#pragma unroll
+                for (int n = 0; n < 4; n++) {
+                    const int column = 32 * warp + 8 * n + g;
+                    y[n].set(h, row < tokens ? d[place(row, column >> 2) + (column & 3)] * weight : 0.0f);
+                }
+            }
+#pragma unroll
+            for (int m = 0; m < 4; m++) {
+                const float* z = k + (x + t) * PITCH + half + 16 * m + g;
+                Split<4> a;
+                a.set(0, z[0]), a.set(1, z[8]), a.set(2, z[4 * PITCH]), a.set(3, z[4 * PITCH + 8]);
+#pragma unroll
+                for (int n = 0; n < 4; n++) multiply(c[m][n], a, y[n]);
+            }
+        }
+#pragma unroll
+        for (int m = 0; m < 4; m++)
+#pragma unroll
+            for (int h = 0; h < 2; h++)
+#pragma unroll
+                for (int n = 0; n < 4; n++) {
+                    const int at = (half + 16 * m + 8 * h + g) * D + 32 * warp + 8 * n + 2 * t;
+                    const float2 s = *(const float2*)(before + at);
+                    after[at] = from_float<state_t>(fmaf(s.x, left, c[m][n][2 * h]));
+                    after[at + 1] = from_float<state_t>(fmaf(s.y, left, c[m][n][2 * h + 1]));
+                }
+    }
+}
 
 extern "C" __global__ void __launch_bounds__(128, 2)
 delta_out(const act_t* proj, const float* weight, act_t* conv, state_t* state, const int* starts, const int* to, act_t* out,
@@ -142,25 +185,11 @@ delta_out(const act_t* proj, const float* weight, act_t* conv, state_t* state, c
     for (int end = 0; end < chunk.tokens; end++) {
         const i64 target = to[first + end];
         if (target < 0) continue;
-        const float* before = states + at * D * D + tid;
-        state_t* after = state + (target * nv + head) * D * D + tid;
-        const float left = left_of(sums[end]);
-#pragma unroll 1
-        for (int r = 0; r < D; r += 8) {
-            float y[8];
-#pragma unroll
-            for (int e = 0; e < 8; e++) y[e] = before[(r + e) * D] * left;
-#pragma unroll 1
-            for (int i = 0; i <= end; i++) {
-                const float change = d[place(i, tid >> 2) + (tid & 3)] * left_of(sums[end] - sums[i]);
-                float key[8];
-                load_wide(key, k + i * PITCH + r);
-#pragma unroll
-                for (int e = 0; e < 8; e++) y[e] = fmaf(key[e], change, y[e]);
-            }
-#pragma unroll
-            for (int e = 0; e < 8; e++) after[(r + e) * D] = from_float<state_t>(y[e]);
-        }
+        __syncthreads();
+        if (tid < CHUNK) squares[tid] = tid <= end ? left_of(sums[end] - sums[tid]) : 0.0f;
+        __syncthreads();
+        keep_state(state + (target * nv + head) * D * D, states + at * D * D, k, d, squares, left_of(sums[end]), end + 1,
+                   warp, lane);
         for (int unit = head; unit < units; unit += nv)
             for (int i = 0; i < PAST; i++) {
                 const int token = chunk.index * CHUNK + end - PAST + 1 + i, channel = unit * D + tid;

@@ -48,7 +48,7 @@ struct Finish {
         for (int i = 0; i < 8; i++) squares = fmaf(y[i], y[i], squares);
 #pragma unroll
         for (int i = 1; i < 16; i <<= 1) squares += __shfl_xor_sync(0xFFFFFFFFu, squares, i);
-        const float inverse = rsqrtf(squares / (float)D + eps);
+        const float inverse = rsqrtf(squares * (1.0f / D) + eps);
 #pragma unroll
         for (int i = 0; i < 8; i++) y[i] = exists ? y[i] * inverse * w[i] * silu(z[i]) : 0.0f;
         if (on) store_group(out + (i64)t * nv * D + at, y, 8, true);
@@ -115,7 +115,7 @@ delta_step(const act_t* proj, const float* taps, const float* decay, const float
     __syncthreads();
     if (tid == 0) {
         u32* counter = readers + (row - first) * nk + key_head;
-        const u32 all = PARTS * (nv / nk);
+        const u32 all = PARTS * sizes.group();
         __threadfence();
         last_reader = atomicAdd(counter, 1u) == all - 1;
         if (last_reader) *counter = 0;

@@ -27,7 +27,7 @@ CHUNK = 64
 SOLVE_BYTES, PASS_BYTES, OUT_BYTES = 97280, 91664, 92672
 """Shared memory of the kernels of chunks"""
 DIM, PARTS = 128, 4
-"""Widths of the heads of the fast kernels, and CTAs of one head (ptx/recurrent/step.cu)"""
+"""Widths of the heads of the fast kernels, and most CTAs of one head (ptx/recurrent/step.cu, pass.ptx)"""
 ACT = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 ANY = tuple(ACT.values())
 TYPES = {"ACT": ANY, "STATE": ANY}
@@ -75,7 +75,8 @@ REST = (Param("tiled", "i32"), Param("few", "i32"), Param("first", "i32"), Param
 GENERIC = Kernel("recurrent/generic.cu", "delta_generic", (
     *ROW, *SIZES, Param("dk", "i32"), Param("dv", "i32"), *REST), TYPES, cost=stepped)
 STEP = Kernel("recurrent/step.cu", "delta_step", (
-    *ROW, Param("blocks", "out", "uint8"), Param("sums", "out", "float32"), *SIZES, *REST), TYPES, cost=stepped)
+    *ROW, Param("blocks", "out", "uint8"), Param("sums", "out", "float32"), *SIZES, *REST),
+    {**TYPES, "PARTS": (2, 4)}, cost=stepped)
 MIX = Kernel("recurrent/mix.cu", "delta_mix", (
     Param("proj", "in"), Param("taps", "in", "float32"), Param("decay", "in", "float32"),
     Param("bias", "in", "float32"), Param("conv", "in"), Param("state", "in"), Param("starts", "in", "int32"),
@@ -118,8 +119,9 @@ def gated_delta_(q: Queue, state: Recurrent, proj: Array, batch: Batch, params: 
     for first in range(0, rows + 1, most):
         count, tail = min(most, rows + 1 - first), (int(params.tiled), few, first, params.eps)
         if fast:
-            q.launch(STEP.variant(**types), (PARTS * nv, count, 1), (128, 1, 1), *arrays, blocks, sums, tokens, rows,
-                     nk, nv, *tail, pdl=True)
+            parts = PARTS if rows * nv <= q.sm_count else PARTS // 2
+            q.launch(STEP.variant(**types, PARTS=parts), (parts * nv, count, 1), (128, 1, 1), *arrays, blocks, sums,
+                     tokens, rows, nk, nv, *tail, pdl=True)
         else:
             q.launch(GENERIC.variant(**types), (nv, count, 1), (min(-(-max(dk, dv) // 32) * 32, 256), 1, 1), *arrays,
                      tokens, rows, nk, nv, dk, dv, *tail, smem=generic_bytes(dk, dv), pdl=True)

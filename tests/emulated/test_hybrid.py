@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tooling import load_tool
 
@@ -31,3 +32,16 @@ def test_a_quantised_gguf_file_gives_the_tokens_of_the_reference(tmp_path: Path,
     monkeypatch.setenv("XDG_CACHE_HOME", str(pytestconfig.cache.mkdir("user")))
     load_tool("hf_to_gguf").convert(DATA / "qwen3_5_moe", tmp_path / "m.gguf", kind="q8_0")
     assert answers(tmp_path / "m.gguf", "emulated") == answers(tmp_path / "m.gguf", "numpy")
+
+
+@pytest.mark.parametrize("name", ["qwen3_5", "qwen3_5_moe"])
+def test_bfloat16_is_no_worse_than_another_engine(name: str, monkeypatch: pytest.MonkeyPatch,
+                                                  pytestconfig: pytest.Config) -> None:
+    """A prompt of more than one chunk of the recurrent layers, against goldens in float32 and in bfloat16."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(pytestconfig.cache.mkdir("user")))
+    with np.load(DATA / name / "golden.npz") as golden:
+        ids, want, rounded = (golden[x] for x in ("input_ids", "logits", "logits_bf16"))
+    with LLM(DATA / name, device="emulated", dtype="bfloat16", max_context=128, max_batch=2) as llm:
+        got = llm.score(ids.tolist(), logits=True).logits
+    assert got is not None
+    assert np.sqrt(np.mean((got - want) ** 2)) < 1.1 * np.sqrt(np.mean((rounded - want) ** 2))

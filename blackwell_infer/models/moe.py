@@ -1,4 +1,5 @@
-"""Sparse MLPs: a router sends every token to a few of a layer's experts. Layers may have different numbers of them.
+"""Sparse MLPs: a router sends every token to a few of a layer's experts, and some models beside to one that all share.
+Layers may have different numbers of experts.
 
 Pruned checkpoints list experts per layer under several names; the rows of a layer's router in the file decide, and a
 configuration that disagrees with them is refused.
@@ -52,6 +53,7 @@ class MoeFields(msgspec.Struct, frozen=True):
     remaining_experts_by_layer: list[Count] | dict[str, Count] | None = None
     per_layer_config: dict[str, LayerFields] | None = None
     moe_intermediate_size: Size | None = None
+    shared_expert_intermediate_size: Count = 0
     norm_topk_prob: bool = False
     decoder_sparse_step: Size = 1
     mlp_only_layers: list[Count] | None = None
@@ -68,16 +70,30 @@ class MoeConfig(msgspec.Struct, frozen=True):
     top: int
     inner: int
     norm: bool
+    shared: int = 0
+    """width of the expert that all tokens share, 0 for none"""
+
+
+class SharedExpert(msgspec.Struct, frozen=True):
+    """The MLP that every token goes through; sigmoid of gate [H] float32 times the hidden state says how much it
+    counts."""
+
+    gate_up: Linear
+    down: Linear
+    gate: Array
 
 
 class SparseMlp(msgspec.Struct, frozen=True):
-    """The experts of one layer and their router [E, H]."""
+    """The experts of one layer and their router [E, H]. With `joined` the last expert is one that all tokens share, and
+    the router has a row for it; else that one, if there is any, stands beside."""
 
     router: Linear
     gate_up: tuple[Experts, ...]
     down: Experts
     top: int
     norm: bool
+    joined: bool = False
+    shared: SharedExpert | None = None
 
 
 def read_moe(config: Mapping[str, Any]) -> MoeFields:
@@ -157,13 +173,40 @@ def build_sparse(cfg: MoeConfig, take: Take, base: str, layer: int, hidden: int)
         return experts + name if take.has(experts + name) else f"{experts}{{}}.{name}.weight"
 
     fused = f"{experts}gate_up_proj"
-    gate_up = take.experts([fused], count, top, (2 * n, hidden)) if take.has(fused) else take.experts(
-        [block(spelling.gate), block(spelling.up)], count, top, (n, hidden))
-    down = "down_proj" if take.has(f"{experts}down_proj") else spelling.down
-    return SparseMlp(router=take.linear([router], [(count, hidden)]), gate_up=gate_up,
-                     down=take.experts([block(down)], count, top, (hidden, n))[0], top=top, norm=cfg.norm)
+    into = [fused] if take.has(fused) else [block(spelling.gate), block(spelling.up)]
+    down = block("down_proj" if take.has(f"{experts}down_proj") else spelling.down)
+    own = f"{base}{spelling.prefix}shared_expert"
+    gate, up, out, says = (f"{own}{x}.weight" for x in (".gate_proj", ".up_proj", ".down_proj", "_gate"))
+    rows = 2 * n // len(into)
+    blocks = [name.replace("{}", "0") for name in (*into, down)]
+    if cfg.shared == n and take.joins([[router, says], [blocks[0], gate], [blocks[-2], up], [blocks[-1], out]]):
+        return SparseMlp(router=take.linear([router, says], [(count, hidden), (1, hidden)]),
+                         gate_up=take.experts(into, count, top, (rows, hidden), [gate, up]),
+                         down=take.experts([down], count, top, (hidden, n), [out])[0], top=top, norm=cfg.norm,
+                         joined=True)
+    return SparseMlp(router=take.linear([router], [(count, hidden)]),
+                     gate_up=take.experts(into, count, top, (rows, hidden)),
+                     down=take.experts([down], count, top, (hidden, n))[0], top=top, norm=cfg.norm,
+                     shared=build_shared(take, f"{base}{spelling.prefix}", cfg.shared, hidden) if cfg.shared else None)
+
+
+def build_shared(take: Take, base: str, inner: int, hidden: int) -> SharedExpert:
+    """Ask for the expert that all tokens share."""
+    expert, name = base + "shared_expert.", base + "shared_expert_gate.weight"
+    gate = take.host(name)
+    if gate is None or gate.shape != (1, hidden):
+        found = "is missing" if gate is None else f"has shape {list(gate.shape)}"
+        raise CheckpointError(f"tensor {name} {found}; the configuration asks for {[1, hidden]}")
+    return SharedExpert(
+        gate_up=take.linear([f"{expert}{x}_proj.weight" for x in ("gate", "up")], [(inner, hidden)] * 2),
+        down=take.linear([f"{expert}down_proj.weight"], [(hidden, inner)]),
+        gate=take.constant(name, gate.reshape(hidden)))
 
 
 def sparse_mlp(ops: Ops, p: SparseMlp, h: Array) -> Array:
     """The MLP of normed hidden states [T, H]."""
-    return ops.experts(h, ops.route(h, p.router, p.top, p.norm), p.gate_up, p.down)
+    routed = ops.experts(h, ops.route(h, p.router, p.top, p.norm, p.joined), p.gate_up, p.down)
+    if p.shared is None:
+        return routed
+    shared = ops.linear(ops.swiglu(ops.linear(h, p.shared.gate_up)), p.shared.down)
+    return ops.add_gated(routed, shared, h, p.shared.gate)

@@ -54,10 +54,8 @@ delta_generic(const act_t* proj, const float* taps, const float* decay, const fl
     pdl_wait();
     if (tid == 0) {  // counters belong to one launch at a time: not before the wait
         u32* counter = readers + (row - first) * nk + kh;
-        __threadfence();
         last_reader = atomicAdd(counter, 1u) + 1 == (u32)sizes.group();
         if (last_reader) *counter = 0;
-        __threadfence();
     }
     for (int t = 0; t < tokens; t++) {
         const act_t* p = proj + (i64)(start + t) * columns;

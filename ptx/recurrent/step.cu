@@ -26,6 +26,15 @@
 __device__ u32 readers[COUNTERS];
 __device__ u32 arrived[COUNTERS];
 
+// What other CTAs have left in L2. The launch may not have looked at it before, and a fence would wait for the states that
+// are being stored.
+__device__ __forceinline__ void load_shared_sums(float (&y)[8], const float* p) {
+#pragma unroll
+    for (int i = 0; i < 8; i += 4)
+        asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
+                     : "=f"(y[i]), "=f"(y[i + 1]), "=f"(y[i + 2]), "=f"(y[i + 3]) : "l"(p + i) : "memory");
+}
+
 struct Finish {
     const act_t* proj;
     const float *weight, *sums;
@@ -41,9 +50,9 @@ struct Finish {
         const i64 at = (i64)group * (pair ? 2 * D : D) + lane * 8;
         float y[8] = {}, z[8] = {}, w[8] = {};
         if (exists && on) {
-            load_wide(y, sums + (i64)t * nv * D + at);
+            load_shared_sums(y, sums + (i64)t * nv * D + at);
             load_group(z, proj + (i64)t * columns + z_at + at, 8, wide);
-            load_group(w, weight + (lane & 15) * 8, 8, aligned(weight, 16));
+            load_wide(w, weight + (lane & 15) * 8);
         }
         float squares = 0.0f;
 #pragma unroll
@@ -110,7 +119,7 @@ delta_step(const act_t* proj, const float* taps, const float* decay, const float
 #pragma unroll
     for (int c = 0; c < 3; c++) {
         if (c >= mixed) break;
-        load_group(w[c], taps + (i64)channel[c] * TAPS, TAPS, aligned(taps, 16));
+        load_wide(w[c], taps + (i64)channel[c] * TAPS);
 #pragma unroll
         for (int i = 0; i < PAST; i++)
             history[i][c][tid] = x[c][i] =
@@ -120,13 +129,11 @@ delta_step(const act_t* proj, const float* taps, const float* decay, const float
     if (tid < BLOCK && tid < tokens) targets[tid] = to[start + tid];
     __syncthreads();
     pdl_wait();
-    // Counters belong to one launch at a time: not before the wait. The answer is needed at the end.
+    // Counters belong to one launch at a time: not before the wait. The answer is needed at the end. What was read lies in
+    // shared memory, so nothing has to be ordered.
     u32* const read = readers + (row - first) * nk + key_head;
     u32 before = 0;
-    if (tid == 0) {
-        __threadfence();
-        before = atomicAdd(read, 1u);
-    }
+    if (tid == 0) before = atomicAdd(read, 1u);
 
     int left_over = -1;  // slot of the last token
 #pragma unroll 1
@@ -231,7 +238,7 @@ delta_step(const act_t* proj, const float* taps, const float* decay, const float
     const int groups = pair ? nv / 2 : nv;
     u32* counter = arrived + (row - first) * groups + group;
     if (tid == 0) {
-        __threadfence();
+        fence();
         arrival = atomicAdd(counter, 1u);
         reader = before;
     }
@@ -239,7 +246,6 @@ delta_step(const act_t* proj, const float* taps, const float* decay, const float
     __syncthreads();
     if (arrival + 1 == PARTS * (pair ? 2 : 1)) {
         if (tid == 0) *counter = 0;
-        __threadfence();
         for (int t = warp; t < tokens; t += THREADS / 32) finish(start + t, group, lane, true);
     }
     const bool last_reader = reader + 1 == PARTS * sizes.group();

@@ -17,8 +17,10 @@ from blackwell_infer.types import Array
 
 TOKENS = 4
 """tokens of a CTA"""
-MOST_TOKENS, MOST_EXPERTS, MOST_TOP, MOST_WARPS = 16, 256, 32, 8
+MOST_TOKENS, MOST_EXPERTS, MOST_TOP, MOST_WARPS = 256, 256, 32, 8
 """What one launch takes"""
+FEW, BLOCKS = 16, ((128, 8), (MOST_TOKENS, 16))
+"""Tokens that go through the same CTAs: all of up to 16, and else, up to so many, so many"""
 ROW_BUDGET = 64 << 10
 """Bytes of shared memory for the rows of the router that a CTA multiplies"""
 ACTS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
@@ -38,7 +40,7 @@ ROUTE = Kernel("moe/route.cu", "moe_route", (
 ROUTER = Kernel("moe/router.cu", "moe_router", (
     Param("x", "in"), Param("router", "in"), Param("logits", "out", "float32"), Param("experts", "out", "int32"),
     Param("weights", "out", "float32"), Param("T", "i32"), Param("E", "i32"), Param("H", "i32"), Param("top", "i32"),
-    Param("norm", "i32")), {"ACT": tuple(ACTS.values()), "WEIGHT": DENSE, "TOKENS": (1, 4)}, cost=chosen)
+    Param("norm", "i32"), Param("block", "i32")), {"ACT": tuple(ACTS.values()), "WEIGHT": DENSE, "TOKENS": (1, 4)}, cost=chosen)
 KERNELS = (ROUTE, ROUTER)
 
 
@@ -48,7 +50,7 @@ def route(q: Queue, x: Array, router: Linear, top: int, norm: bool, reproducible
     if not 1 <= top <= count:
         raise KernelError(f"route: top {top} of {count} experts; it must lie between 1 and their number")
     found = Routing(q.empty((tokens, top), np.int32), q.empty((tokens, top), np.float32))
-    at_once = min(tokens, MOST_TOKENS) if reproducible else tokens
+    at_once = min(tokens, MOST_TOKENS) if reproducible else tokens  # a token's bits are its own
     warps = rows_of_cta((at_once, x.shape[1]), x.dtype, router)
     if warps and top <= MOST_TOP:
         for first in range(0, tokens, at_once):
@@ -65,9 +67,10 @@ def route(q: Queue, x: Array, router: Linear, top: int, norm: bool, reproducible
 def few(q: Queue, x: Array, router: Weight, out: Routing, warps: int, norm: bool) -> None:
     """One launch that multiplies and chooses; see `rows_of_cta`."""
     (tokens, width), count, rows = x.shape, router.shape[0], router.parts[0]
+    block = tokens if tokens <= FEW else next(size for most, size in BLOCKS if tokens <= most)
     v = ROUTER.variant(ACT=ACTS[x.dtype.name], WEIGHT=router.format, TOKENS=1 if tokens == 1 else 4)
-    q.launch(v, (-(-count // warps), 1, 1), (32 * warps, 1, 1), plain(x), rows, q.empty((tokens, count), np.float32),
-             out.experts, out.weights, tokens, count, width, out.experts.shape[1], int(norm),
+    q.launch(v, (-(-count // warps), -(-tokens // block), 1), (32 * warps, 1, 1), plain(x), rows, q.empty((tokens, count), np.float32),
+             out.experts, out.weights, tokens, count, width, out.experts.shape[1], int(norm), block,
              smem=warps * width * rows.dtype.itemsize, pdl=True)
 
 

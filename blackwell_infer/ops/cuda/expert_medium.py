@@ -1,0 +1,145 @@
+"""Launchers of ptx/moe/medium.cu and of what it needs: pairs sorted by expert into groups of a few rows, their activations
+as operands, and products that read an expert's weights once for a group.
+
+A pair's sums are those of expert_small.py, bit for bit. Nothing is read on the host; sizes are those of the worst routing.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from blackwell_infer.device.check import SHARED_LIMIT
+from blackwell_infer.device.queue import Queue
+from blackwell_infer.device.tensor import Tensor
+from blackwell_infer.kernels.cost import moved, routed
+from blackwell_infer.kernels.kernel import Kernel, Param, Value
+from blackwell_infer.ops.batch import Routing
+from blackwell_infer.ops.cuda.expert_groups import combine, most_tiles, sort_shape
+from blackwell_infer.ops.cuda.expert_rows import gate
+from blackwell_infer.ops.cuda.expert_small import stack_rows
+from blackwell_infer.ops.cuda.small import STATIC
+from blackwell_infer.ops.cuda.staged import ACT, block_bytes
+from blackwell_infer.quant.format import Experts
+from blackwell_infer.quant.fragments import FRAGMENTS, STACKED, SUFFIX
+from blackwell_infer.quant.lanes import COLS, ROWS
+from blackwell_infer.types import Array
+
+MOST_PER_EXPERT = 24
+"""Pairs per expert on average up to which products go through here. Weights are multiplied ceil(pairs / 16) times; the
+tiles of expert_groups.py cost as much as three times and serve 64 pairs."""
+NARROW = 6
+"""Pairs per expert on average up to which a group has 8 rows, else 16"""
+MOST_AHEAD, L1 = 4, 64 << 10
+"""Most tiles (or pairs) that a warp fetches ahead, and bytes that are left to the cache for activations"""
+TILES: Mapping[int, int] = {8: 2, 16: 1}
+"""Tiles of a warp by rows of a group"""
+WARPS: Mapping[str, int] = {"sm_90a": 12, "sm_100f": 12, "sm_120f": 8}
+"""Most warps of a CTA that leave enough registers"""
+
+
+def legal(defines: Mapping[str, Value]) -> bool:
+    return TILES[int(defines["XROWS"])] == defines["TILES"]
+
+
+PLACES = Kernel("moe/sort.cu", "moe_places", (
+    Param("experts", "in", "int32"), Param("places", "out", "int32"), Param("order", "out", "int32"),
+    Param("groups", "out", "int32"), Param("P", "i32"), Param("E", "i32"), Param("rows", "i32")), cost=moved)
+STAGE = Kernel("moe/stage.cu", "moe_stage", (
+    Param("x", "in"), Param("places", "in", "int32"), Param("staged", "out", "uint8"), Param("K", "i32"),
+    Param("top", "i32"), Param("tiles", "i32")), {"ACT": tuple(ACT.values()), "XROWS": tuple(TILES)}, cost=moved)
+PARAMS = (Param("x", "in"), Param("staged", "in", "uint8"), Param("w", "in", "uint8"), Param("groups", "in", "int32"),
+          Param("order", "in", "int32"), Param("y", "out"), Param("N", "i32"), Param("K", "i32"), Param("top", "i32"),
+          Param("ahead", "i32"), Param("stride", "i32"), Param("column", "i32"))
+DEFINES: Mapping[str, tuple[Value, ...]] = {
+    "FORMAT": STACKED, "ACT": tuple(ACT.values()), "MODE": ("gate", "plain"), "XROWS": tuple(TILES),
+    "TILES": tuple(sorted(set(TILES.values())))}
+MEDIUM = tuple(Kernel("moe/medium.cu", "moe_medium", PARAMS, {**DEFINES, "WARPS": (warps,)}, legal,
+                      tuple(arch for arch in WARPS if WARPS[arch] == warps), routed) for warps in (12, 8))
+KERNELS = (PLACES, STAGE, *MEDIUM)
+
+
+class Places(msgspec.Struct, frozen=True):
+    """Pairs in groups of `rows` places of one expert each: `places` [P, 2], `order` [places], `groups` [1 + most, 4]."""
+
+    places: Tensor
+    order: Tensor
+    groups: Tensor
+    rows: int
+
+    @property
+    def most(self) -> int:
+        """Groups of the worst routing."""
+        return self.groups.shape[0] - 1
+
+
+def takes(tokens: int, top: int, stacks: tuple[Experts, ...], dtype: np.dtype[Any]) -> bool:
+    """Whether these many tokens and these matrices go through here."""
+    return (dtype.name in ACT and all(stack.weight.format.endswith(SUFFIX) for stack in stacks)
+            and tokens * top <= MOST_PER_EXPERT * stacks[0].count)
+
+
+def experts(q: Queue, x: Array, routing: Routing, gate_up: tuple[Experts, ...], down: Experts) -> Array:
+    """See `ops.api.Ops.experts`. x and weights as `takes` says, T >= 1."""
+    (tokens, hidden), top, inner = x.shape, routing.experts.shape[1], down.weight.shape[1]
+    found = sort(q, routing, down.count)
+    staged, rows = stage(q, x, found, top), found.most * found.rows
+    h = q.empty((rows, inner), x.dtype)
+    if len(gate_up) == 1:
+        multiply(q, x, staged, found, gate_up[0], h, "gate", top, 0)
+    else:
+        both = q.empty((rows, 2 * inner), np.float32)
+        for i, part in enumerate(gate_up):
+            multiply(q, x, staged, found, part, both, "plain", top, i * inner)
+        gate(q, both, h, found.places)
+    z = q.empty((rows, hidden), np.float32)
+    multiply(q, h, stage(q, h, found, 0), found, down, z, "plain", 0, 0)
+    y = q.empty((tokens, hidden), x.dtype)
+    combine(q, z, found.places, routing.weights, y)
+    return y
+
+
+def sort(q: Queue, routing: Routing, count: int) -> Places:
+    """The groups of a routing over `count` experts."""
+    tokens, top = routing.experts.shape
+    pairs = tokens * top
+    rows = 8 if pairs <= NARROW * count else 16
+    most, (threads, smem) = most_tiles(pairs, count, rows), sort_shape(pairs, count)
+    found = Places(q.empty((pairs, 2), np.int32), q.empty((most * rows,), np.int32), q.empty((1 + most, 4), np.int32), rows)
+    q.launch(PLACES.variant(), (1, 1, 1), (threads, 1, 1), routing.experts, found.places, found.order, found.groups, pairs,
+             count, rows, smem=smem, pdl=True)
+    return found
+
+
+def stage(q: Queue, x: Array, found: Places, top: int) -> Tensor:
+    """Operands of every place: of row i / top of x for pair i, or, with top 0, of the row of its place."""
+    pairs, k = found.places.shape[0], x.shape[1]
+    tiles = -(-k // COLS)
+    staged = q.empty((found.most * tiles * block_bytes(found.rows),), np.uint8)
+    warps = min(tiles, 8)
+    q.launch(STAGE.variant(ACT=ACT[x.dtype.name], XROWS=found.rows), (-(-tiles // warps), pairs, 1), (32 * warps, 1, 1), x,
+             found.places, staged, k, top, tiles, pdl=True)
+    return staged
+
+
+def multiply(q: Queue, x: Array, staged: Tensor, found: Places, w: Experts, out: Tensor, mode: str, top: int,
+             column: int) -> None:
+    """Products of one matrix of each place's expert, as `mode` says."""
+    form, tiles = w.weight.format.removesuffix(SUFFIX), TILES[found.rows]
+    stack = stack_rows(w, mode == "gate")
+    kernel = next(kernel for kernel in MEDIUM if q.arch in kernel.archs)
+    v = kernel.variant(FORMAT=form, ACT=ACT[x.dtype.name], MODE=mode, XROWS=found.rows, TILES=tiles, WARPS=WARPS[q.arch])
+    stage_bytes = tiles * FRAGMENTS[form].tile_bytes
+    warps, ahead = shape(stage_bytes, WARPS[q.arch], SHARED_LIMIT[q.arch] - STATIC)
+    units = found.most * -(-w.rows // (2 * ROWS if mode == "gate" else tiles * ROWS))
+    q.launch(v, (min(q.sm_count, units), 1, 1), (32 * warps, 1, 1), x, staged, stack, found.groups, found.order, out, w.rows,
+             w.weight.shape[1], top, ahead, out.shape[1], column, smem=warps * ahead * stage_bytes, pdl=True)
+
+
+def shape(stage_bytes: int, most_warps: int, shared: int) -> tuple[int, int]:
+    """Warps of a CTA, and stages of so many bytes that each fetches ahead: two or more, if fewer warps make room."""
+    room = max(shared - L1, shared // 2)
+    warps = next((n for n in range(most_warps, 3, -1) if 2 * n * stage_bytes <= room), 4)
+    return warps, max(1, min(MOST_AHEAD, room // (warps * stage_bytes)))

@@ -33,6 +33,7 @@
 #define RECORDS 8  // more than units that are under way in a warp
 
 struct __align__(16) group_t { int expert, first, rows, count; };  // of an expert: its first group, pairs, groups
+struct __align__(16) cursor_t { group_t expert; int at, made; };  // a unit of those of an expert; units so far
 struct __align__(16) unit_t { int row_tile, group, rows, expert; };
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
@@ -44,6 +45,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
     extern __shared__ __align__(128) u8 shared[];
     __shared__ __align__(8) u64 barriers[WARPS][MOST_AHEAD];
     __shared__ unit_t records[WARPS][RECORDS];
+    __shared__ cursor_t cursors[WARPS];  // what lane 0 needs once a unit; registers are for the others
     __shared__ u32 odd_rows[WARPS][XROWS];
     const int lane = threadIdx.x & 31, warp = __shfl_sync(0xFFFFFFFFu, (int)threadIdx.x >> 5, 0);
     const int warps = blockDim.x >> 5, tiles = (K + F::COLS - 1) / F::COLS, row_tiles = N / 16;
@@ -56,13 +58,15 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
     const int begin = (int)blockIdx.x * each + min((int)blockIdx.x, rest);
     const int count = each + ((int)blockIdx.x < rest) - warp;  // units from the warp's first on, every `warps`-th its own
 
-    // What lane 0 fetches next: unit `at` of those of `expert`, and the tile of its row.
-    group_t expert = {};
-    int at = 0, left = count, block = 0, made = 0;
+    // What lane 0 fetches next.
+    cursor_t& cursor = cursors[warp];
+    int left = count, block = 0;
     i64 second = 0;  // from a tile to the other of its pair, TILES = 2 or gate
     const u8* from = nullptr;
     const auto fetch = [&](int stage) {
         if (block == 0) {
+            group_t expert = cursor.expert;
+            int at = cursor.at;
             while (at >= expert.count * per_group) {
                 at -= expert.count * per_group;
                 expert = groups[1 + expert.first + expert.count];
@@ -71,8 +75,9 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
             const int tile = IS(gate) ? row : TILES * row;
             second = IS(gate) ? (i64)(row_tiles / 2) * tiles * F::BYTES : tile + 1 < row_tiles ? tiles * F::BYTES : 0;
             from = w + ((i64)expert.expert * row_tiles + tile) * tiles * F::BYTES;
-            records[warp][made++ % RECORDS] = {tile, expert.first + group, min(XROWS, expert.rows - group * XROWS),
-                                               expert.expert};
+            records[warp][cursor.made % RECORDS] = {tile, expert.first + group, min(XROWS, expert.rows - group * XROWS),
+                                                    expert.expert};
+            cursor = {expert, at + warps, cursor.made + 1};
         }
         barrier_expect(barrier + 8 * stage, STAGE);
         copy_bulk(ring_address + stage * STAGE, from, F::BYTES, barrier + 8 * stage);
@@ -81,14 +86,14 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
         from += F::BYTES;
         block++;
         if (PASSES == 2 && block == tiles) from += second - (i64)tiles * F::BYTES;
-        if (block == PASSES * tiles) block = 0, left -= warps, at += warps;
+        if (block == PASSES * tiles) block = 0, left -= warps;
     };
     if (lane == 0) {
         for (int s = 0; s < ahead; s++) barrier_init(barrier + 8 * s);
         copies_see_shared();
         if (left > 0) {
-            expert = groups[1 + begin / per_group];
-            at = begin - expert.first * per_group + warp;
+            const group_t expert = groups[1 + begin / per_group];
+            cursor = {expert, begin - expert.first * per_group + warp, 0};
         }
         for (int s = 0; s < ahead && left > 0; s++) fetch(s);
     }

@@ -1,11 +1,13 @@
-"""Launchers of ptx/moe/medium.cu and of what it needs: pairs sorted by expert into groups of a few rows, their activations
-as operands, and products that read an expert's weights once for a group.
+"""Launchers of ptx/moe/medium.cu and of what it needs: pairs sorted by expert into groups of a few rows, their
+activations as operands, and products that read an expert's weights once for a group.
 
-A pair's sums are those of expert_small.py, bit for bit. Nothing is read on the host; sizes are those of the worst routing.
+A pair's sums are those of expert_small.py, bit for bit. Nothing is read on the host; sizes are those of the worst
+routing.
 """
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -14,7 +16,7 @@ import numpy as np
 from blackwell_infer.device.check import SHARED_LIMIT
 from blackwell_infer.device.queue import Queue
 from blackwell_infer.device.tensor import Tensor
-from blackwell_infer.kernels.cost import moved, routed
+from blackwell_infer.kernels.cost import Call, Cost, moved
 from blackwell_infer.kernels.kernel import Kernel, Param, Value
 from blackwell_infer.ops.batch import Routing
 from blackwell_infer.ops.cuda.expert_groups import combine, most_tiles, sort_shape
@@ -32,16 +34,29 @@ MOST_PER_EXPERT = 24
 tiles of expert_groups.py cost as much as three times and serve 64 pairs."""
 NARROW = 6
 """Pairs per expert on average up to which a group has 8 rows, else 16"""
-MOST_AHEAD, L1 = 4, 64 << 10
-"""Most tiles (or pairs) that a warp fetches ahead, and bytes that are left to the cache for activations"""
+MOST_AHEAD, ROOM = 4, 160 << 10
+"""Most tiles (or pairs) that a warp fetches ahead, and bytes of shared memory for all of them: what it leaves of a
+multiprocessor's memory caches activations"""
 TILES: Mapping[int, int] = {8: 2, 16: 1}
 """Tiles of a warp by rows of a group"""
-WARPS: Mapping[str, int] = {"sm_90a": 12, "sm_100f": 12, "sm_120f": 8}
-"""Most warps of a CTA that leave enough registers"""
+WARPS: Mapping[tuple[str, ...], Mapping[int, int]] = {
+    ("sm_90a", "sm_100f"): {8: 12, 16: 8}, ("sm_120f",): {8: 8, 16: 8}}
+"""Most warps of a CTA that leave enough registers and shared memory, by archs and rows of a group"""
 
 
-def legal(defines: Mapping[str, Value]) -> bool:
-    return TILES[int(defines["XROWS"])] == defines["TILES"]
+def legal(warps: Mapping[int, int], defines: Mapping[str, Value]) -> bool:
+    rows = int(defines["XROWS"])
+    return (TILES[rows], warps[rows]) == (defines["TILES"], defines["WARPS"])
+
+
+def product_cost(call: Call) -> Cost:
+    """Of evenly routed pairs: the expected number of different experts is read, and operands and products of pairs."""
+    n, most = call.number("N"), call.shape("groups")[0] - 1
+    count, (places,) = call.shape("w")[0] // n, call.shape("order")
+    pairs = min(most, count) + max(0, most - count) * places // most
+    met = count * (1 - (1 - 1 / count) ** pairs)
+    nbytes = call.nbytes("w") * met / count + call.nbytes("staged", "y") * pairs / places
+    return Cost(int(nbytes), 2 * pairs * n * call.number("K"))
 
 
 PLACES = Kernel("moe/sort.cu", "moe_places", (
@@ -55,10 +70,10 @@ PARAMS = (Param("x", "in"), Param("staged", "in", "uint8"), Param("w", "in", "ui
           Param("ahead", "i32"), Param("stride", "i32"), Param("column", "i32"))
 DEFINES: Mapping[str, tuple[Value, ...]] = {
     "FORMAT": STACKED, "ACT": tuple(ACT.values()), "MODE": ("gate", "plain"), "XROWS": tuple(TILES),
-    "TILES": tuple(sorted(set(TILES.values())))}
-MEDIUM = tuple(Kernel("moe/medium.cu", "moe_medium", PARAMS, {**DEFINES, "WARPS": (warps,)}, legal,
-                      tuple(arch for arch in WARPS if WARPS[arch] == warps), routed) for warps in (12, 8))
-KERNELS = (PLACES, STAGE, *MEDIUM)
+    "TILES": tuple(TILES.values())}
+MEDIUM = {archs: Kernel("moe/medium.cu", "moe_medium", PARAMS, {**DEFINES, "WARPS": tuple(set(warps.values()))},
+                        partial(legal, warps), archs, product_cost) for archs, warps in WARPS.items()}
+KERNELS = (PLACES, STAGE, *MEDIUM.values())
 
 
 class Places(msgspec.Struct, frozen=True):
@@ -75,10 +90,10 @@ class Places(msgspec.Struct, frozen=True):
         return self.groups.shape[0] - 1
 
 
-def takes(tokens: int, top: int, stacks: tuple[Experts, ...], dtype: np.dtype[Any]) -> bool:
-    """Whether these many tokens and these matrices go through here."""
+def takes(pairs: int, stacks: tuple[Experts, ...], dtype: np.dtype[Any]) -> bool:
+    """Whether so many pairs and these matrices go through here."""
     return (dtype.name in ACT and all(stack.weight.format.endswith(SUFFIX) for stack in stacks)
-            and tokens * top <= MOST_PER_EXPERT * stacks[0].count)
+            and pairs <= MOST_PER_EXPERT * stacks[0].count)
 
 
 def experts(q: Queue, x: Array, routing: Routing, gate_up: tuple[Experts, ...], down: Experts) -> Array:
@@ -107,9 +122,10 @@ def sort(q: Queue, routing: Routing, count: int) -> Places:
     pairs = tokens * top
     rows = 8 if pairs <= NARROW * count else 16
     most, (threads, smem) = most_tiles(pairs, count, rows), sort_shape(pairs, count)
-    found = Places(q.empty((pairs, 2), np.int32), q.empty((most * rows,), np.int32), q.empty((1 + most, 4), np.int32), rows)
-    q.launch(PLACES.variant(), (1, 1, 1), (threads, 1, 1), routing.experts, found.places, found.order, found.groups, pairs,
-             count, rows, smem=smem, pdl=True)
+    found = Places(q.empty((pairs, 2), np.int32), q.empty((most * rows,), np.int32), q.empty((1 + most, 4), np.int32),
+                   rows)
+    q.launch(PLACES.variant(), (1, 1, 1), (threads, 1, 1), routing.experts, found.places, found.order, found.groups,
+             pairs, count, rows, smem=smem, pdl=True)
     return found
 
 
@@ -119,8 +135,8 @@ def stage(q: Queue, x: Array, found: Places, top: int) -> Tensor:
     tiles = -(-k // COLS)
     staged = q.empty((found.most * tiles * block_bytes(found.rows),), np.uint8)
     warps = min(tiles, 8)
-    q.launch(STAGE.variant(ACT=ACT[x.dtype.name], XROWS=found.rows), (-(-tiles // warps), pairs, 1), (32 * warps, 1, 1), x,
-             found.places, staged, k, top, tiles, pdl=True)
+    v = STAGE.variant(ACT=ACT[x.dtype.name], XROWS=found.rows)
+    q.launch(v, (-(-tiles // warps), pairs, 1), (32 * warps, 1, 1), x, found.places, staged, k, top, tiles, pdl=True)
     return staged
 
 
@@ -129,17 +145,19 @@ def multiply(q: Queue, x: Array, staged: Tensor, found: Places, w: Experts, out:
     """Products of one matrix of each place's expert, as `mode` says."""
     form, tiles = w.weight.format.removesuffix(SUFFIX), TILES[found.rows]
     stack = stack_rows(w, mode == "gate")
-    kernel = next(kernel for kernel in MEDIUM if q.arch in kernel.archs)
-    v = kernel.variant(FORMAT=form, ACT=ACT[x.dtype.name], MODE=mode, XROWS=found.rows, TILES=tiles, WARPS=WARPS[q.arch])
+    archs = next(archs for archs in MEDIUM if q.arch in archs)
+    most_warps = WARPS[archs][found.rows]
+    v = MEDIUM[archs].variant(FORMAT=form, ACT=ACT[x.dtype.name], MODE=mode, XROWS=found.rows, TILES=tiles,
+                              WARPS=most_warps)
     stage_bytes = tiles * FRAGMENTS[form].tile_bytes
-    warps, ahead = shape(stage_bytes, WARPS[q.arch], SHARED_LIMIT[q.arch] - STATIC)
+    warps, ahead = shape(stage_bytes, most_warps, SHARED_LIMIT[q.arch] - STATIC)
     units = found.most * -(-w.rows // (2 * ROWS if mode == "gate" else tiles * ROWS))
-    q.launch(v, (min(q.sm_count, units), 1, 1), (32 * warps, 1, 1), x, staged, stack, found.groups, found.order, out, w.rows,
-             w.weight.shape[1], top, ahead, out.shape[1], column, smem=warps * ahead * stage_bytes, pdl=True)
+    q.launch(v, (min(q.sm_count, units), 1, 1), (32 * warps, 1, 1), x, staged, stack, found.groups, found.order, out,
+             w.rows, w.weight.shape[1], top, ahead, out.shape[1], column, smem=warps * ahead * stage_bytes, pdl=True)
 
 
 def shape(stage_bytes: int, most_warps: int, shared: int) -> tuple[int, int]:
     """Warps of a CTA, and stages of so many bytes that each fetches ahead: two or more, if fewer warps make room."""
-    room = max(shared - L1, shared // 2)
+    room = min(shared, ROOM)
     warps = next((n for n in range(most_warps, 3, -1) if 2 * n * stage_bytes <= room), 4)
     return warps, max(1, min(MOST_AHEAD, room // (warps * stage_bytes)))

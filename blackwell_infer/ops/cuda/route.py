@@ -40,7 +40,8 @@ ROUTE = Kernel("moe/route.cu", "moe_route", (
 ROUTER = Kernel("moe/router.cu", "moe_router", (
     Param("x", "in"), Param("router", "in"), Param("logits", "out", "float32"), Param("experts", "out", "int32"),
     Param("weights", "out", "float32"), Param("T", "i32"), Param("E", "i32"), Param("H", "i32"), Param("top", "i32"),
-    Param("norm", "i32"), Param("block", "i32")), {"ACT": tuple(ACTS.values()), "WEIGHT": DENSE, "TOKENS": (1, 4)}, cost=chosen)
+    Param("norm", "i32"), Param("block", "i32")),
+    {"ACT": tuple(ACTS.values()), "WEIGHT": DENSE, "TOKENS": (1, 4)}, cost=chosen)
 KERNELS = (ROUTE, ROUTER)
 
 
@@ -69,9 +70,9 @@ def few(q: Queue, x: Array, router: Weight, out: Routing, warps: int, norm: bool
     (tokens, width), count, rows = x.shape, router.shape[0], router.parts[0]
     block = tokens if tokens <= FEW else next(size for most, size in BLOCKS if tokens <= most)
     v = ROUTER.variant(ACT=ACTS[x.dtype.name], WEIGHT=router.format, TOKENS=1 if tokens == 1 else 4)
-    q.launch(v, (-(-count // warps), -(-tokens // block), 1), (32 * warps, 1, 1), plain(x), rows, q.empty((tokens, count), np.float32),
-             out.experts, out.weights, tokens, count, width, out.experts.shape[1], int(norm), block,
-             smem=warps * width * rows.dtype.itemsize, pdl=True)
+    q.launch(v, (-(-count // warps), -(-tokens // block), 1), (32 * warps, 1, 1), plain(x), rows,
+             q.empty((tokens, count), np.float32), out.experts, out.weights, tokens, count, width,
+             out.experts.shape[1], int(norm), block, smem=warps * width * rows.dtype.itemsize, pdl=True)
 
 
 def rows_of_cta(shape: tuple[int, ...], dtype: np.dtype[Any], router: Linear) -> int:

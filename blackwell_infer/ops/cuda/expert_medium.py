@@ -77,7 +77,7 @@ KERNELS = (PLACES, STAGE, *MEDIUM.values())
 
 
 class Places(msgspec.Struct, frozen=True):
-    """Pairs in groups of `rows` places of one expert each: `places` [P, 2], `order` [places], `groups` [1 + most, 4]."""
+    """Pairs in groups of `rows` places of one expert each: `places` [P, 2], `order` [all], `groups` [1 + most, 4]."""
 
     places: Tensor
     order: Tensor

@@ -1,7 +1,7 @@
 // y[t] = sum over slots s, in order, of weights[t, s] z[place of t top + s]; rounded once.
 //
 // z [places, H] float32, weights [T, top] float32, y [T, H] ACT; places [T top] (sort.cu), or null:
-// each pair's is its own. Grid: (T, ceil(H / 512)), 128 threads with four
+// each pair is at its own. Grid: (T, ceil(H / 512)), 128 threads with four
 // neighbours each. Shared memory: none. Archs: all. Bytes: 4 T top H, and y. Compiled, not yet measured.
 #include "vector.cuh"
 

@@ -3,11 +3,12 @@
 // x [T, H] ACT, router [E, H] WEIGHT (f32, f16 or bf16), logits [T, E] float32 (scratch); experts [T, top] int32, weights
 // [T, top] float32; `norm`: divide the weights by their sum. H is a multiple of 8, E at most 256, top at most 32. Order, NaN
 // and infinities as in route.cu.
-// Grid: (ceil(E / warps), ceil(T / block)), a warp for each expert and `block` tokens. Its row comes by a bulk copy before the previous kernel has finished.
+// Grid: (ceil(E / warps), ceil(T / block)), a warp for each expert and `block` tokens. The expert's row comes by a bulk copy
+// before the previous kernel has finished.
 // Products are exact values, float32 sums: a lane adds up its columns (even and odd ones apart) in order, then lanes meet
 // in a tree, so logits do not depend on other tokens. TOKENS rows of x go through a row of weights together.
-// Of the CTAs of the same tokens the one that arrives last (`arrived` counts, and is left at zero) chooses, a warp for a token: keys whose order is that of
-// the logits stay in registers, and `top` rounds take the largest with the lowest index.
+// Of the CTAs of the same tokens the one that arrives last (`arrived` counts, and is left at zero) chooses, a warp for a
+// token: keys whose order is that of the logits stay in registers, and `top` rounds take the largest with the lowest index.
 // Shared memory: dynamic, a row of the router per warp. Archs: sm_90 and up. Bytes moved: the router once per block of tokens,
 // x once per CTA (from L2), logits in and out. Compiled, not yet measured; predicted for 64 tokens, 128 experts and rows of
 // 2048: 8 tokens and 8 experts a CTA read 384 KB of shared memory and L1, 1.7 us, behind two reads of L2, before three for
@@ -18,7 +19,7 @@
 
 #define ALL 0xFFFFFFFFu
 #define MOST_WARPS 8
-#define MOST_BLOCKS 64
+#define MOST_BLOCKS 16
 #define PER_LANE 8  // logits of a token that a lane holds
 
 typedef PASTE(WEIGHT, _t) weight_t;
@@ -34,7 +35,7 @@ __device__ __forceinline__ float value_of(u32 key) {
     return __uint_as_float(key ^ ((int)key < 0 ? 0x80000000u : 0xFFFFFFFFu));
 }
 
-extern "C" __global__ void __launch_bounds__(32 * MOST_WARPS)
+extern "C" __global__ void __launch_bounds__(32 * MOST_WARPS, TOKENS == 8 ? 1 : 3)
     moe_router(const act_t* x, const weight_t* router, float* logits, int* experts, float* weights, int T, int E, int H,
                int top, int norm, int block) {
     extern __shared__ __align__(128) u8 shared[];
@@ -61,7 +62,7 @@ extern "C" __global__ void __launch_bounds__(32 * MOST_WARPS)
         barrier_wait(barrier, 0);
         for (int m = 0; m < T; m += TOKENS) {
             float sum[TOKENS][2] = {};
-#pragma unroll(TOKENS == 1 ? 8 : 2)
+#pragma unroll(TOKENS == 1 ? 8 : TOKENS == 8 && sizeof(act_t) == 4 ? 1 : 2)
             for (int k = 8 * lane; k < H; k += 256) {
                 float w[8];
                 load_wide(w, row + k);

@@ -1,4 +1,4 @@
-"""Experts of 17 tokens and more over weights in fragment order: whatever the routing, a token has the bits of few tokens."""
+"""Experts of 17 tokens and more over weights in fragment order: whatever the routing, a token has the bits of few."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -70,7 +70,8 @@ def test_a_token_has_the_bits_of_few(emulated: Make, arch: str, routing: Callabl
         assert np.array_equal(run(queue, kwargs, part), whole[part])
 
 
-@given(data=st.data(), tokens=st.integers(1, 260), top=st.integers(1, 9), count=st.sampled_from([1, 3, 31, 32, 33, 130]))
+@given(data=st.data(), tokens=st.integers(1, 260), top=st.integers(1, 9),
+       count=st.sampled_from([1, 3, 31, 32, 33, 130]))
 @settings(max_examples=25, deadline=None)
 def test_every_pair_has_its_place(emulated: Make, data: st.DataObject, tokens: int, top: int, count: int) -> None:
     """Groups of an expert follow one another; places after its last pair are counted with that."""

@@ -19,8 +19,8 @@ TOKENS = 4
 """tokens of a CTA"""
 MOST_TOKENS, MOST_EXPERTS, MOST_TOP, MOST_WARPS = 256, 256, 32, 8
 """What one launch takes"""
-FEW, BLOCKS = 16, ((128, 8), (MOST_TOKENS, 16))
-"""Tokens that go through the same CTAs: all of up to 16, and else, up to so many, so many"""
+FEW, PASS, PARTS = 16, 8, 8
+"""Most tokens that all go through the same CTAs; more are dealt in passes of 8 to so many times as many CTAs"""
 ROW_BUDGET = 64 << 10
 """Bytes of shared memory for the rows of the router that a CTA multiplies"""
 ACTS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
@@ -41,7 +41,7 @@ ROUTER = Kernel("moe/router.cu", "moe_router", (
     Param("x", "in"), Param("router", "in"), Param("logits", "out", "float32"), Param("experts", "out", "int32"),
     Param("weights", "out", "float32"), Param("T", "i32"), Param("E", "i32"), Param("H", "i32"), Param("top", "i32"),
     Param("norm", "i32"), Param("block", "i32")),
-    {"ACT": tuple(ACTS.values()), "WEIGHT": DENSE, "TOKENS": (1, 4)}, cost=chosen)
+    {"ACT": tuple(ACTS.values()), "WEIGHT": DENSE, "TOKENS": (1, 4, 8)}, cost=chosen)
 KERNELS = (ROUTE, ROUTER)
 
 
@@ -68,8 +68,9 @@ def route(q: Queue, x: Array, router: Linear, top: int, norm: bool, reproducible
 def few(q: Queue, x: Array, router: Weight, out: Routing, warps: int, norm: bool) -> None:
     """One launch that multiplies and chooses; see `rows_of_cta`."""
     (tokens, width), count, rows = x.shape, router.shape[0], router.parts[0]
-    block = tokens if tokens <= FEW else next(size for most, size in BLOCKS if tokens <= most)
-    v = ROUTER.variant(ACT=ACTS[x.dtype.name], WEIGHT=router.format, TOKENS=1 if tokens == 1 else 4)
+    block = tokens if tokens <= FEW else PASS * -(-tokens // (PASS * PARTS))
+    at_once = 1 if tokens == 1 else 4 if tokens <= FEW else PASS
+    v = ROUTER.variant(ACT=ACTS[x.dtype.name], WEIGHT=router.format, TOKENS=at_once)
     q.launch(v, (-(-count // warps), -(-tokens // block), 1), (32 * warps, 1, 1), plain(x), rows,
              q.empty((tokens, count), np.float32), out.experts, out.weights, tokens, count, width,
              out.experts.shape[1], int(norm), block, smem=warps * width * rows.dtype.itemsize, pdl=True)

@@ -4,7 +4,8 @@
 // Pairs of (token, slot) lie sorted by expert, each expert's from a multiple of XROWS on (sort.cu, moe_places): `groups` of
 // XROWS places, which `staged` holds as operands (stage.cu: blocks of XROWS rows, tiles(K) of them per group).
 // w: a stack [E N, K] as tiles of FORMAT (fragments.cuh), expert e from row e N on; N is a multiple of 16, for gate of 32.
-// MODE gate:  N = 2 I: y [places, I] ACT = silu(gate) * up.
+// MODE gate:  N = 2 I: y [places, I] ACT = silu(gate) * up, and the same as operands of the next product, `next`: whichever
+//             warp is last done with 256 columns of a group (`arrived` counts, from zero and back) stages them.
 // MODE plain: y float32 [places, stride] from column `column`: products.
 // x: what was staged, rows of ACT: of place q row order[q] / top, or q itself where top is 0. Only its infinities and NaNs
 // are read.
@@ -37,8 +38,8 @@ struct __align__(16) cursor_t { group_t expert; int at, made; };  // a unit of t
 struct __align__(16) unit_t { int row_tile, group, rows, expert; };
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
-    moe_medium(const act_t* x, const u8* staged, const u8* w, const group_t* groups, const int* order, void* y, int N, int K,
-               int top, int ahead, int stride, int column) {
+    moe_medium(const act_t* x, const u8* staged, const u8* w, const group_t* groups, const int* order, void* y, u8* next, int* arrived,
+               int N, int K, int top, int ahead, int stride, int column) {
     typedef fragments_t F;
     static_assert(SLOTS == 1, "a pair's sums lie in one lane");
     const int STAGE = TILES * F::BYTES, GROUP = block_bytes(XROWS);
@@ -177,5 +178,33 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
                     }
                 }
             }
+        if (!IS(gate)) continue;
+        const int I = N / 2, blocks = (I + 255) / 256, block_of = unit.row_tile / 16;
+        int before = 0;
+        __threadfence();
+        __syncwarp();
+        if (lane == 0) before = atomicAdd(&arrived[unit.group * blocks + block_of], 1);
+        if (__shfl_sync(0xFFFFFFFFu, before, 0) + 1 < min(16, I / 16 - 16 * block_of)) continue;
+        if (lane == 0) arrived[unit.group * blocks + block_of] = 0;
+        __threadfence();
+        u8* target = next + ((i64)unit.group * blocks + block_of) * GROUP;
+        const int k = 256 * block_of + 8 * lane;
+        for (int first = 0; first < XROWS; first += 8) {
+            uint4 bits[8];
+#pragma unroll
+            for (int m = 0; m < 8; m++) {
+                bits[m] = make_uint4(0, 0, 0, 0);
+                if (first + m < unit.rows && k < I)
+                    bits[m] = __ldcg(reinterpret_cast<const uint4*>(
+                        static_cast<const act_t*>(y) + ((i64)unit.group * XROWS + first + m) * stride + k));
+            }
+#pragma unroll
+            for (int m = 0; m < 8; m++) {
+                float f[8];
+                unpack2<act_t>(f, bits[m].x), unpack2<act_t>(f + 2, bits[m].y);
+                unpack2<act_t>(f + 4, bits[m].z), unpack2<act_t>(f + 6, bits[m].w);
+                stage_row(target, XROWS, first + m, f, lane);
+            }
+        }
     }
 }

@@ -8,8 +8,9 @@
 // A thread of these stands for an expert (every 256th) and looks at all pairs of its chunk, so nothing is counted atomically.
 //   moe_sort     offsets, tiles and order of P < 65536 pairs at once. One CTA.
 //   moe_places   places for medium.cu: an expert's begin at a multiple of `rows`. places [P]: the place of each pair, and how
-//                many without a pair follow it in its group; order: the pair of each place; groups [1 + G]: (G, 0, 0, 0), then of each group of `rows` places its expert, the expert's
-//                first group, pairs and groups. P and places < 65536. One CTA.
+//                many without a pair follow it in its group; order: the pair of each place; groups [1 + G]: (G, 0, 0, 0), then
+//                of each group of `rows` places its expert, the expert's first group, pairs and groups; arrived [zeros]: 0. P
+//                and places < 65536. One CTA.
 // In these a warp has a run of pairs, 32 at a time. Lanes with the same expert find each other by a ballot for each bit of its
 // number; counts of every warp and expert are added up over warps, then over experts, 32 a warp. Predicted: two reads of L2,
 // some 1000 cycles of arithmetic, 2.5 us a launch; the loops over all pairs and experts that came before took 15 us.
@@ -208,10 +209,12 @@ extern "C" __global__ void __launch_bounds__(1024)
 }
 
 extern "C" __global__ void __launch_bounds__(1024)
-    moe_places(const int* experts, place_t* places, int* order, group_t* groups, int P, int E, int rows) {
+    moe_places(const int* experts, place_t* places, int* order, group_t* groups, int* arrived, int P, int E, int rows,
+               int zeros) {
     extern __shared__ int shared[];
     pdl_wait();
     pdl_launch();  // so that what follows the next kernel knows the groups before its own wait
+    for (int i = threadIdx.x; i < zeros; i += blockDim.x) arrived[i] = 0;
     const ranking_t ranking(experts, P, E, shared);
     ranking.count(rows);
     for (int e = threadIdx.x; e <= E; e += blockDim.x) {

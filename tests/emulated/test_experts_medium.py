@@ -80,7 +80,7 @@ def test_every_pair_has_its_place(emulated: Make, data: st.DataObject, tokens: i
     queue = emulated("sm_90a")
     with queue.step():
         routing = Routing(queue.put(ids.astype(np.int32)), queue.put(np.zeros(ids.shape, np.float32)))
-        found = expert_medium.sort(queue, routing, count)
+        found = expert_medium.sort(queue, routing, count, 256)
         pairs = np.asarray(queue.download(found.places).result())
         total = int(np.asarray(queue.download(found.groups[:1]).result())[0, 0])
         groups = np.asarray(queue.download(found.groups[1:1 + total]).result())

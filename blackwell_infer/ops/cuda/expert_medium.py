@@ -61,12 +61,14 @@ def product_cost(call: Call) -> Cost:
 
 PLACES = Kernel("moe/sort.cu", "moe_places", (
     Param("experts", "in", "int32"), Param("places", "out", "int32"), Param("order", "out", "int32"),
-    Param("groups", "out", "int32"), Param("P", "i32"), Param("E", "i32"), Param("rows", "i32")), cost=moved)
+    Param("groups", "out", "int32"), Param("arrived", "out", "int32"), Param("P", "i32"), Param("E", "i32"),
+    Param("rows", "i32"), Param("zeros", "i32")), cost=moved)
 STAGE = Kernel("moe/stage.cu", "moe_stage", (
     Param("x", "in"), Param("places", "in", "int32"), Param("staged", "out", "uint8"), Param("K", "i32"),
     Param("top", "i32"), Param("tiles", "i32")), {"ACT": tuple(ACT.values()), "XROWS": tuple(TILES)}, cost=moved)
 PARAMS = (Param("x", "in"), Param("staged", "in", "uint8"), Param("w", "in", "uint8"), Param("groups", "in", "int32"),
-          Param("order", "in", "int32"), Param("y", "out"), Param("N", "i32"), Param("K", "i32"), Param("top", "i32"),
+          Param("order", "in", "int32"), Param("y", "out"), Param("next", "out", "uint8"),
+          Param("arrived", "inout", "int32"), Param("N", "i32"), Param("K", "i32"), Param("top", "i32"),
           Param("ahead", "i32"), Param("stride", "i32"), Param("column", "i32"))
 DEFINES: Mapping[str, tuple[Value, ...]] = {
     "FORMAT": STACKED, "ACT": tuple(ACT.values()), "MODE": ("gate", "plain"), "XROWS": tuple(TILES),
@@ -77,11 +79,13 @@ KERNELS = (PLACES, STAGE, *MEDIUM.values())
 
 
 class Places(msgspec.Struct, frozen=True):
-    """Pairs in groups of `rows` places of one expert each: `places` [P, 2], `order` [all], `groups` [1 + most, 4]."""
+    """Pairs in groups of `rows` places of one expert each: `places` [P, 2], `order` [all], `groups` [1 + most, 4];
+    `arrived` [most blocks of 256 columns between the products]: zeros, for one product."""
 
     places: Tensor
     order: Tensor
     groups: Tensor
+    arrived: Tensor
     rows: int
 
     @property
@@ -99,50 +103,58 @@ def takes(pairs: int, stacks: tuple[Experts, ...], dtype: np.dtype[Any]) -> bool
 def experts(q: Queue, x: Array, routing: Routing, gate_up: tuple[Experts, ...], down: Experts) -> Array:
     """See `ops.api.Ops.experts`. x and weights as `takes` says, T >= 1."""
     (tokens, hidden), top, inner = x.shape, routing.experts.shape[1], down.weight.shape[1]
-    found = sort(q, routing, down.count)
+    found = sort(q, routing, down.count, inner)
     staged, rows = stage(q, x, found, top), found.most * found.rows
     h = q.empty((rows, inner), x.dtype)
     if len(gate_up) == 1:
-        multiply(q, x, staged, found, gate_up[0], h, "gate", top, 0)
+        following = room(q, found, inner)
+        multiply(q, x, staged, found, gate_up[0], h, top, following=following)
     else:
         both = q.empty((rows, 2 * inner), np.float32)
         for i, part in enumerate(gate_up):
-            multiply(q, x, staged, found, part, both, "plain", top, i * inner)
+            multiply(q, x, staged, found, part, both, top, i * inner)
         gate(q, both, h, found.places)
+        following = stage(q, h, found, 0)
     z = q.empty((rows, hidden), np.float32)
-    multiply(q, h, stage(q, h, found, 0), found, down, z, "plain", 0, 0)
+    multiply(q, h, following, found, down, z, 0)
     y = q.empty((tokens, hidden), x.dtype)
     combine(q, z, found.places, routing.weights, y)
     return y
 
 
-def sort(q: Queue, routing: Routing, count: int) -> Places:
-    """The groups of a routing over `count` experts."""
+def sort(q: Queue, routing: Routing, count: int, inner: int) -> Places:
+    """The groups of a routing over `count` experts, `inner` columns between their products."""
     tokens, top = routing.experts.shape
     pairs = tokens * top
     rows = 8 if pairs <= NARROW * count else 16
     most, (threads, smem) = most_tiles(pairs, count, rows), sort_shape(pairs, count)
     found = Places(q.empty((pairs, 2), np.int32), q.empty((most * rows,), np.int32), q.empty((1 + most, 4), np.int32),
-                   rows)
+                   q.empty((most * -(-inner // COLS),), np.int32), rows)
     q.launch(PLACES.variant(), (1, 1, 1), (threads, 1, 1), routing.experts, found.places, found.order, found.groups,
-             pairs, count, rows, smem=smem, pdl=True)
+             found.arrived, pairs, count, rows, found.arrived.shape[0], smem=smem, pdl=True)
     return found
 
 
 def stage(q: Queue, x: Array, found: Places, top: int) -> Tensor:
     """Operands of every place: of row i / top of x for pair i, or, with top 0, of the row of its place."""
     pairs, k = found.places.shape[0], x.shape[1]
-    tiles = -(-k // COLS)
-    staged = q.empty((found.most * tiles * block_bytes(found.rows),), np.uint8)
+    tiles, staged = -(-k // COLS), room(q, found, k)
     warps = min(tiles, 8)
     v = STAGE.variant(ACT=ACT[x.dtype.name], XROWS=found.rows)
     q.launch(v, (-(-tiles // warps), pairs, 1), (32 * warps, 1, 1), x, found.places, staged, k, top, tiles, pdl=True)
     return staged
 
 
-def multiply(q: Queue, x: Array, staged: Tensor, found: Places, w: Experts, out: Tensor, mode: str, top: int,
-             column: int) -> None:
-    """Products of one matrix of each place's expert, as `mode` says."""
+def room(q: Queue, found: Places, k: int) -> Tensor:
+    """Memory for operands of k columns of every place."""
+    return q.empty((found.most * -(-k // COLS) * block_bytes(found.rows),), np.uint8)
+
+
+def multiply(q: Queue, x: Array, staged: Tensor, found: Places, w: Experts, out: Tensor, top: int, column: int = 0,
+             following: Tensor | None = None) -> None:
+    """Products of one matrix of each place's expert, float32, into columns of `out`; `following`: of gate and up in
+    one, gated, and as operands too."""
+    mode = "plain" if following is None else "gate"
     form, tiles = w.weight.format.removesuffix(SUFFIX), TILES[found.rows]
     stack = stack_rows(w, mode == "gate")
     archs = next(archs for archs in MEDIUM if q.arch in archs)
@@ -153,7 +165,8 @@ def multiply(q: Queue, x: Array, staged: Tensor, found: Places, w: Experts, out:
     warps, ahead = shape(stage_bytes, most_warps, SHARED_LIMIT[q.arch] - STATIC)
     units = found.most * -(-w.rows // (2 * ROWS if mode == "gate" else tiles * ROWS))
     q.launch(v, (min(q.sm_count, units), 1, 1), (32 * warps, 1, 1), x, staged, stack, found.groups, found.order, out,
-             w.rows, w.weight.shape[1], top, ahead, out.shape[1], column, smem=warps * ahead * stage_bytes, pdl=True)
+             following, found.arrived, w.rows, w.weight.shape[1], top, ahead, out.shape[1], column,
+             smem=warps * ahead * stage_bytes, pdl=True)
 
 
 def shape(stage_bytes: int, most_warps: int, shared: int) -> tuple[int, int]:

@@ -90,12 +90,14 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
         if (block == PASSES * tiles) block = 0, left -= warps;
     };
     if (lane == 0) {
+#pragma unroll 1
         for (int s = 0; s < ahead; s++) barrier_init(barrier + 8 * s);
         copies_see_shared();
         if (left > 0) {
             const group_t expert = groups[1 + begin / per_group];
             cursor = {expert, begin - expert.first * per_group + warp, 0};
         }
+#pragma unroll 1
         for (int s = 0; s < ahead && left > 0; s++) fetch(s);
     }
     pdl_wait();
@@ -103,6 +105,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
 
     const warp_tiles<F> product(K >> 31, lane, XROWS);
     int stage = 0, parity = 0, turn = 0;
+#pragma unroll 1
     for (int todo = count; todo > 0; todo -= warps, turn++) {
         if (lane < XROWS) odd[lane] = 0;
         __syncwarp();
@@ -151,6 +154,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
                     for (int r = 0; r < 2; r++) v[p][r] = sums[PASSES == 2 ? 1 - p : p][c][2 * r + e];
                 if (odd[m]) {
                     const act_t* row = x + (top == 0 ? place : (i64)(order[place] / top)) * K;
+#pragma unroll 1
                     for (int k = 0; k < K; k++) {
                         const float value = to_float(row[k]);
                         if ((__float_as_uint(value) & 0x7F800000u) != 0x7F800000u) continue;
@@ -171,7 +175,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
                     const i64 to = place * stride + column + unit.row_tile * 16 + g + 8 * r;
                     if (IS(gate)) {
                         const float gate = v[0][r];
-                        static_cast<act_t*>(y)[to] = from_float<act_t>(__fdividef(gate, 1.0f + expf(-gate)) * v[PARTS - 1][r]);
+                        const float h = __fdividef(gate, 1.0f + expf(-gate)) * v[PARTS - 1][r];
+                        static_cast<act_t*>(y)[to] = from_float<act_t>(h);
                     } else {
                         static_cast<float*>(y)[to] = v[0][r];
                         if (PARTS == 2 && unit.row_tile + 1 < row_tiles) static_cast<float*>(y)[to + 16] = v[PARTS - 1][r];
@@ -189,17 +194,18 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
         __threadfence();
         u8* target = next + ((i64)unit.group * blocks + block_of) * GROUP;
         const int k = 256 * block_of + 8 * lane;
-        for (int first = 0; first < XROWS; first += 8) {
-            uint4 bits[8];
+#pragma unroll 1  // all at once would be the largest part of the kernel
+        for (int first = 0; first < XROWS; first += 4) {
+            uint4 bits[4];
 #pragma unroll
-            for (int m = 0; m < 8; m++) {
+            for (int m = 0; m < 4; m++) {
                 bits[m] = make_uint4(0, 0, 0, 0);
                 if (first + m < unit.rows && k < I)
                     bits[m] = __ldcg(reinterpret_cast<const uint4*>(
                         static_cast<const act_t*>(y) + ((i64)unit.group * XROWS + first + m) * stride + k));
             }
 #pragma unroll
-            for (int m = 0; m < 8; m++) {
+            for (int m = 0; m < 4; m++) {
                 float f[8];
                 unpack2<act_t>(f, bits[m].x), unpack2<act_t>(f + 2, bits[m].y);
                 unpack2<act_t>(f + 4, bits[m].z), unpack2<act_t>(f + 6, bits[m].w);

@@ -60,9 +60,10 @@ extern "C" __global__ void __launch_bounds__(32 * MOST_WARPS, TOKENS == 8 ? 1 : 
     pdl_wait();
     if (e < E) {
         barrier_wait(barrier, 0);
+#pragma unroll 1
         for (int m = 0; m < T; m += TOKENS) {
             float sum[TOKENS][2] = {};
-#pragma unroll(TOKENS == 1 ? 8 : TOKENS == 8 && sizeof(act_t) == 4 ? 1 : 2)
+#pragma unroll(TOKENS == 1 ? 4 : TOKENS == 8 && sizeof(act_t) == 4 ? 1 : 2)
             for (int k = 8 * lane; k < H; k += 256) {
                 float w[8];
                 load_wide(w, row + k);
@@ -93,6 +94,7 @@ extern "C" __global__ void __launch_bounds__(32 * MOST_WARPS, TOKENS == 8 ? 1 : 
     if (threadIdx.x == 0) arrived[blockIdx.y] = 0;
     __threadfence();
 
+#pragma unroll 1
     for (int token = warp; token < T; token += warps) {
         float z[PER_LANE];
         u32 keys[PER_LANE];
@@ -113,6 +115,7 @@ extern "C" __global__ void __launch_bounds__(32 * MOST_WARPS, TOKENS == 8 ? 1 : 
 
         int expert = 0;
         float share = 0.0f, sum = 0.0f;  // the lane's, of all
+#pragma unroll 1
         for (int s = 0; s < top; s++) {
             u32 best = 0;
 #pragma unroll

@@ -9,24 +9,23 @@
 // MODE plain: y float32 [places, stride] from column `column`: products.
 // x: what was staged, rows of ACT: of place q row order[q] / top, or q itself where top is 0. Only its infinities and NaNs
 // are read.
-// A unit is 16 TILES rows of an expert's matrix (gate: 16 of gate and the same 16 of up) and a group. Units are ordered by expert,
+// A unit is 32 rows of an expert's matrix (gate: 16 of gate and the same 16 of up) and a group. Units are ordered by expert,
 // row, group: so the groups of an expert meet its weights at about the same time, and all but the first find them in L2.
 // CTA c of the grid makes an equal part of all of them, its warps take them in turn; the grid does not depend on the routing.
-// Each warp multiplies a whole row: no warp waits for another. Weights arrive by bulk copies, `ahead` times TILES tiles for
-// each warp, over the borders of units and, of the first of them, before the previous kernel has finished: between
+// Each warp multiplies a whole row: no warp waits for another. Weights arrive by bulk copies, `ahead` pairs of tiles for each
+// warp, over the borders of units and, of the first of them, before the previous kernel has finished: between
 // moe_places and this no kernel lets its successor start before its own wait. Activations are read from global memory: the
 // warps of a CTA are all at about the same group, which L1 keeps.
 // Products: warp_tiles.cuh; the sums of a block of 256 columns are added up alone, then blocks in order, then infinities and
 // NaNs: the bits of moe/small.cu, whoever stands beside a pair.
 // Predicted, Q4_K on an H200: 650 instructions for a pair of tiles and 8 rows (4.6 KB), 132 x 4 schedulers at 1.7 GHz: 3.2
 // TB/s where none waits, 227 MB in 71 us; memory alone 49 us.
-// Shared memory: dynamic, `ahead` times TILES tiles per warp. Archs: sm_90 and up. Bytes moved: the weights of every expert
+// Shared memory: dynamic, `ahead` pairs of tiles per warp. Archs: sm_90 and up. Bytes moved: the weights of every expert
 // that has pairs, operands.
 #define MODE_gate 0
 #define MODE_plain 1
 #define IS(mode) (PASTE(MODE_, MODE) == MODE_##mode)
-#define PASSES (IS(gate) && TILES == 1 ? 2 : 1)  // over the activations of a unit: gate, then up
-#define PARTS (TILES * PASSES)
+#define TILES 2
 #include "bulk.cuh"
 #include "warp_tiles.cuh"
 
@@ -50,7 +49,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
     __shared__ u32 odd_rows[WARPS][XROWS];
     const int lane = threadIdx.x & 31, warp = __shfl_sync(0xFFFFFFFFu, (int)threadIdx.x >> 5, 0);
     const int warps = blockDim.x >> 5, tiles = (K + F::COLS - 1) / F::COLS, row_tiles = N / 16;
-    const int per_group = (row_tiles + PARTS - 1) / PARTS;  // units
+    const int per_group = (row_tiles + 1) / 2;  // units
     u8* ring = shared + warp * (ahead * STAGE);
     const u32 barrier = shared_address(barriers[warp]), ring_address = shared_address(ring);
     u32* odd = odd_rows[warp];
@@ -62,7 +61,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
     // What lane 0 fetches next.
     cursor_t& cursor = cursors[warp];
     int left = count, block = 0;
-    i64 second = 0;  // from a tile to the other of its pair, TILES = 2 or gate
+    i64 second = 0;  // from a tile to the other of its pair
     const u8* from = nullptr;
     const auto fetch = [&](int stage) {
         if (block == 0) {
@@ -73,7 +72,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
                 expert = groups[1 + expert.first + expert.count];
             }
             const int row = expert.count == 1 ? at : at / expert.count, group = at - row * expert.count;
-            const int tile = IS(gate) ? row : TILES * row;
+            const int tile = IS(gate) ? row : 2 * row;
             second = IS(gate) ? (i64)(row_tiles / 2) * tiles * F::BYTES : tile + 1 < row_tiles ? tiles * F::BYTES : 0;
             from = w + ((i64)expert.expert * row_tiles + tile) * tiles * F::BYTES;
             records[warp][cursor.made % RECORDS] = {tile, expert.first + group, min(XROWS, expert.rows - group * XROWS),
@@ -82,12 +81,9 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
         }
         barrier_expect(barrier + 8 * stage, STAGE);
         copy_bulk(ring_address + stage * STAGE, from, F::BYTES, barrier + 8 * stage);
-        if (TILES == 2)
-            copy_bulk(ring_address + stage * STAGE + F::BYTES, from + second, F::BYTES, barrier + 8 * stage);
+        copy_bulk(ring_address + stage * STAGE + F::BYTES, from + second, F::BYTES, barrier + 8 * stage);
         from += F::BYTES;
-        block++;
-        if (PASSES == 2 && block == tiles) from += second - (i64)tiles * F::BYTES;
-        if (block == PASSES * tiles) block = 0, left -= warps;
+        if (++block == tiles) block = 0, left -= warps;
     };
     if (lane == 0) {
 #pragma unroll 1
@@ -110,32 +106,23 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
         if (lane < XROWS) odd[lane] = 0;
         __syncwarp();
         const unit_t unit = records[warp][turn % RECORDS];
-        float sums[PARTS][COLUMNS][4] = {};
+        const u8* rows = staged + (i64)unit.group * tiles * GROUP;
+        float sums[TILES][COLUMNS][4] = {};
 #pragma unroll 1
-        for (int pass = 0; pass < PASSES; pass++) {
-            const u8* rows = staged + (i64)unit.group * tiles * GROUP;
-            if (pass > 0)
+        for (int b = 0; b < tiles; b++) {
+            warp_tiles<F>::sums_t acc = {};
+            product.multiply(ring + stage * STAGE, rows, odd, acc, [&] { barrier_wait(barrier + 8 * stage, parity); });
+            __syncwarp();
+            if (lane == 0 && left > 0) fetch(stage);
+#pragma unroll
+            for (int p = 0; p < TILES; p++)
 #pragma unroll
                 for (int c = 0; c < COLUMNS; c++)
 #pragma unroll
-                    for (int o = 0; o < 4; o++) sums[PARTS - 1][c][o] = sums[0][c][o], sums[0][c][o] = 0.0f;
-#pragma unroll 1
-            for (int b = 0; b < tiles; b++) {
-                warp_tiles<F>::sums_t acc = {};
-                product.multiply(ring + stage * STAGE, rows, odd, acc,
-                                 [&] { barrier_wait(barrier + 8 * stage, parity); });
-                __syncwarp();
-                if (lane == 0 && left > 0) fetch(stage);
-#pragma unroll
-                for (int p = 0; p < TILES; p++)
-#pragma unroll
-                    for (int c = 0; c < COLUMNS; c++)
-#pragma unroll
-                        for (int o = 0; o < 4; o++)
-                            sums[p][c][o] += (acc[p][c][0][o] + acc[p][c][1][o]) + (acc[p][c][2][o] + acc[p][c][3][o]);
-                rows += GROUP;
-                if (++stage == ahead) stage = 0, parity ^= 1;
-            }
+                    for (int o = 0; o < 4; o++)
+                        sums[p][c][o] += (acc[p][c][0][o] + acc[p][c][1][o]) + (acc[p][c][2][o] + acc[p][c][3][o]);
+            rows += GROUP;
+            if (++stage == ahead) stage = 0, parity ^= 1;
         }
 
         // The lane's rows of the matrix and of x: g and g + 8 of each tile, 2 t and 2 t + 1 of every eight.
@@ -147,18 +134,18 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
                 const int m = 8 * c + 2 * t + e;
                 if (m >= unit.rows) continue;
                 const i64 place = (i64)unit.group * XROWS + m;
-                float v[PARTS][2];
+                float v[TILES][2];
 #pragma unroll
-                for (int p = 0; p < PARTS; p++)
+                for (int p = 0; p < TILES; p++)
 #pragma unroll
-                    for (int r = 0; r < 2; r++) v[p][r] = sums[PASSES == 2 ? 1 - p : p][c][2 * r + e];
+                    for (int r = 0; r < 2; r++) v[p][r] = sums[p][c][2 * r + e];
                 if (odd[m]) {
                     const act_t* row = x + (top == 0 ? place : (i64)(order[place] / top)) * K;
 #pragma unroll 1
                     for (int k = 0; k < K; k++) {
                         const float value = to_float(row[k]);
                         if ((__float_as_uint(value) & 0x7F800000u) != 0x7F800000u) continue;
-                        for (int p = 0; p < PARTS; p++) {
+                        for (int p = 0; p < TILES; p++) {
                             const int tile = unit.row_tile + p * (IS(gate) ? row_tiles / 2 : 1);
                             if (tile >= row_tiles) continue;
                             const u8* stored = w + (((i64)unit.expert * row_tiles + tile) * tiles + (k >> 8)) * F::BYTES;
@@ -175,11 +162,11 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
                     const i64 to = place * stride + column + unit.row_tile * 16 + g + 8 * r;
                     if (IS(gate)) {
                         const float gate = v[0][r];
-                        const float h = __fdividef(gate, 1.0f + expf(-gate)) * v[PARTS - 1][r];
+                        const float h = __fdividef(gate, 1.0f + expf(-gate)) * v[1][r];
                         static_cast<act_t*>(y)[to] = from_float<act_t>(h);
                     } else {
                         static_cast<float*>(y)[to] = v[0][r];
-                        if (PARTS == 2 && unit.row_tile + 1 < row_tiles) static_cast<float*>(y)[to + 16] = v[PARTS - 1][r];
+                        if (unit.row_tile + 1 < row_tiles) static_cast<float*>(y)[to + 16] = v[1][r];
                     }
                 }
             }

@@ -32,21 +32,23 @@ from blackwell_infer.types import Array
 MOST_PER_EXPERT = 24
 """Pairs per expert on average up to which products go through here. Weights are multiplied ceil(pairs / 16) times; the
 tiles of expert_groups.py cost as much as three times and serve 64 pairs."""
-NARROW = 6
-"""Pairs per expert on average up to which a group has 8 rows, else 16"""
+NARROW = 8
+"""Pairs per expert on average up to which a group has 8 rows, else 16: these take a third more instructions, and fewer
+warps at a time"""
+PAIR = 2
+"""Tiles that a warp multiplies at once"""
 MOST_AHEAD, ROOM = 4, 160 << 10
-"""Most tiles (or pairs) that a warp fetches ahead, and bytes of shared memory for all of them: what it leaves of a
+"""Most pairs of tiles that a warp fetches ahead, and bytes of shared memory for all of them: what it leaves of a
 multiprocessor's memory caches activations"""
-TILES: Mapping[int, int] = {8: 2, 16: 1}
-"""Tiles of a warp by rows of a group"""
+GROUPS = (8, 16)
+"""Rows of a group"""
 WARPS: Mapping[tuple[str, ...], Mapping[int, int]] = {
     ("sm_90a", "sm_100f"): {8: 12, 16: 8}, ("sm_120f",): {8: 8, 16: 8}}
 """Most warps of a CTA that leave enough registers and shared memory, by archs and rows of a group"""
 
 
 def legal(warps: Mapping[int, int], defines: Mapping[str, Value]) -> bool:
-    rows = int(defines["XROWS"])
-    return (TILES[rows], warps[rows]) == (defines["TILES"], defines["WARPS"])
+    return warps[int(defines["XROWS"])] == defines["WARPS"]
 
 
 def product_cost(call: Call) -> Cost:
@@ -65,14 +67,13 @@ PLACES = Kernel("moe/sort.cu", "moe_places", (
     Param("rows", "i32"), Param("zeros", "i32")), cost=moved)
 STAGE = Kernel("moe/stage.cu", "moe_stage", (
     Param("x", "in"), Param("places", "in", "int32"), Param("staged", "out", "uint8"), Param("K", "i32"),
-    Param("top", "i32"), Param("tiles", "i32")), {"ACT": tuple(ACT.values()), "XROWS": tuple(TILES)}, cost=moved)
+    Param("top", "i32"), Param("tiles", "i32")), {"ACT": tuple(ACT.values()), "XROWS": GROUPS}, cost=moved)
 PARAMS = (Param("x", "in"), Param("staged", "in", "uint8"), Param("w", "in", "uint8"), Param("groups", "in", "int32"),
           Param("order", "in", "int32"), Param("y", "out"), Param("next", "out", "uint8"),
           Param("arrived", "inout", "int32"), Param("N", "i32"), Param("K", "i32"), Param("top", "i32"),
           Param("ahead", "i32"), Param("stride", "i32"), Param("column", "i32"))
 DEFINES: Mapping[str, tuple[Value, ...]] = {
-    "FORMAT": STACKED, "ACT": tuple(ACT.values()), "MODE": ("gate", "plain"), "XROWS": tuple(TILES),
-    "TILES": tuple(TILES.values())}
+    "FORMAT": STACKED, "ACT": tuple(ACT.values()), "MODE": ("gate", "plain"), "XROWS": GROUPS}
 MEDIUM = {archs: Kernel("moe/medium.cu", "moe_medium", PARAMS, {**DEFINES, "WARPS": tuple(set(warps.values()))},
                         partial(legal, warps), archs, product_cost) for archs, warps in WARPS.items()}
 KERNELS = (PLACES, STAGE, *MEDIUM.values())
@@ -155,15 +156,15 @@ def multiply(q: Queue, x: Array, staged: Tensor, found: Places, w: Experts, out:
     """Products of one matrix of each place's expert, float32, into columns of `out`; `following`: of gate and up in
     one, gated, and as operands too."""
     mode = "plain" if following is None else "gate"
-    form, tiles = w.weight.format.removesuffix(SUFFIX), TILES[found.rows]
+    form = w.weight.format.removesuffix(SUFFIX)
     stack = stack_rows(w, mode == "gate")
     archs = next(archs for archs in MEDIUM if q.arch in archs)
     most_warps = WARPS[archs][found.rows]
-    v = MEDIUM[archs].variant(FORMAT=form, ACT=ACT[x.dtype.name], MODE=mode, XROWS=found.rows, TILES=tiles,
+    v = MEDIUM[archs].variant(FORMAT=form, ACT=ACT[x.dtype.name], MODE=mode, XROWS=found.rows,
                               WARPS=most_warps)
-    stage_bytes = tiles * FRAGMENTS[form].tile_bytes
+    stage_bytes = PAIR * FRAGMENTS[form].tile_bytes
     warps, ahead = shape(stage_bytes, most_warps, SHARED_LIMIT[q.arch] - STATIC)
-    units = found.most * -(-w.rows // (2 * ROWS if mode == "gate" else tiles * ROWS))
+    units = found.most * -(-w.rows // (PAIR * ROWS))
     q.launch(v, (min(q.sm_count, units), 1, 1), (32 * warps, 1, 1), x, staged, stack, found.groups, found.order, out,
              following, found.arrived, w.rows, w.weight.shape[1], top, ahead, out.shape[1], column,
              smem=warps * ahead * stage_bytes, pdl=True)

@@ -37,7 +37,7 @@ def launches(rows: int, new: int, few: int = FEW, stored: type[np.generic] = np.
 def test_a_decode_step_is_one_launch_that_moves_the_states_twice(rows: int, stored: type[np.generic]) -> None:
     (launch,), staged = launches(rows, 1, stored=stored)
     assert launch.variant.kernel.entry == "delta_step"
-    assert staged == (rows <= 16)
+    assert staged
     moved = launch.variant.kernel.estimate(launch.args).nbytes
     states = 2 * rows * 32 * 128 * 128 * np.dtype(stored).itemsize
     assert states <= moved <= 1.25 * states + 200_000, "taps and activations come on top"

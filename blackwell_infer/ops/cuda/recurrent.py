@@ -172,7 +172,8 @@ def check(q: Queue, state: Recurrent, x: Array, params: DeltaParams) -> None:
     for what, array in (("activations", x), ("the state", state.state)):
         if array.dtype.name not in ACT:
             raise KernelError(f"gated_delta_: no kernel for {what} in {array.dtype.name}; there are {', '.join(ACT)}")
-    for name, array in (("the taps", params.conv), ("the norm's weight", params.norm), ("the state", state.state)):
+    for name, array in (("the taps", params.conv), ("the norm's weight", params.norm), ("the state", state.state),
+                        ("the history", state.conv)):
         assert isinstance(array, Tensor)
         if array.ptr % ALIGNMENT:
             raise KernelError(f"gated_delta_: {name} at {array.ptr:#x} must begin at a multiple of {ALIGNMENT} bytes")

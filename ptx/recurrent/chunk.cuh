@@ -71,6 +71,16 @@ __device__ __forceinline__ void load_tile(float* to, const float* tile) {
     }
 }
 
+// Two neighbours, the first at an even place.
+__device__ __forceinline__ float2 load_pair(const f32_t* p) { return *(const float2*)p; }
+template <typename T> __device__ __forceinline__ float2 load_pair(const T* p) {
+    float y[2];
+    unpack2<T>(y, *(const u32*)p);
+    return make_float2(y[0], y[1]);
+}
+__device__ __forceinline__ void store_pair(f32_t* p, float x, float y) { *(float2*)p = make_float2(x, y); }
+template <typename T> __device__ __forceinline__ void store_pair(T* p, float x, float y) { *(u32*)p = pack2<T>(x, y); }
+
 template <int N> struct Split {
     u32 high[N], low[N];
     __device__ __forceinline__ void set(int i, float x) {

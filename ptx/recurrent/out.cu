@@ -50,8 +50,7 @@ __device__ __forceinline__ void keep_state(state_t* after, const float* before, 
                 for (int n = 0; n < 4; n++) {
                     const int at = (half + 16 * m + 8 * h + g) * D + 32 * warp + 8 * n + 2 * t;
                     const float2 s = *(const float2*)(before + at);
-                    after[at] = from_float<state_t>(fmaf(s.x, left, c[m][n][2 * h]));
-                    after[at + 1] = from_float<state_t>(fmaf(s.y, left, c[m][n][2 * h + 1]));
+                    store_pair(after + at, fmaf(s.x, left, c[m][n][2 * h]), fmaf(s.y, left, c[m][n][2 * h + 1]));
                 }
     }
 }
@@ -99,13 +98,21 @@ delta_out(const act_t* proj, const float* weight, act_t* conv, state_t* state, c
     for (int m = 0; m < 4; m++)
 #pragma unroll
         for (int n = 0; n < 4; n++) o[m][n][0] = o[m][n][1] = o[m][n][2] = o[m][n][3] = 0.0f;
-#pragma unroll 1
-    for (int x = 0; x < D; x += 16) {
-        float b[4][4];
+    float b[4][4], ahead[4][4];
+    auto fetch = [&](int x) {  // 16 rows of the state, while those before are multiplied
 #pragma unroll
         for (int e = 0; e < 4; e++)
 #pragma unroll
-            for (int n = 0; n < 4; n++) b[n][e] = s[(x + 4 * t + e) * D + 8 * n];
+            for (int n = 0; n < 4; n++) ahead[n][e] = s[(x + 4 * t + e) * D + 8 * n];
+    };
+    fetch(0);
+#pragma unroll 1
+    for (int x = 0; x < D; x += 16) {
+#pragma unroll
+        for (int n = 0; n < 4; n++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) b[n][e] = ahead[n][e];
+        if (x + 16 < D) fetch(x + 16);
 #pragma unroll
         for (int m = 0; m < 4; m++) {
             float upper[4], lower[4];
@@ -171,14 +178,13 @@ delta_out(const act_t* proj, const float* weight, act_t* conv, state_t* state, c
             const float sum = (squares[row] + squares[CHUNK + row]) + (squares[2 * CHUNK + row] + squares[3 * CHUNK + row]);
             const float inverse = rsqrtf(sum / (float)D + eps);
 #pragma unroll
-            for (int n = 0; n < 4; n++)
-#pragma unroll
-                for (int e = 0; e < 2; e++) {
-                    const int column = 32 * warp + 8 * n + 2 * t + e;
-                    const float z = to_float(proj[(i64)(first + row) * columns + channels + head * D + column]);
-                    out[((i64)(first + row) * nv + head) * D + column] =
-                        from_float<act_t>(o[m][n][2 * h + e] * inverse * weight[column] * silu(z));
-                }
+            for (int n = 0; n < 4; n++) {
+                const int column = 32 * warp + 8 * n + 2 * t;
+                const float2 z = load_pair(proj + (i64)(first + row) * columns + channels + head * D + column);
+                store_pair(out + ((i64)(first + row) * nv + head) * D + column,
+                           o[m][n][2 * h] * inverse * weight[column] * silu(z.x),
+                           o[m][n][2 * h + 1] * inverse * weight[column + 1] * silu(z.y));
+            }
         }
 
 #pragma unroll 1

@@ -9,17 +9,21 @@
 // MODE plain: y float32 [places, stride] from column `column`: products.
 // x: what was staged, rows of ACT: of place q row order[q] / top, or q itself where top is 0. Only its infinities and NaNs
 // are read.
-// A unit is 32 rows of an expert's matrix (gate: 16 of gate and the same 16 of up) and a group. Units are ordered by expert,
-// row, group: so the groups of an expert meet its weights at about the same time, and all but the first find them in L2.
-// CTA c of the grid makes an equal part of all of them, its warps take them in turn; the grid does not depend on the routing.
+// A unit is 32 rows of an expert's matrix (gate: 16 of gate and the same 16 of up) and a group. Units are ordered by
+// expert, row, group: so the groups of an expert meet its weights at about the same time, and all but the first find them
+// in L2. CTA c of the grid makes an equal part of all of them, its warps take them in turn; the grid does not depend on the
+// routing.
 // Each warp multiplies a whole row: no warp waits for another. Weights arrive by bulk copies, `ahead` pairs of tiles for each
 // warp, over the borders of units and, of the first of them, before the previous kernel has finished: between
 // moe_places and this no kernel lets its successor start before its own wait. Activations are read from global memory: the
 // warps of a CTA are all at about the same group, which L1 keeps.
 // Products: warp_tiles.cuh; the sums of a block of 256 columns are added up alone, then blocks in order, then infinities and
 // NaNs: the bits of moe/small.cu, whoever stands beside a pair.
-// Predicted, Q4_K on an H200: 650 instructions for a pair of tiles and 8 rows (4.6 KB), 132 x 4 schedulers at 1.7 GHz: 3.2
-// TB/s where none waits, 227 MB in 71 us; memory alone 49 us.
+// Predicted, on an H200 (132 x 4 schedulers at 1.75 GHz), for 64 tokens, 8 of 128 experts, 2048 x 768: a pair of tiles and
+// 8 rows are 700 instructions for 4.6 KB of Q4_K, 250 of them at half rate: 6 TB/s if none waited; the matmul of few rows
+// reaches 2.5 TB/s with 8 warps, so 12 make 3.3: gate and up 227 MB in 70 us (memory alone 49), down 113 MB in 35. Q6_K: 900
+// for 6.7 KB, down 165 MB in 50. 16 rows: a third more instructions, 8 warps. First weights: launch, two dependent reads
+// of L2 for the groups, then memory.
 // Shared memory: dynamic, `ahead` pairs of tiles per warp. Archs: sm_90 and up. Bytes moved: the weights of every expert
 // that has pairs, operands.
 #define MODE_gate 0
@@ -37,8 +41,8 @@ struct __align__(16) cursor_t { group_t expert; int at, made; };  // a unit of t
 struct __align__(16) unit_t { int row_tile, group, rows, expert; };
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
-    moe_medium(const act_t* x, const u8* staged, const u8* w, const group_t* groups, const int* order, void* y, u8* next, int* arrived,
-               int N, int K, int top, int ahead, int stride, int column) {
+    moe_medium(const act_t* x, const u8* staged, const u8* w, const group_t* groups, const int* order, void* y, u8* next,
+               int* arrived, int N, int K, int top, int ahead, int stride, int column) {
     typedef fragments_t F;
     static_assert(SLOTS == 1, "a pair's sums lie in one lane");
     const int STAGE = TILES * F::BYTES, GROUP = block_bytes(XROWS);

@@ -16,6 +16,7 @@ from blackwell_infer.device.queue import Captured, Queue
 from blackwell_infer.device.tensor import Tensor
 from blackwell_infer.engine import step
 from blackwell_infer.engine.batch import Work
+from blackwell_infer.engine.head import HeadWork
 from blackwell_infer.engine.packed import Packed, arrays_of, placed
 from blackwell_infer.engine.runner import MOST_TOP, Landing, ModelRunner
 from blackwell_infer.engine.scheduler import pages_for
@@ -95,8 +96,8 @@ def padding(bucket: Bucket) -> Work:
               state_from=ints(rows, value=-1), state_to=ints(rows, value=-1), max_new=1, max_length=bucket.length),
         SampleParams(temperature=floats(0), top_k=ints(rows), top_p=floats(1), min_p=floats(0), repetition=floats(1),
                      presence=floats(0), frequency=floats(0), seed=np.zeros(rows, np.uint64), position=ints(rows),
-                     slot=ints(rows, value=-1), bias_starts=ints(rows + 1), bias_ids=ints(bucket.biases),
-                     bias_values=np.zeros(bucket.biases, np.float32), top=bucket.top),
+                     slot=ints(rows, value=-1), guess=ints(rows, value=-1), bias_starts=ints(rows + 1),
+                     bias_ids=ints(bucket.biases), bias_values=np.zeros(bucket.biases, np.float32), top=bucket.top),
         slots=ints(rows, value=-1), reloads=(), scored=ints(0), targets=ints(0), want_logits=False)
 
 
@@ -175,6 +176,10 @@ class GraphRunner:
             plate.seen = True
         words = self.eager.download(bucket.rows, bucket.top)
         return Landing(words, bucket.rows, work.batch.lengths.shape[0], bucket.top)
+
+    def guess(self, work: HeadWork) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:
+        """See `engine.head.Guessing`."""
+        return self.eager.guess(work)
 
     def close(self) -> None:
         self._plates.clear()

@@ -14,7 +14,6 @@ from typing import Literal
 
 import msgspec
 
-from blackwell_infer.engine.engine import Engine
 from blackwell_infer.engine.load import Loaded
 from blackwell_infer.engine.request import make_request
 from blackwell_infer.engine.scheduler import Limits, pages_for
@@ -88,7 +87,7 @@ class Bench:
 
     def __init__(self, found: Loaded, seed: int) -> None:
         self.found = found
-        self.engine = Engine(found.runner, found.limits, found.text.tokenizer, found.info.vocab)
+        self.engine = found.engine()
         self.random = random.Random(seed)
 
     def figure(self, cell: Cell, repeat: int) -> Figure:

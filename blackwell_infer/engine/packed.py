@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 from blackwell_infer.engine.batch import Work
+from blackwell_infer.engine.head import HeadWork
 
 ALIGN = 16
 Host = np.ndarray[Any, Any]
@@ -39,6 +40,22 @@ def arrays_of(work: Work) -> dict[str, Host]:
     """Every array of a step that its ops read, by name."""
     found = arrays_in(work.batch) | {name: getattr(work, name) for name in OWN}
     return found if work.params is None else found | arrays_in(work.params)
+
+
+def arrays_in_head(work: HeadWork) -> dict[str, Host]:
+    """Every array of a head's work, by name."""
+    found = arrays_in(work) | arrays_in(work.params)
+    return found | {f"{i}.{name}": array for i, batch in enumerate(work.steps)
+                    for name, array in arrays_in(batch).items()}
+
+
+def placed_head(work: HeadWork, arrays: Mapping[str, Any]) -> HeadWork:
+    """The same work over other arrays."""
+    steps = tuple(msgspec.structs.replace(batch, **{name: arrays[f"{i}.{name}"] for name in arrays_in(batch)})
+                  for i, batch in enumerate(work.steps))
+    return msgspec.structs.replace(
+        work, steps=steps, **{name: arrays[name] for name in arrays_in(work)},
+        params=msgspec.structs.replace(work.params, **{name: arrays[name] for name in arrays_in(work.params)}))
 
 
 def arrays_in(struct: msgspec.Struct) -> dict[str, Host]:

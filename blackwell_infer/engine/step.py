@@ -9,11 +9,19 @@ from typing import Any
 import msgspec
 
 from blackwell_infer.engine.batch import Work
-from blackwell_infer.kv.spec import KVState
+from blackwell_infer.engine.head import HeadWork
+from blackwell_infer.kv.spec import KVState, PagedKV
 from blackwell_infer.models.spec import Family
 from blackwell_infer.ops.api import Ops
 from blackwell_infer.ops.batch import Batch, PenaltyState, Sampled, SampleParams, TokenState
 from blackwell_infer.types import Array
+
+
+class Head(msgspec.Struct, frozen=True):
+    """The head for guesses: `params` as its family built them, the keys and values of its layer."""
+
+    params: Any
+    kv: PagedKV
 
 
 class Model(msgspec.Struct, frozen=True):
@@ -25,6 +33,7 @@ class Model(msgspec.Struct, frozen=True):
     kv: KVState
     penalties: PenaltyState
     dtype: str
+    head: Head | None = None
 
 
 class Scored(msgspec.Struct, frozen=True):
@@ -34,13 +43,31 @@ class Scored(msgspec.Struct, frozen=True):
     logits: Array
 
 
-def run(ops: Ops, model: Model, tokens: TokenState, work: Work) -> Scored | None:
-    """A whole step over the backend's arrays of `work`, from ids to delivered tokens; scores if any are asked for."""
+def run(ops: Ops, model: Model, tokens: TokenState, work: Work) -> tuple[Array, Scored | None]:
+    """A whole step over the backend's arrays of `work`, from ids to delivered tokens; its hidden states [T, H], and
+    scores if any are asked for."""
     batch = msgspec.structs.replace(work.batch, ids=ops.newest_tokens(tokens.newest, work.batch.ids))
     hidden = forward(ops, model, batch)
     if work.params is not None:
         ops.deliver_(tokens, sample(ops, model, hidden, batch.outputs, work.params), work.slots)
-    return score(ops, model, hidden, work.scored, work.targets) if work.scored.shape[0] else None
+    return hidden, score(ops, model, hidden, work.scored, work.targets) if work.scored.shape[0] else None
+
+
+def guess(ops: Ops, model: Model, tokens: TokenState, hidden: Array, work: HeadWork) -> tuple[Array, ...]:
+    """The head's pass over a step with hidden states [T, H], and its guesses one after the other, each [G]."""
+    head, draft = model.head, model.family.draft
+    assert head is not None and draft is not None
+    h, found = ops.take_rows(hidden, work.take), []
+    for i, batch in enumerate(work.steps):
+        batch = msgspec.structs.replace(batch, ids=ops.newest_tokens(tokens.newest, batch.ids))
+        h = draft.forward(ops, model.cfg, model.params, head.params, head.kv, batch, h, model.dtype)
+        if not work.slots.shape[0]:
+            break
+        h = h if i else ops.take_rows(h, work.last)
+        sampled = ops.sample_(model.penalties, model.family.logits(ops, model.cfg, model.params, h), work.params)
+        ops.deliver_(tokens, sampled, work.slots)
+        found.append(sampled.tokens)
+    return tuple(found)
 
 
 def forward(ops: Ops, model: Model, batch: Batch) -> Array:

@@ -186,6 +186,10 @@ class Ops(Protocol):
         total mass and picks the first id (ascending) whose running mass exceeds it. NaN logits and -inf are never
         chosen; +inf counts as the largest float32. A row with no usable logit gives token -1. Rows with slot >= 0 add
         the chosen token to state.counts.
+
+        A row with `guess` g >= 0 goes with the row before it, of the same slot: it counts only if that one counts and
+        chose g. Otherwise its token is VOID, its log-probabilities -inf, its alternatives -1, and nothing is added to
+        state.counts. Penalties see the tokens that the rows before it, down to the first without a guess, chose.
         """
         ...
 

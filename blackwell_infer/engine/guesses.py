@@ -14,8 +14,10 @@ MOST = 15
 """Most guesses of a row: with its newest token they are 16, up to which a row's bits do not depend on how many"""
 PRIOR = 0.6
 """How many guesses are taken to hold before any was checked"""
-MEMORY = 20
+MEMORY = 16
 """Checks that an estimate is made of: old ones fade"""
+LEAST_TOKEN = 0.02
+"""Share of a step that a token costs at least: less cannot be told from noise, and what is free would always pay"""
 REST = 1000
 """Steps without a check after which an estimate is back near `PRIOR`, so that what was bad once is tried again"""
 
@@ -96,13 +98,12 @@ class Costs(msgspec.Struct, frozen=True):
                      keep * self.xx + tokens * tokens, keep * self.xy + tokens * seconds)
 
     def line(self) -> Cost:
-        """The line of least squares, neither part below 0. Before steps of different sizes were seen, a token is taken
-        to cost a fiftieth of a step, as where reading weights is what takes time."""
+        """The line of least squares, a token at no less than `LEAST_TOKEN` of a step, as where reading weights is what
+        takes time; so it is taken to be until steps of different sizes were seen."""
         if not self.n:
-            return Cost(1.0, 0.02)
+            return Cost(1.0, LEAST_TOKEN)
+        token = LEAST_TOKEN * self.y / (self.n + LEAST_TOKEN * self.x)
         spread = self.n * self.xx - self.x * self.x
-        if spread <= 1e-6 * self.n * self.xx:
-            step = self.y / (self.n + 0.02 * self.x)
-            return Cost(step, 0.02 * step)
-        token = min(max((self.n * self.xy - self.x * self.y) / spread, 0.0), self.y / self.x)
+        if spread > 1e-6 * self.n * self.xx:
+            token = min(max((self.n * self.xy - self.x * self.y) / spread, token), self.y / self.x)
         return Cost(max((self.y - token * self.x) / self.n, 1e-9), token)

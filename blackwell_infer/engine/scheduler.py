@@ -290,7 +290,7 @@ class Draft:
 
     def decode(self, s: Sequence) -> None:
         """One token of a running sequence, if there is a page for it."""
-        need = pages_for(s.cached + 1) - len(s.pages)
+        need = max(pages_for(s.cached + 1) - len(s.pages), 0)
         while self.free.bit_count() < need:
             if not self.preempt_youngest(s.id):
                 self.running.pop()  # it is the youngest itself
@@ -315,7 +315,7 @@ class Draft:
         if self.preempted:
             return []
         found: list[Sequence] = []
-        room = self.free.bit_count() - sum(pages_for(s.length) - len(s.pages) for s in prompts)
+        room = self.free.bit_count() - sum(max(pages_for(s.length) - len(s.pages), 0) for s in prompts)
         for s in self.state.waiting:
             running = len(self.running) + len(found)
             need = pages_for(s.length)
@@ -328,7 +328,7 @@ class Draft:
     def prefill(self, s: Sequence, count: int) -> bool:
         """Up to `count` tokens of a prompt, as pages allow. False if it found too few: younger ones must wait."""
         have = len(s.pages) * PAGE - s.cached
-        need = pages_for(s.cached + count) - len(s.pages)
+        need = max(pages_for(s.cached + count) - len(s.pages), 0)
         while self.free.bit_count() < need:
             if not self.preempt_youngest(s.id):
                 break

@@ -81,8 +81,8 @@ def bucket(n: int) -> int:
 
 
 def make_batch(plan: Plan, tables: Tables) -> Batch:
-    """The ragged batch of a plan; outputs are the last tokens of the rows that sample, and those before their guesses. A
-    token that the host has not read is the newest of its slot."""
+    """The ragged batch of a plan; outputs are the last tokens of the rows that sample, and those before their guesses.
+    A token that the host has not read is the newest of its slot."""
     counts = np.asarray([len(row.tokens) for row in plan.rows], np.int32)
     starts = np.concatenate((np.zeros(1, np.int32), np.cumsum(counts, dtype=np.int32)))
     ids = np.empty(starts[-1], np.int32)

@@ -72,7 +72,8 @@ class Survey(msgspec.Struct, frozen=True):
 
     def room(self, free: int, total: int, workspace: int) -> Room:
         """Bytes on a backend of which `free` of `total` are left."""
-        extra = workspace + self.build.penalty_bytes(self.limits.batch)
+        extra = workspace + self.build.penalty_bytes(self.limits.batch) + self.build.head_bytes(
+            max(self.limits.step_tokens, self.limits.batch))
         return Room(free, total, self.measure.nbytes, extra, self.build.page_bytes,
                     self.build.state_bytes(self.limits.homes))
 
@@ -243,7 +244,8 @@ def on_numpy(device: str, found: Survey, checkpoint: Checkpoint, config: EngineC
     capacity = fit(config, limits.context, found.room(*memory.memory(), workspace))
     loading = HostLoading(memory, checkpoint.tensors, checkpoint.weight, Meter(measure.nbytes, progress),
                           placing(build.activations))
-    model = build.model(memory, loading, capacity.context, limits.batch, capacity.pages, limits.spares)
+    model = build.model(memory, loading, capacity.context, limits.batch, capacity.pages, limits.spares,
+                        limits.step_tokens)
     return ModelRunner(memory, ref, model), capacity, workspace
 
 
@@ -267,7 +269,8 @@ def on_cuda(device: str, found: Survey, checkpoint: Checkpoint, config: EngineCo
         ops = CudaOps(queue, build.reproducible)
         loading = DeviceLoading(queue, checkpoint.tensors, checkpoint.weight, Meter(measure.nbytes, progress),
                                 placing(build.activations, arranger(ops, build.dtype)))
-        model = build.model(queue, loading, capacity.context, limits.batch, capacity.pages, limits.spares)
+        model = build.model(queue, loading, capacity.context, limits.batch, capacity.pages, limits.spares,
+                            limits.step_tokens)
         queue.prepare(rehearsal.variants, progress)
         runner = GraphRunner(queue, ops, model, capacity.context, config.graphs)
         queue.sync()

@@ -15,7 +15,6 @@ from blackwell_infer.engine.packed import Packed, arrays_in_head, arrays_of, pla
 from blackwell_infer.engine.step import Model
 from blackwell_infer.ops.api import Ops
 from blackwell_infer.ops.batch import Sampled, TokenState
-from blackwell_infer.types import Array
 
 MOST_TOP = 20
 """Most alternatives that a sampled token may report (`types.Sampling.logprobs`)"""
@@ -107,16 +106,13 @@ class ModelRunner:
         slots = model.penalties.counts.shape[0]
         self.tokens = token_state(memory, slots)
         self.guesses = None if model.head is None else token_state(memory, slots)
-        self._hidden: Array | None = None
 
     def launch(self, work: Work) -> Landing:
         memory = self.memory
         self.reload(work)
         with memory.step():
             packed = Packed(arrays_of(work))
-            hidden, scored = step.run(self.ops, self.model, self.tokens,
-                                      placed(work, packed.views(memory.put(packed.buffer))))
-            self._hidden = hidden if self.model.head is not None else None
+            scored = step.run(self.ops, self.model, self.tokens, placed(work, packed.views(memory.put(packed.buffer))))
             logprobs = None if scored is None else memory.download(scored.logprobs)
             logits = memory.download(scored.logits) if scored is not None and work.want_logits else None
         rows, top = (0, 0) if work.params is None else (work.batch.outputs.shape[0], work.params.top)
@@ -124,10 +120,10 @@ class ModelRunner:
 
     def guess(self, work: HeadWork) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:
         """See `engine.head.Guessing`; after a step that was launched last."""
-        assert self._hidden is not None and self.guesses is not None
+        assert self.guesses is not None
         packed = Packed(arrays_in_head(work))
         with self.memory.step():
-            found = step.guess(self.ops, self.model, self.guesses, self._hidden,
+            found = step.guess(self.ops, self.model, self.guesses,
                                placed_head(work, packed.views(self.memory.put(packed.buffer))))
             downloads = [self.memory.download(tokens) for tokens in found]
         return np.asarray([d.result() for d in downloads], np.int32).reshape(len(downloads), work.slots.shape[0])

@@ -60,19 +60,27 @@ class Build(msgspec.Struct, frozen=True):
         """Bytes of the penalty state: an int32 count and a flag per slot and token of the vocabulary."""
         return slots * self.geometry.vocab * 5
 
+    def head_bytes(self, tokens: int) -> int:
+        """Bytes of the hidden states that the head for guesses takes of a step, if it is loaded."""
+        return self.head * tokens * (self.geometry.hidden * DTYPES[self.dtype].itemsize + 4)
+
     def state_bytes(self, count: int) -> int:
         """Bytes of so many recurrent states, over all layers."""
         return count * sum(spec.slot_bytes(DTYPES[self.dtype].itemsize) for spec in self.geometry.recurrent)
 
-    def model(self, memory: Memory, take: Take, context: int, slots: int, pages: int, spares: int = 0) -> Model:
+    def model(self, memory: Memory, take: Take, context: int, slots: int, pages: int, spares: int = 0,
+              tokens: int = 0) -> Model:
         """Load parameters through `take` and allocate caches of `pages` pages and states of `slots` sequences, with
-        `spares` recurrent ones besides, all zero."""
+        `spares` recurrent ones besides, all zero; the head for guesses takes steps of up to `tokens`."""
         params = self.family.build(self.cfg, take, context)
         layers = tuple(self.paged(memory, pages, spec) for spec in self.geometry.cache)
         count, head = slots + spares, None
         for spec in self.head_cache:
             assert self.family.draft is not None
-            head = Head(self.family.draft.build(self.cfg, take), self.paged(memory, pages, spec))
+            most = max(tokens, slots)
+            head = Head(self.family.draft.build(self.cfg, take), self.paged(memory, pages, spec),
+                        memory.zeros((most, self.geometry.hidden), DTYPES[self.dtype]),
+                        memory.put(np.arange(most, dtype=np.int32)))
         recurrent = tuple(
             Recurrent(memory.zeros((count, spec.width - 1, spec.channels), DTYPES[self.dtype]),
                       memory.zeros((count, spec.heads, spec.key_dim, spec.value_dim), DTYPES[DTYPE_OF[spec.precision]]))

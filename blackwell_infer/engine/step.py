@@ -18,10 +18,15 @@ from blackwell_infer.types import Array
 
 
 class Head(msgspec.Struct, frozen=True):
-    """The head for guesses: `params` as its family built them, the keys and values of its layer."""
+    """The head for guesses: `params` as its family built them, the keys and values of its layer.
+
+    It reads the `hidden` states [S, H] of a step after that step is done; `order` [S] int32 counts 0, 1, 2 ...
+    """
 
     params: Any
     kv: PagedKV
+    hidden: Array
+    order: Array
 
 
 class Model(msgspec.Struct, frozen=True):
@@ -43,21 +48,23 @@ class Scored(msgspec.Struct, frozen=True):
     logits: Array
 
 
-def run(ops: Ops, model: Model, tokens: TokenState, work: Work) -> tuple[Array, Scored | None]:
-    """A whole step over the backend's arrays of `work`, from ids to delivered tokens; its hidden states [T, H], and
-    scores if any are asked for."""
+def run(ops: Ops, model: Model, tokens: TokenState, work: Work) -> Scored | None:
+    """A whole step over the backend's arrays of `work`, from ids to delivered tokens; scores if any are asked for."""
     batch = msgspec.structs.replace(work.batch, ids=ops.newest_tokens(tokens.newest, work.batch.ids))
     hidden = forward(ops, model, batch)
     if work.params is not None:
         ops.deliver_(tokens, sample(ops, model, hidden, batch.outputs, work.params), work.slots)
-    return hidden, score(ops, model, hidden, work.scored, work.targets) if work.scored.shape[0] else None
+    if model.head is not None:
+        tokens_here = batch.ids.shape[0]
+        ops.take_rows(hidden, model.head.order[:tokens_here], model.head.hidden[:tokens_here])
+    return score(ops, model, hidden, work.scored, work.targets) if work.scored.shape[0] else None
 
 
-def guess(ops: Ops, model: Model, tokens: TokenState, hidden: Array, work: HeadWork) -> tuple[Array, ...]:
-    """The head's pass over a step with hidden states [T, H], and its guesses one after the other, each [G]."""
+def guess(ops: Ops, model: Model, tokens: TokenState, work: HeadWork) -> tuple[Array, ...]:
+    """The head's pass over the step before, and its guesses one after the other, each [G]."""
     head, draft = model.head, model.family.draft
     assert head is not None and draft is not None
-    h, found = ops.take_rows(hidden, work.take), []
+    h, found = ops.take_rows(head.hidden, work.take), []
     for i, batch in enumerate(work.steps):
         batch = msgspec.structs.replace(batch, ids=ops.newest_tokens(tokens.newest, batch.ids))
         h = draft.forward(ops, model.cfg, model.params, head.params, head.kv, batch, h, model.dtype)

@@ -125,8 +125,8 @@ class Ops(Protocol):
         """
         ...
 
-    def take_rows(self, x: Array, index: Array) -> Array:
-        """x [T, H] at index [N] int32 -> [N, H]."""
+    def take_rows(self, x: Array, index: Array, out: Array | None = None) -> Array:
+        """x [T, H] at index [N] int32 -> [N, H], in `out` if given."""
         ...
 
     def qkv_rope_append_(self, kv: PagedKV, qkv: Array, batch: Batch, rope_table: Array, heads: int,

@@ -151,7 +151,7 @@ def test_answers_are_those_without_guesses(opened: Callable[..., Loaded], name: 
 @pytest.mark.parametrize("name", NAMES)
 def test_ngrams_change_nothing(opened: Callable[..., Loaded], name: str) -> None:
     found, held = opened(name), 0
-    few = {token: 40.0 for token in (3, 4, 5)}  # answers of three tokens repeat themselves
+    few = dict.fromkeys((3, 4, 5), 40.0)  # answers of three tokens repeat themselves
     wanted = [(prompt, msgspec.structs.replace(s, max_tokens=30, logit_bias=few)) for prompt, s in requests(found, 8)]
     expected = answers(Engine(found.runner, found.limits, found.text.tokenizer, found.info.vocab), found, wanted)
     for least, most in ((0, 8), (1, 1), (3, 3), (8, 8), (2, 15)):

@@ -40,7 +40,8 @@ def test_depth_follows_acceptance_and_cost() -> None:
     assert at(0.7, 0.02) > at(0.7, 0.5) > at(0.7, 5.0) == 0, "where tokens are what costs, none is worth it"
     assert at(0.7, 0.02, 0.1) < at(0.7, 0.02), "the head's own time counts"
     assert at(0.7, 0.02, 0.0, 16) < at(0.7, 0.02), "many rows share the cost of a step already"
-    assert depth(Rates((0.9, 0.0) + (1.0,) * (MOST - 2)), Cost(1.0, 0.01), 1, 8) == 1, "nothing holds after one that fails"
+    fails = Rates((0.9, 0.0) + (1.0,) * (MOST - 2))
+    assert depth(fails, Cost(1.0, 0.01), 1, 8) == 1, "nothing holds after one that fails"
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])

@@ -163,7 +163,8 @@ def survey(checkpoint: Checkpoint, config: EngineConfig, on_host: bool) -> Surve
                     checked=most_checked(config),
                     reach=config.draft_max if head else 0)
     return Survey(Build(family, cfg, choose_dtype(config.dtype, on_host, measure, checkpoint),
-                        config.activations, config.reproducible, head), limits, measure)
+                        config.activations, config.reproducible, config.state_dtype,
+                        head), limits, measure)
 
 
 def most_checked(config: EngineConfig) -> int:

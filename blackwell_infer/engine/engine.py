@@ -261,6 +261,8 @@ class Engine:
             return 0
         now = time.perf_counter()
         tokens = [] if result.sampled is None else np.asarray(result.sampled.tokens).tolist()
+        if self._speculator is not None:
+            tokens = self._speculator.read(plan, tokens)
         self._state, events = scheduler.commit(self._state, plan, tokens)
         seconds, self._mark = now - self._mark, now
         firsts, made = scored_from(plan), 0

@@ -1,6 +1,7 @@
 """Decode steps in buckets: padded to few shapes, read from inputs that stay where they are, recorded once per shape.
 
-A decode step has one token and one result in every row. Its bucket fixes the shapes of all arrays, hence every launch.
+A decode step has a result for every token: rows bring one, and perhaps guesses after it. Its bucket fixes the shapes of
+all arrays, hence every launch.
 The first step of a bucket runs op by op, which loads kernels and grows the arena; the second is recorded; from then on
 a step is one upload, one launch and one download. Recorded and unrecorded steps launch the same, so they give the same
 bits. Padding rows have row -1, no tokens in `starts`, slot -1 and temperature 0.
@@ -33,12 +34,21 @@ EXACT_ROWS = 8
 
 
 class Bucket(msgspec.Struct, frozen=True):
-    """Shapes of a decode step: rows, most keys of a row, alternatives to report, biases of all rows together."""
+    """Shapes of a decode step: rows, most keys of a row, alternatives to report, biases of all rows together; with
+    guesses, tokens of all rows, and most of one."""
 
     rows: int
     length: int
     top: int
     biases: int
+    guessed: int = 0
+    """tokens of all rows, 0 where each brings one"""
+    most: int = 1
+
+    @property
+    def tokens(self) -> int:
+        """Tokens, each of which has a result."""
+        return self.guessed or self.rows
 
 
 class Space(msgspec.Struct, frozen=True):
@@ -67,12 +77,13 @@ class Space(msgspec.Struct, frozen=True):
 
     def bucket(self, work: Work) -> Bucket | None:
         """Where a step belongs; None if it is no decode step."""
-        rows = work.batch.lengths.shape[0]
-        if work.params is None or not rows == work.batch.ids.shape[0] == work.params.slot.shape[0]:
+        rows, tokens = work.batch.lengths.shape[0], work.batch.ids.shape[0]
+        if work.params is None or tokens != work.params.slot.shape[0]:
             return None
         top, biases = work.params.top, work.params.bias_ids.shape[0]
         return Bucket(self.rows(rows), self.length(int(np.max(np.asarray(work.batch.lengths)))),
-                      min(doubled(top), MOST_TOP) if top else 0, doubled(biases) if biases else 0)
+                      min(doubled(top), MOST_TOP) if top else 0, doubled(biases) if biases else 0,
+                      doubled(tokens) if tokens > rows else 0, doubled(work.batch.max_new))
 
 
 def doubled(n: int) -> int:
@@ -82,23 +93,25 @@ def doubled(n: int) -> int:
 
 def padding(bucket: Bucket) -> Work:
     """A step of padding rows only."""
-    rows = bucket.rows
+    rows, tokens = bucket.rows, bucket.tokens
 
     def ints(*shape: int, value: int = 0) -> np.ndarray[Any, np.dtype[np.int32]]:
         return np.full(shape, value, np.int32)
 
     def floats(value: float) -> np.ndarray[Any, np.dtype[np.float32]]:
-        return np.full(rows, value, np.float32)
+        return np.full(tokens, value, np.float32)
 
     return Work(
-        Batch(ids=ints(rows), positions=ints(rows), rows=ints(rows, value=-1), starts=ints(rows + 1),
-              lengths=ints(rows), pages=ints(rows, pages_for(bucket.length)), outputs=np.arange(rows, dtype=np.int32),
-              state_from=ints(rows, value=-1), state_to=ints(rows, value=-1), max_new=1, max_length=bucket.length),
-        SampleParams(temperature=floats(0), top_k=ints(rows), top_p=floats(1), min_p=floats(0), repetition=floats(1),
-                     presence=floats(0), frequency=floats(0), seed=np.zeros(rows, np.uint64), position=ints(rows),
-                     slot=ints(rows, value=-1), guess=ints(rows, value=-1), bias_starts=ints(rows + 1),
-                     bias_ids=ints(bucket.biases), bias_values=np.zeros(bucket.biases, np.float32), top=bucket.top),
-        slots=ints(rows, value=-1), reloads=(), scored=ints(0), targets=ints(0), want_logits=False)
+        Batch(ids=ints(tokens), positions=ints(tokens), rows=ints(tokens, value=-1), starts=ints(rows + 1),
+              lengths=ints(rows), pages=ints(rows, pages_for(bucket.length)),
+              outputs=np.arange(tokens, dtype=np.int32), state_from=ints(rows, value=-1),
+              state_to=ints(tokens, value=-1), max_new=bucket.most, max_length=bucket.length),
+        SampleParams(temperature=floats(0), top_k=ints(tokens), top_p=floats(1), min_p=floats(0), repetition=floats(1),
+                     presence=floats(0), frequency=floats(0), seed=np.zeros(tokens, np.uint64), position=ints(tokens),
+                     slot=ints(tokens, value=-1), guess=ints(tokens, value=-1), bias_starts=ints(tokens + 1),
+                     bias_ids=ints(bucket.biases), bias_values=np.zeros(bucket.biases, np.float32), top=bucket.top,
+                     chained=bucket.guessed > 0),
+        slots=ints(tokens, value=-1), reloads=(), scored=ints(0), targets=ints(0), want_logits=False)
 
 
 class Inputs:
@@ -123,7 +136,7 @@ class Inputs:
                 host[name][:count] = values
                 host[name][count:] = self._blank[name][count:]
         for name in ("starts", "bias_starts"):
-            host[name][rows:] = given[name][rows]
+            host[name][given[name].shape[0] :] = given[name][-1]
         queue.upload(self.block, self._packed.buffer)
 
 
@@ -174,8 +187,8 @@ class GraphRunner:
             with self.queue.step():
                 self._step(plate)
             plate.seen = True
-        words = self.eager.download(bucket.rows, bucket.top)
-        return Landing(words, bucket.rows, work.batch.lengths.shape[0], bucket.top)
+        words = self.eager.download(bucket.tokens, bucket.top)
+        return Landing(words, bucket.tokens, work.batch.ids.shape[0], bucket.top)
 
     def guess(self, work: HeadWork) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:
         """See `engine.head.Guessing`."""

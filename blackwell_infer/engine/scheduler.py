@@ -17,7 +17,7 @@ emitted is lost or repeated. Invariants between steps:
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Items
 from typing import Any, Literal
 
@@ -403,11 +403,9 @@ def begin(state: State, plan: Plan) -> State:
                  running=tuple(after[i] for i in sorted(after)))
 
 
-def commit(state: State, done: Plan, sampled: Items[int],
-           accept: Callable[[Items[int], Items[int]], int] = accepted) -> tuple[State, tuple[Emitted, ...]]:
+def commit(state: State, done: Plan, sampled: Items[int]) -> tuple[State, tuple[Emitted, ...]]:
     """The state after a step that was begun, and what it made. `sampled` holds the tokens of sampling rows, in order;
-    -1 is a failure. `accept` says how many of a row's guesses hold, given what was sampled; only measuring needs
-    another.
+    -1 is a failure.
 
     Sequences that were cancelled or that ended while the step ran are skipped.
     """
@@ -421,7 +419,7 @@ def commit(state: State, done: Plan, sampled: Items[int],
         finish: Finish | None = None
         if row.samples:
             own, guesses = sampled[position:sample], row.guessed
-            held = accept(guesses, own) if guesses else 0
+            held = accepted(guesses, own)
             s = settled(s, row, held)
             for i, token in enumerate((*guesses[:held], own[held])):
                 s = s if token < 0 else msgspec.structs.replace(s, answer=s.answer.append(token))

@@ -6,6 +6,7 @@ None of it changes an answer.
 """
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence as Items
 
 import msgspec
@@ -27,6 +28,13 @@ class Speculation(msgspec.Struct, frozen=True):
     head: bool
     least: int
     most: int
+    forced: float | None = None
+    """for measuring speed: so many of the guesses are taken to hold, drawn one by one, and answers mean nothing"""
+
+    @property
+    def guesses(self) -> int:
+        """Most guesses of a row, 0 without a source."""
+        return self.most if self.ngrams or self.head else 0
 
     def started(self, runner: Guessing | None) -> Speculator | None:
         """What an engine over a runner speculates with, if with anything."""
@@ -63,6 +71,12 @@ class Speculator:
         self._texts: dict[int, Ngrams] = {}
         self._headed: dict[int, tuple[int, ...]] = {}
         self._kinds: dict[int, int] = {}
+        self._draws = random.Random(0)
+
+    def read(self, plan: Plan, sampled: list[int]) -> list[int]:
+        """What a step sampled; where guesses are forced to hold, what it would have sampled then."""
+        rate = self.settings.forced
+        return sampled if rate is None else forced(plan, sampled, rate, self._draws)
 
     def must_read(self, state: State, plan: Plan, limits: Limits) -> bool:
         """Whether the step `plan`, which is under way, is to be read before the next is planned: a sequence in it has
@@ -147,6 +161,20 @@ class Speculator:
         """How many guesses of a kind pay in a step of so many rows."""
         line = self._costs.line()
         return depth(self._rates.get(kind, Rates()), Cost(line.step, line.token, guess), rows, most)
+
+
+def forced(plan: Plan, sampled: list[int], rate: float, draws: random.Random) -> list[int]:
+    """Tokens of sampling rows by which each guess holds with this chance, if the one before it holds."""
+    made: list[int] = []
+    for row in plan.rows:
+        own = sampled[len(made) : len(made) + row.sampled]
+        for i, guess in enumerate(row.guessed):
+            if draws.random() >= rate:
+                own[i:] = [0 if guess else 1] * (len(own) - i)
+                break
+            own[i : i + 2] = [guess, max(own[i + 1], 0)]
+        made += own
+    return made
 
 
 def fed(row: Row) -> bool:

@@ -86,6 +86,42 @@ def test_buckets_are_few_and_decided_by_shapes() -> None:
     assert small.bucket(decode([5], top=3, biases=5)) == Bucket(1, 256, 4, 8)
 
 
+def guessing(rows: list[tuple[int, int]]) -> Work:
+    """A step of rows (keys without guesses, guesses)."""
+    made = tuple(Row(id=i, slot=i, tokens=(9,) * (1 + k), start=n - 1, pages=tuple(range(pages_for(n + k))),
+                     new_pages=0, restart=True, samples=True, scores=False, home=i, guesses=k,
+                     spares=tuple(range(30, 30 + k))) for i, (n, k) in enumerate(rows))
+    batch = make_batch(Plan(made), Tables(BATCH, pages_for(CONTEXT)))
+    slots = np.full(len(batch.outputs), -1, np.int32)
+    return Work(batch, make_params(made, [Settings(Sampling(logprobs=1, frequency_penalty=1.0), 7)] * len(made)),
+                slots, (), np.zeros(0, np.int32), np.zeros(0, np.int32), False)
+
+
+def test_steps_with_guesses_have_buckets_of_their_own() -> None:
+    space = Space(BATCH, CONTEXT)
+    assert space.bucket(guessing([(5, 3)])) == Bucket(1, 256, 1, 0, 4, 4)
+    assert space.bucket(guessing([(5, 2), (300, 0), (9, 1)])) == Bucket(4, 512, 1, 0, 8, 4)
+    work = guessing([(5, 2), (300, 0), (9, 1)])
+    bucket = space.bucket(work)
+    assert bucket is not None
+    inputs = Inputs(DryQueue(), bucket)
+    inputs.upload(DryQueue(), work)
+    host = inputs._packed.host
+    assert host["rows"].tolist() == [0, 0, 0, 1, 2, 2, -1, -1] and host["starts"].tolist() == [0, 3, 4, 6, 6]
+    assert host["guess"].tolist() == [-1, 9, 9, -1, -1, 9, -1, -1]
+    assert host["slot"].tolist() == [0, 0, 0, 1, 2, 2, -1, -1]
+    assert host["position"].tolist()[:6] == [5, 6, 7, 300, 9, 10]
+    assert host["state_to"].tolist() == [0, 30, 31, 1, 2, 30, -1, -1]
+    assert inputs.work.params is not None and inputs.work.params.chained and inputs.work.batch.max_new == 4
+    queue, run = runner()
+    traces = []
+    for rows in ([(3, 3)], [(7, 2)], [(4, 3)]):
+        queue.trace.clear()
+        run.launch(guessing(rows))
+        traces.append(list(queue.trace))
+    assert run.captured == (Bucket(1, 256, 1, 0, 4, 4),) and traces[0] == traces[1] == traces[2]
+
+
 @given(st.lists(st.integers(1, CONTEXT), min_size=1, max_size=BATCH), st.integers(0, 9))
 def test_inputs_hold_the_step_and_harmless_padding(lengths: list[int], biases: int) -> None:
     work = decode(lengths, top=2, biases=biases)

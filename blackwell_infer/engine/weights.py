@@ -15,7 +15,7 @@ import numpy as np
 from blackwell_infer.checkpoint.reader import TensorInfo
 from blackwell_infer.device.queue import Memory, Queue
 from blackwell_infer.engine.stack import Arrange, Pieces, one_matrix, ordered, stacked, tiled
-from blackwell_infer.errors import UnsupportedModelError
+from blackwell_infer.errors import CheckpointError, UnsupportedModelError
 from blackwell_infer.log import Progress
 from blackwell_infer.models.spec import Rows
 from blackwell_infer.models.take import Block, Expect, blocks, members
@@ -126,9 +126,14 @@ class Loading:
         return groups
 
     def read(self, block: Block) -> Weight:
-        """A block as it is stored."""
+        """A block as it is stored. CheckpointError: rows that its format has only together with others."""
         whole = self.source(block.name)
-        return whole if block.rows is None else FORMATS[whole.format].take_rows(whole, block.rows.of(block.stored[0]))
+        if block.rows is None:
+            return whole
+        try:
+            return FORMATS[whole.format].take_rows(whole, block.rows.of(block.stored[0]))
+        except CheckpointError as error:
+            raise CheckpointError(f"tensor {block.name}: {error}") from error
 
 
 class HostLoading(Loading):

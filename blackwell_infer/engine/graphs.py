@@ -17,9 +17,9 @@ from blackwell_infer.device.queue import Captured, Queue
 from blackwell_infer.device.tensor import Tensor
 from blackwell_infer.engine import step
 from blackwell_infer.engine.batch import Work
-from blackwell_infer.engine.head import HeadWork
-from blackwell_infer.engine.packed import Packed, arrays_of, placed
-from blackwell_infer.engine.runner import MOST_TOP, Landing, ModelRunner
+from blackwell_infer.engine.head import HeadWork, greedy
+from blackwell_infer.engine.packed import Packed, arrays_in_head, arrays_of, fill, placed, placed_head
+from blackwell_infer.engine.runner import CHECKED, MOST_TOP, Landing, ModelRunner
 from blackwell_infer.engine.scheduler import pages_for
 from blackwell_infer.engine.step import Model
 from blackwell_infer.errors import OutOfMemoryError
@@ -126,17 +126,7 @@ class Inputs:
 
     def upload(self, queue: Queue, work: Work) -> None:
         """Bring a step's arrays to the device, padded."""
-        rows = work.batch.lengths.shape[0]
-        host, given = self._packed.host, arrays_of(work)
-        pages = given.pop("pages")
-        host["pages"][:rows, : pages.shape[1]] = pages
-        for name, values in given.items():
-            if name != "outputs":
-                count = values.shape[0]
-                host[name][:count] = values
-                host[name][count:] = self._blank[name][count:]
-        for name in ("starts", "bias_starts"):
-            host[name][given[name].shape[0] :] = given[name][-1]
+        fill(self._packed.host, arrays_of(work), self._blank)
         queue.upload(self.block, self._packed.buffer)
 
 
@@ -147,6 +137,58 @@ class Plate:
         self.inputs = inputs
         self.seen = False
         self.graph: Captured | None = None
+
+
+class HeadBucket(msgspec.Struct, frozen=True):
+    """Shapes of a head's work: rows, tokens of its pass over them, passes, most keys of a row."""
+
+    rows: int
+    tokens: int
+    steps: int
+    length: int
+
+
+def head_bucket(work: HeadWork, space: Space) -> HeadBucket | None:
+    """Where a head's work belongs; None if prompts are in it, or nothing is guessed."""
+    whole, rows = work.steps[0], work.slots.shape[0]
+    tokens = whole.ids.shape[0]
+    if not rows or rows != whole.lengths.shape[0] or tokens > CHECKED:
+        return None
+    longest = max(int(np.max(np.asarray(batch.lengths))) for batch in work.steps)
+    return HeadBucket(space.rows(rows), max(doubled(tokens), space.rows(rows)), len(work.steps), space.length(longest))
+
+
+def head_padding(bucket: HeadBucket) -> HeadWork:
+    """A head's work of padding rows only."""
+    rows, table = bucket.rows, np.zeros((bucket.rows, pages_for(bucket.length)), np.int32)
+    none = np.full(rows, -1, np.int32)
+
+    def batch(tokens: int, most: int) -> Batch:
+        zeros = np.zeros(tokens, np.int32)
+        return Batch(ids=zeros, positions=zeros, rows=zeros - 1, starts=np.zeros(rows + 1, np.int32), lengths=none + 1,
+                     pages=table, outputs=np.zeros(0, np.int32), state_from=none, state_to=zeros - 1, max_new=most,
+                     max_length=bucket.length)
+
+    return HeadWork((batch(bucket.tokens, bucket.tokens), *(batch(rows, 1) for _ in range(bucket.steps - 1))),
+                    np.zeros(bucket.tokens, np.int32), none + 1, none, greedy(rows))
+
+
+class HeadPlate:
+    """`Inputs` and `Plate` of a head's work."""
+
+    def __init__(self, queue: Queue, bucket: HeadBucket) -> None:
+        blank = head_padding(bucket)
+        self._blank = arrays_in_head(blank)
+        self._packed = Packed(self._blank)
+        self.block: Tensor = queue.empty(self._packed.buffer.shape, np.uint8)
+        self.work = placed_head(blank, self._packed.views(self.block))
+        self.seen = False
+        self.graph: Captured | None = None
+
+    def upload(self, queue: Queue, work: HeadWork) -> None:
+        """Bring the arrays to the device, padded."""
+        fill(self._packed.host, arrays_in_head(work), self._blank)
+        queue.upload(self.block, self._packed.buffer)
 
 
 class GraphRunner:
@@ -166,6 +208,7 @@ class GraphRunner:
         self._capture = capture
         self._full = False
         self._plates: dict[Bucket, Plate] = {}
+        self._heads: dict[HeadBucket, HeadPlate] = {}
 
     @property
     def captured(self) -> tuple[Bucket, ...]:
@@ -191,11 +234,29 @@ class GraphRunner:
         return Landing(words, bucket.tokens, work.batch.ids.shape[0], bucket.top)
 
     def guess(self, work: HeadWork) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:
-        """See `engine.head.Guessing`."""
-        return self.eager.guess(work)
+        """See `engine.head.Guessing`: recorded in buckets like decode steps, where every row guesses."""
+        bucket = head_bucket(work, self.space)
+        plate = None if bucket is None else self._head_plate(bucket)
+        if bucket is None or plate is None:
+            return self.eager.guess(work)
+        plate.upload(self.queue, work)
+        if plate.graph is None and plate.seen and self._capture and not self._full:
+            try:
+                plate.graph = self.queue.capture(lambda: self._guess(plate))
+                self.nbytes += plate.graph.nbytes
+            except OutOfMemoryError as error:
+                self._stop(Bucket(bucket.rows, bucket.length, 0, 0), error)
+        if plate.graph is not None:
+            plate.graph.run()
+        else:
+            with self.queue.step():
+                self._guess(plate)
+            plate.seen = True
+        return self.eager.guessed(bucket.steps, bucket.rows)[:, : work.slots.shape[0]]
 
     def close(self) -> None:
         self._plates.clear()
+        self._heads.clear()
         self.eager.close()
 
     def _plate(self, bucket: Bucket) -> Plate | None:
@@ -211,6 +272,21 @@ class GraphRunner:
 
     def _step(self, plate: Plate) -> None:
         step.run(self.eager.ops, self.eager.model, self.eager.tokens, plate.inputs.work)
+
+    def _head_plate(self, bucket: HeadBucket) -> HeadPlate | None:
+        """As `_plate`, for the head."""
+        plate = self._heads.get(bucket)
+        if plate is None and not self._full:
+            try:
+                plate = self._heads[bucket] = HeadPlate(self.queue, bucket)
+                self.nbytes += plate.block.nbytes
+            except OutOfMemoryError as error:
+                self._stop(Bucket(bucket.rows, bucket.length, 0, 0), error)
+        return plate
+
+    def _guess(self, plate: HeadPlate) -> None:
+        assert self.eager.guesses is not None
+        step.guess(self.eager.ops, self.eager.model, self.eager.guesses, plate.work)
 
     def _record(self, bucket: Bucket, plate: Plate) -> None:
         try:

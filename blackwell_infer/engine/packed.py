@@ -36,6 +36,19 @@ class Packed:
                 for name, (first, last, dtype, shape) in self._places.items()}
 
 
+def fill(host: Mapping[str, Host], given: Mapping[str, Host], blank: Mapping[str, Host]) -> None:
+    """Write a step's arrays into larger ones, padded from `blank`. What counts up stays at its last number; `outputs`
+    are all tokens, and rows of block tables that nobody reads stay as they are."""
+    for name, values in given.items():
+        kind = name.rpartition(".")[2]
+        count = values.shape[0]
+        if kind == "pages":
+            host[name][:count, : values.shape[1]] = values
+        elif kind != "outputs":
+            host[name][:count] = values
+            host[name][count:] = values[-1] if kind in ("starts", "bias_starts") else blank[name][count:]
+
+
 def arrays_of(work: Work) -> dict[str, Host]:
     """Every array of a step that its ops read, by name."""
     found = arrays_in(work.batch) | {name: getattr(work, name) for name in OWN}

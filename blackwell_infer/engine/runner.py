@@ -123,10 +123,17 @@ class ModelRunner:
         assert self.guesses is not None
         packed = Packed(arrays_in_head(work))
         with self.memory.step():
-            found = step.guess(self.ops, self.model, self.guesses,
-                               placed_head(work, packed.views(self.memory.put(packed.buffer))))
-            downloads = [self.memory.download(tokens) for tokens in found]
-        return np.asarray([d.result() for d in downloads], np.int32).reshape(len(downloads), work.slots.shape[0])
+            step.guess(self.ops, self.model, self.guesses,
+                       placed_head(work, packed.views(self.memory.put(packed.buffer))))
+        return self.guessed(len(work.steps), work.slots.shape[0])
+
+    def guessed(self, steps: int, rows: int) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:
+        """The tokens [steps, rows] that `step.guess` left."""
+        if not rows:
+            return np.zeros((steps, 0), np.int32)
+        assert self.guesses is not None
+        words = self.memory.download(self.guesses.block[: 2 * steps * rows]).result()
+        return np.ascontiguousarray(words.reshape(steps, 2, rows)[:, 0])
 
     def reload(self, work: Work) -> None:
         """Set up the penalty slots of sequences that start."""

@@ -60,21 +60,20 @@ def run(ops: Ops, model: Model, tokens: TokenState, work: Work) -> Scored | None
     return score(ops, model, hidden, work.scored, work.targets) if work.scored.shape[0] else None
 
 
-def guess(ops: Ops, model: Model, tokens: TokenState, work: HeadWork) -> tuple[Array, ...]:
-    """The head's pass over the step before, and its guesses one after the other, each [G]."""
+def guess(ops: Ops, model: Model, tokens: TokenState, work: HeadWork) -> None:
+    """The head's pass over the step before, and its guesses one after the other: `tokens.block` gets, for each, the
+    tokens [G] and their log-probabilities [G]."""
     head, draft = model.head, model.family.draft
     assert head is not None and draft is not None
-    h, found = ops.take_rows(head.hidden, work.take), []
+    h, rows = ops.take_rows(head.hidden, work.take), work.slots.shape[0]
     for i, batch in enumerate(work.steps):
         batch = msgspec.structs.replace(batch, ids=ops.newest_tokens(tokens.newest, batch.ids))
         h = draft.forward(ops, model.cfg, model.params, head.params, head.kv, batch, h, model.dtype)
-        if not work.slots.shape[0]:
+        if not rows:
             break
         h = h if i else ops.take_rows(h, work.last)
         sampled = ops.sample_(model.penalties, model.family.logits(ops, model.cfg, model.params, h), work.params)
-        ops.deliver_(tokens, sampled, work.slots)
-        found.append(sampled.tokens)
-    return tuple(found)
+        ops.deliver_(TokenState(tokens.newest, tokens.block[2 * i * rows : 2 * (i + 1) * rows]), sampled, work.slots)
 
 
 def forward(ops: Ops, model: Model, batch: Batch) -> Array:

@@ -17,6 +17,8 @@ from blackwell_infer.engine.head import Guessing, Head
 from blackwell_infer.engine.ngrams import Ngrams
 from blackwell_infer.engine.scheduler import Emitted, Limits, Plan, Row, Sequence, State
 
+CATCH_UP = 4096
+"""Tokens of a text that n-grams take in at once: a long prompt is not to hold up a step"""
 HEAD = 0
 """The kind of a head's guesses; those of `Ngrams` have the length of the ending that was found"""
 
@@ -136,14 +138,15 @@ class Speculator:
         if self.settings.ngrams:
             for s in here.values():
                 text = self._texts.setdefault(s.id, Ngrams())
-                text.extend(s.tokens(len(text.tokens), s.length - s.ahead))
+                at = len(text.tokens)
+                text.extend(s.tokens(at, min(s.length - s.ahead, at + CATCH_UP)))
 
     def _choose(self, s: Sequence, rows: int) -> tuple[int, ...]:
         """The guesses that promise most, cut to what pays."""
         offers = []
         if self._headed.get(s.id):
             offers.append((HEAD, self._headed[s.id]))
-        if s.id in self._texts:
+        if s.id in self._texts and len(self._texts[s.id].tokens) == s.length - s.ahead:
             kind, tokens = self._texts[s.id].guess(self.settings.most)
             offers += [(kind, tokens)] if kind else []
         best: tuple[float, int, tuple[int, ...]] = (0.0, HEAD, ())

@@ -92,7 +92,7 @@ def make_batch(plan: Plan, tables: Tables) -> Batch:
         positions[first:last] = np.arange(row.start, row.end, dtype=np.int32)
     lengths = np.asarray([row.end for row in plan.rows], np.int32)
     longest = bucket(int(lengths.max()))
-    state_from, state_to = state_slots(plan.rows)
+    state_from, state_to = state_slots(plan.rows, len(tables.rows))
     width = min(-(-longest // PAGE), tables.rows.shape[1])
     return Batch(
         ids=ids, positions=positions, rows=np.repeat(np.arange(len(counts), dtype=np.int32), counts), starts=starts,

@@ -51,7 +51,14 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     busy_seconds: float = 0.0
     tokens_per_second: float = 0.0
     pages_used: int = 0
+    """pages of what runs"""
     pages_total: int = 0
+    cached_tokens: int = 0
+    """tokens that were not prefilled because the prefix cache held them"""
+    pages_cached: int = 0
+    """pages that only the prefix cache holds; they are free for others"""
+    states_cached: int = 0
+    """recurrent states in the prefix cache"""
 
 
 class Job:
@@ -65,6 +72,7 @@ class Job:
         self.answers = {first + i: Answer(tokenizer, request) for i in range(request.sampling.n)}
         self.failure: BlackwellInferError | None = None
         self.generated = 0
+        self.cached = 0
         self.submitted = time.perf_counter()
         self.started = self.first = self.last = 0.0
 
@@ -74,7 +82,7 @@ class Job:
         first = self.first or started
         return Usage(prompt_tokens=len(self.request.prompt), completion_tokens=self.generated,
                      queue_seconds=started - self.submitted, prefill_seconds=first - started,
-                     decode_seconds=max(self.last - first, 0.0))
+                     decode_seconds=max(self.last - first, 0.0), cached_tokens=self.cached)
 
 
 class Scoring:
@@ -202,7 +210,7 @@ class Engine:
         for row in plan.rows:
             job = self._jobs.get(row.id)
             if job is not None and not job.started:
-                job.started = began
+                job.started, job.cached = began, row.start
         failure = None
         try:
             if plan.rows:
@@ -368,7 +376,7 @@ class Engine:
                 scoring.future.set_exception(error)
 
     def _count(self, plan: Plan, seconds: float, generated: int) -> None:
-        old = self._stats
+        old, prefix = self._stats, self._state.prefix
         total, busy = old.generated_tokens + generated, old.busy_seconds + seconds
         fed = sum(len(row.tokens) for row in plan.rows if len(row.tokens) > 1 or not row.samples or row.restart)
         self._stats = msgspec.structs.replace(
@@ -376,7 +384,9 @@ class Engine:
             prompt_tokens=old.prompt_tokens + fed, generated_tokens=total, steps=old.steps + bool(plan.rows),
             preemptions=old.preemptions + len(plan.preempted), busy_seconds=busy,
             tokens_per_second=total / busy if busy else 0.0,
-            pages_used=self.limits.pages - self._state.free.bit_count())
+            pages_used=self.limits.pages - self._state.free.bit_count() - prefix.idle, pages_cached=prefix.idle,
+            states_cached=len(prefix.states),
+            cached_tokens=old.cached_tokens + sum(row.start for row in plan.rows if row.restart))
 
 
 def blamed(plan: Plan, failure: BlackwellInferError) -> tuple[Row, ...]:

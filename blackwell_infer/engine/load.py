@@ -11,6 +11,7 @@ from blackwell_infer.device.host import HostMemory
 from blackwell_infer.engine.capacity import Capacity, Room, fit, wanted_context
 from blackwell_infer.engine.runner import ModelRunner, Runner
 from blackwell_infer.engine.scheduler import Limits
+from blackwell_infer.engine.slots import STRIDE, states_to_keep
 from blackwell_infer.engine.state import DTYPES, FORMAT_OF, Build
 from blackwell_infer.engine.weights import Counting, DeviceLoading, HostLoading, Measure, Meter, arranger, placing
 from blackwell_infer.errors import ConfigError
@@ -71,7 +72,7 @@ class Survey(msgspec.Struct, frozen=True):
         """Bytes on a backend of which `free` of `total` are left."""
         extra = workspace + self.build.penalty_bytes(self.limits.batch)
         return Room(free, total, self.measure.nbytes, extra, self.build.page_bytes,
-                    self.build.state_bytes(self.limits.batch))
+                    self.build.state_bytes(self.limits.batch, self.limits.states))
 
 
 class Loaded(msgspec.Struct, frozen=True):
@@ -140,7 +141,9 @@ def survey(checkpoint: Checkpoint, config: EngineConfig, on_host: bool) -> Surve
         counting.check_complete()
     step_tokens = min(config.max_step_tokens, REPRODUCIBLE_TOKENS) if config.reproducible else config.max_step_tokens
     limits = Limits(batch=config.max_batch, step_tokens=step_tokens, pages=0, context=context,
-                    score_tokens=max(1, min(step_tokens, SCORE_BYTES // (4 * geometry.vocab))))
+                    score_tokens=max(1, min(step_tokens, SCORE_BYTES // (4 * geometry.vocab))),
+                    reuse=config.prefix_cache, stride=STRIDE if geometry.recurrent else 1,
+                    states=states_to_keep(config.max_batch) if geometry.recurrent and config.prefix_cache else 0)
     return Survey(Build(family, cfg, choose_dtype(config.dtype, on_host, measure, checkpoint),
                         config.activations, config.reproducible), limits, measure)
 
@@ -218,7 +221,8 @@ def on_numpy(device: str, found: Survey, checkpoint: Checkpoint, config: EngineC
     capacity = fit(config, limits.context, found.room(*memory.memory(), workspace))
     loading = HostLoading(memory, checkpoint.tensors, checkpoint.weight, Meter(measure.nbytes, progress),
                           placing(build.activations))
-    model = build.model(memory, loading, capacity.context, limits.batch, capacity.pages)
+    model = build.model(memory, loading, capacity.context, limits.batch, capacity.pages,
+                        limits.states)
     return ModelRunner(memory, ref, model), capacity, workspace
 
 
@@ -242,7 +246,8 @@ def on_cuda(device: str, found: Survey, checkpoint: Checkpoint, config: EngineCo
         ops = CudaOps(queue, build.reproducible)
         loading = DeviceLoading(queue, checkpoint.tensors, checkpoint.weight, Meter(measure.nbytes, progress),
                                 placing(build.activations, arranger(ops, build.dtype)))
-        model = build.model(queue, loading, capacity.context, limits.batch, capacity.pages)
+        model = build.model(queue, loading, capacity.context, limits.batch, capacity.pages,
+                        limits.states)
         queue.prepare(rehearsal.variants, progress)
         runner = GraphRunner(queue, ops, model, capacity.context, config.graphs)
         queue.sync()

@@ -6,9 +6,13 @@ if that token ends it, what later steps did for it is dropped.
 
 A sequence is one answer (or one text to score). It waits, runs, and may be preempted: its pages are taken away and it
 waits again with the tokens it has, which are prefilled anew when it is admitted again (recompute). Nothing that was
-emitted is lost or repeated. Invariants between steps:
+emitted is lost or repeated.
 
-- no page belongs to two sequences; a page is free or owned;
+A page that is full, and whose step was read, goes into the prefix cache (`kv.prefix`): a sequence that is admitted
+starts after the longest beginning it finds there. What nobody holds is evicted when a page is needed and none is free.
+Invariants between steps:
+
+- a page is free, or in the prefix cache, or belongs to one sequence; nobody writes to what is in the cache;
 - every running sequence is older than every waiting one, so a waiting one is never overtaken;
 - a step advances some sequence, and what stands in the way of the oldest one is bounded, so every sequence ends.
 """
@@ -16,12 +20,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from collections.abc import Sequence as Items
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
+from blackwell_infer.engine.prefix import keys_of, let_go, resumed, snapshot_ends
 from blackwell_infer.engine.tokens import TokenLog
 from blackwell_infer.errors import RequestError
+from blackwell_infer.kv.prefix import Key, Prefix
 from blackwell_infer.kv.spec import PAGE
 
 LEAST_SHARE = 256
@@ -30,17 +36,27 @@ LEAST_SHARE = 256
 UNKNOWN = -1
 """Stands for a token that was sampled and that the host has not read yet."""
 
+EVICTED = 128
+"""When a page must be evicted, so many go that this times as many would empty the cache: looking for them takes time"""
+
 Finish = Literal["stop", "length", "error", "scored"]
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """What one step may hold: rows, tokens, tokens of scored texts (their logits take memory), pages of the cache."""
+    """What one step may hold: rows, tokens, tokens of scored texts (their logits take memory), pages of the cache.
+
+    `reuse`: pages are cached and shared. `stride` is 1, or for models with recurrent layers the tokens between places
+    where a state may be kept, at which prompts are cut too; `states` are the slots for such states.
+    """
 
     batch: int
     step_tokens: int
     score_tokens: int
     pages: int
     context: int
+    reuse: bool = False
+    stride: int = 1
+    states: int = 0
 
 
 class Sequence(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +64,11 @@ class Sequence(msgspec.Struct, frozen=True, kw_only=True):
 
     `limit` is the most answer tokens; `score` marks a text whose tokens are only looked at. `slot` is the sequence's
     own number below `Limits.batch` while it runs. `ahead` tokens follow the answer that no commit has told yet.
+
+    It holds `keys` of the prefix cache, in its own pages or in equal ones. `state` is the slot for kept states that its
+    next row continues (-1: its own state); `fresh` are (pages, slot) of states that a step under way keeps, `trail` the
+    pages before the last state that was kept of its answer, `branch` the tokens before a place where one is worth a slot
+    because another text went the same way.
     """
 
     id: int
@@ -60,6 +81,11 @@ class Sequence(msgspec.Struct, frozen=True, kw_only=True):
     pages: tuple[int, ...] = ()
     slot: int = -1
     ahead: int = 0
+    keys: tuple[Key, ...] = ()
+    state: int = -1
+    fresh: tuple[tuple[int, int], ...] = ()
+    trail: int = 0
+    branch: int = 0
 
     @property
     def length(self) -> int:
@@ -89,13 +115,16 @@ class State(msgspec.Struct, frozen=True):
     free: int
     waiting: tuple[Sequence, ...] = ()
     running: tuple[Sequence, ...] = ()
+    prefix: Prefix = Prefix()
+    reuse: bool = False
 
 
 class Row(msgspec.Struct, frozen=True):
     """One sequence's part of a step: `tokens` at positions from `start`, and what is wanted of them.
 
     `pages` is the whole block table, whose last `new_pages` were taken for this step. `restart` marks the first row
-    after an admission: what the runner knows of the slot is out of date.
+    after an admission: what the runner knows of the slot is out of date. It continues its slot's state, or the kept one
+    `state`; `snapshots` are (index of a token, slot that keeps the state after it).
     """
 
     id: int
@@ -107,6 +136,8 @@ class Row(msgspec.Struct, frozen=True):
     restart: bool
     samples: bool
     scores: bool
+    state: int = -1
+    snapshots: tuple[tuple[int, int], ...] = ()
 
     @property
     def end(self) -> int:
@@ -115,10 +146,14 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """The rows of a step, oldest sequence first, and the ids of sequences that lose their pages before it."""
+    """The rows of a step, oldest sequence first, the ids of sequences that lose their pages before it, and the sequences
+    admitted by it. `free` and `prefix` are as they are once it began."""
 
     rows: tuple[Row, ...]
     preempted: tuple[int, ...] = ()
+    admitted: tuple[Sequence, ...] = ()
+    free: int = 0
+    prefix: Prefix = Prefix()
 
 
 class Emitted(msgspec.Struct, frozen=True):
@@ -141,7 +176,7 @@ def pages_for(tokens: int) -> int:
 
 def start(limits: Limits) -> State:
     """Nothing runs and every page is free."""
-    return State(free=(1 << limits.pages) - 1)
+    return State(free=(1 << limits.pages) - 1, prefix=Prefix(free=(1 << limits.states) - 1), reuse=limits.reuse)
 
 
 def admitted(limits: Limits, sequence: Sequence) -> Sequence:
@@ -163,10 +198,10 @@ def submit(state: State, limits: Limits, sequence: Sequence) -> State:
 
 def cancel(state: State, ids: frozenset[int]) -> State:
     """Forget sequences, wherever they stand; unknown ids are none of its business."""
-    gone = [s for s in state.running if s.id in ids]
-    return State(free=state.free | mask(p for s in gone for p in s.pages),
-                 waiting=tuple(s for s in state.waiting if s.id not in ids),
-                 running=tuple(s for s in state.running if s.id not in ids))
+    prefix, pages = let_go(state.prefix, [s for s in state.running if s.id in ids])
+    return msgspec.structs.replace(state, free=state.free | mask(pages), prefix=prefix,
+                                   waiting=tuple(s for s in state.waiting if s.id not in ids),
+                                   running=tuple(s for s in state.running if s.id not in ids))
 
 
 def mask(pages: Iterable[int]) -> int:
@@ -219,13 +254,31 @@ class Draft:
         self.state = state
         self.limits = limits
         self.free = state.free
+        self.prefix = state.prefix
+        self.found: dict[int, Sequence] = {}
+        """waiting sequences that might be admitted, holding what the cache has of them"""
         self.budget = limits.step_tokens
         self.running = list(state.running)
         self.preempted: dict[int, Sequence] = {}
         self.rows: dict[int, Row] = {}
 
+    @property
+    def room(self) -> int:
+        """Pages that are free or can be made so without taking them from anybody."""
+        return self.free.bit_count() + self.prefix.idle
+
+    def drop(self, s: Sequence) -> None:
+        """Preempt a running sequence."""
+        self.preempted[s.id] = s
+        self.prefix, pages = let_go(self.prefix, [s])
+        self.free |= mask(pages)
+
     def take(self, count: int) -> tuple[int, ...]:
-        """The lowest free pages."""
+        """The lowest free pages; some more are evicted from the cache at once if there are too few."""
+        lacking = count - self.free.bit_count()
+        if lacking > 0:
+            self.prefix, evicted = self.prefix.evict(max(lacking, self.limits.pages // EVICTED))
+            self.free |= mask(evicted)
         taken = []
         for _ in range(count):
             low = self.free & -self.free
@@ -239,18 +292,16 @@ class Draft:
         if victim is None or victim.id <= than or victim.id in self.rows:
             return False
         self.running.pop()
-        self.preempted[victim.id] = victim
-        self.free |= mask(victim.pages)
+        self.drop(victim)
         return True
 
     def decode(self, s: Sequence) -> None:
         """One token of a running sequence, if there is a page for it."""
         need = pages_for(s.cached + 1) - len(s.pages)
-        while self.free.bit_count() < need:
+        while self.room < need:
             if not self.preempt_youngest(s.id):
                 self.running.pop()  # it is the youngest itself
-                self.preempted[s.id] = s
-                self.free |= mask(s.pages)
+                self.drop(s)
                 return
         self.add(s, 1, need)
 
@@ -263,31 +314,38 @@ class Draft:
         return found
 
     def admissible(self, prompts: Items[Sequence]) -> list[Sequence]:
-        """Waiting sequences, in order, whose whole prompt fits the free pages beside what is running.
+        """Waiting sequences, in order, whose whole prompt fits the free pages beside what is running, from the end of
+        what is cached of them.
 
         One page per running sequence is spared, so that admitting one does not preempt it at once.
         """
         if self.preempted:
             return []
-        found: list[Sequence] = []
-        room = self.free.bit_count() - sum(pages_for(s.length) - len(s.pages) for s in prompts)
+        spared = sum(pages_for(s.length) - len(s.pages) for s in prompts)
         for s in self.state.waiting:
-            running = len(self.running) + len(found)
-            need = pages_for(s.length)
-            if running >= self.limits.batch or need + running > room or s.ahead:
+            running = len(self.running) + len(self.found)
+            if running >= self.limits.batch or s.ahead:
                 break
-            room -= need
-            found.append(s)
-        return found
+            before = self.prefix
+            hit, self.prefix = resumed(s, self.limits, before)
+            need = pages_for(s.length) - len(hit.pages)
+            if need + running + spared > self.room:
+                self.prefix = before
+                break
+            spared += need
+            self.found[s.id] = hit
+        return list(self.found.values())
 
     def prefill(self, s: Sequence, count: int) -> bool:
         """Up to `count` tokens of a prompt, as pages allow. False if it found too few: younger ones must wait."""
+        over = (s.cached + count) % self.limits.stride
+        count -= over if s.cached + count < s.length and over < count else 0
         have = len(s.pages) * PAGE - s.cached
         need = pages_for(s.cached + count) - len(s.pages)
-        while self.free.bit_count() < need:
+        while self.room < need:
             if not self.preempt_youngest(s.id):
                 break
-        got = min(need, self.free.bit_count())
+        got = min(need, self.room)
         fits = min(count, have + got * PAGE)
         if fits:
             self.add(s, fits, got)
@@ -300,30 +358,52 @@ class Draft:
             used = {r.slot for r in self.running}
             s = msgspec.structs.replace(s, slot=next(i for i in range(self.limits.batch) if i not in used))
             self.running.append(s)
+            self.found[s.id] = s
         end = s.cached + count
         self.rows[s.id] = Row(
             id=s.id, slot=s.slot, tokens=s.tokens(s.cached, end), start=s.cached, pages=s.pages + self.take(new),
-            new_pages=new, restart=waits, samples=end == s.length and not s.score, scores=s.score)
+            new_pages=new, restart=waits, samples=end == s.length and not s.score, scores=s.score, state=s.state,
+            snapshots=self.snapshots(s, end))
         self.budget -= count
 
+    def snapshots(self, s: Sequence, end: int) -> tuple[tuple[int, int], ...]:
+        """The states to keep of tokens up to `end`, as far as there are slots: not those that are about to be read."""
+        found = []
+        for place in snapshot_ends(s, end, self.limits):
+            spared = {r.state for r in (*self.running, *self.found.values())}
+            self.prefix, slot = self.prefix.take_slot(spared)
+            if slot is not None:
+                found.append((place - s.cached - 1, slot))
+        return tuple(found)
+
     def plan(self) -> Plan:
-        return Plan(tuple(self.rows[i] for i in sorted(self.rows)), tuple(sorted(self.preempted)))
+        self.prefix, _ = let_go(self.prefix, [s for s in self.found.values() if s.id not in self.rows])
+        return Plan(tuple(self.rows[i] for i in sorted(self.rows)), tuple(sorted(self.preempted)),
+                    tuple(s for s in self.found.values() if s.id in self.rows), self.free, self.prefix)
 
 
 def begin(state: State, plan: Plan) -> State:
     """The state once a plan of it was launched: pages and slots are taken, sampled tokens are ahead."""
-    state = msgspec.structs.replace(state, **without_pages(state, plan)) if plan.preempted else state
-    fresh = {row.id for row in plan.rows if row.restart}
-    after = {s.id: s for s in state.running} | {s.id: s for s in state.waiting if s.id in fresh}
-    free = state.free
+    lost, fresh = set(plan.preempted), {s.id for s in plan.admitted}
+    after = {s.id: s for s in (*state.running, *plan.admitted) if s.id not in lost}
     for row in plan.rows:
         s = after[row.id]
-        if row.new_pages:
-            free &= ~mask(row.pages[len(row.pages) - row.new_pages :])
+        kept = tuple(((row.start + i + 1) // PAGE, slot) for i, slot in row.snapshots)
+        last = dict(row.snapshots).get(len(row.tokens) - 1, -1)
         after[s.id] = msgspec.structs.replace(
-            s, cached=row.end, pages=row.pages, slot=row.slot, ahead=s.ahead + row.samples)
-    return State(free=free, waiting=tuple(s for s in state.waiting if s.id not in fresh) if fresh else state.waiting,
-                 running=tuple(after[i] for i in sorted(after)))
+            s, cached=row.end, pages=row.pages, slot=row.slot, ahead=s.ahead + row.samples, fresh=s.fresh + kept,
+            state=last)
+    waiting = tuple(s for s in state.waiting if s.id not in fresh) if fresh else state.waiting
+    back = [emptied(s) for s in state.running if s.id in lost]
+    return msgspec.structs.replace(
+        state, free=plan.free, prefix=plan.prefix, running=tuple(after[i] for i in sorted(after)),
+        waiting=tuple(sorted((*back, *waiting), key=lambda s: s.id)) if back else waiting)
+
+
+def emptied(s: Sequence) -> Sequence:
+    """A sequence that lost its pages and waits again."""
+    return Sequence(id=s.id, prompt=s.prompt, limit=s.limit, stop_ids=s.stop_ids, score=s.score, answer=s.answer,
+                    ahead=s.ahead)
 
 
 def commit(state: State, done: Plan, sampled: Items[int]) -> tuple[State, tuple[Emitted, ...]]:
@@ -333,36 +413,50 @@ def commit(state: State, done: Plan, sampled: Items[int]) -> tuple[State, tuple[
     Sequences that were cancelled or that ended while the step ran are skipped.
     """
     known = {s.id: s for s in (*state.running, *state.waiting)}
-    free, events, sample = state.free, [], 0
+    prefix, ended, events, sample = state.prefix, list[Sequence](), [], 0
     for index, row in enumerate(done.rows):
         position, sample = sample, sample + row.samples
-        s = known.get(row.id)
-        if s is None or not (row.samples or row.scores):
+        if row.id not in known:
             continue
+        s = known[row.id]
+        token = sampled[position] if row.samples else -1
+        failed = row.samples and token < 0
+        if state.reuse and s.cached >= row.end and not row.scores and not failed:  # s was not preempted meanwhile
+            s, prefix = remembered(s, row, prefix)
         finish: Finish | None = None
-        token = -1
         if row.samples:
-            token = sampled[position]
             answer = s.answer if token < 0 else s.answer.append(token)
-            s = known[s.id] = msgspec.structs.replace(s, answer=answer, ahead=s.ahead - 1)
+            s = msgspec.structs.replace(s, answer=answer, ahead=s.ahead - 1)
             finish = ending(s, token)
-        elif row.end == len(s.prompt):
+        elif row.scores and row.end == len(s.prompt):
             finish = "scored"
-        events.append(Emitted(s.id, index, position, token, finish))
+        known[s.id] = s
+        if row.samples or row.scores:
+            events.append(Emitted(s.id, index, position, token, finish))
         if finish is not None:
-            del known[s.id]
-            free |= mask(s.pages)
-    return State(free=free, waiting=tuple(known[s.id] for s in state.waiting if s.id in known),
-                 running=tuple(known[s.id] for s in state.running if s.id in known)), tuple(events)
+            ended.append(known.pop(s.id))
+    prefix, pages = let_go(prefix, ended)
+    return msgspec.structs.replace(
+        state, free=state.free | mask(pages), prefix=prefix,
+        waiting=tuple(known[s.id] for s in state.waiting if s.id in known),
+        running=tuple(known[s.id] for s in state.running if s.id in known)), tuple(events)
 
 
-def without_pages(state: State, done: Plan) -> dict[str, Any]:
-    """The fields of a state whose preempted sequences wait again, without pages."""
-    lost = [s for s in state.running if s.id in done.preempted]
-    back = [msgspec.structs.replace(s, cached=0, pages=(), slot=-1) for s in lost]
-    return {"free": state.free | mask(p for s in lost for p in s.pages),
-            "running": tuple(s for s in state.running if s.id not in done.preempted),
-            "waiting": tuple(sorted((*back, *state.waiting), key=lambda s: s.id))}
+def remembered(s: Sequence, row: Row, prefix: Prefix) -> tuple[Sequence, Prefix]:
+    """The sequence and the cache once the pages that a step filled, and the states that it kept, are in the cache."""
+    full = row.end // PAGE
+    if full > len(s.keys):
+        keys = s.keys + keys_of(s, len(s.keys), full)
+        prefix = prefix.extend(keys, len(s.keys), s.pages[:full])
+        s = msgspec.structs.replace(s, keys=keys)
+    for pages, slot in s.fresh:
+        if pages > full:
+            break
+        prefix = prefix.keep(s.keys[:pages], slot)
+        if s.trail:
+            prefix = prefix.forget(s.keys[: s.trail])
+        s = msgspec.structs.replace(s, fresh=s.fresh[1:], trail=pages if pages * PAGE > len(s.prompt) else 0)
+    return s, prefix
 
 
 def ending(s: Sequence, token: int) -> Finish | None:

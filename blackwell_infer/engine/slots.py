@@ -4,6 +4,9 @@ Every running sequence has a number of its own below the batch limit (`Sequence.
 slots: enough for the states that its next step may have to go back to. A row that starts, or starts again after a
 preemption, continues the empty state, so slots are never cleared. Steps run in order: a slot may be given to another
 sequence as soon as the plan in which its owner no longer runs is made.
+
+Behind those of the sequences lie the slots for kept states (`Prefix.states`). A token whose state is kept writes there
+instead of to its sequence's slot, and if it is the last of its row, the next row goes on from there.
 """
 from __future__ import annotations
 
@@ -17,6 +20,9 @@ from blackwell_infer.engine.scheduler import Row
 HISTORY = 1
 """Slots of a sequence: one, as no step keeps more than the state after its last token"""
 EMPTY = -1
+STRIDE = 64
+"""Tokens between places where a state may be kept: those of a chunk of `Ops.gated_delta_`, so that what follows is cut
+into the same chunks as if it had come in one row with what precedes. Prompts are cut at such places too."""
 
 Ints = np.ndarray[Any, np.dtype[np.int32]]
 
@@ -31,10 +37,22 @@ def own_slot(slot: int) -> int:
     return slot * HISTORY
 
 
-def state_slots(rows: Items[Row]) -> tuple[Ints, Ints]:
-    """(`Batch.state_from` [R], `Batch.state_to` [T]): a row continues its own state and leaves it after its last
-    token."""
-    read = [own_slot(row.slot) if row.start else EMPTY for row in rows]
+def states_to_keep(batch: int) -> int:
+    """Slots for kept states beside those of so many sequences: where prompts end, and the newest place of each of some
+    answers. States of large models take 60 to 150 MB."""
+    return batch // 2 + 4
+
+
+def state_slots(rows: Items[Row], batch: int) -> tuple[Ints, Ints]:
+    """(`Batch.state_from` [R], `Batch.state_to` [T]): a row continues its own state or a kept one, and leaves its state
+    after its last token and where it is to be kept."""
+    kept = slots_for(batch)
+    read = [kept + row.state if row.state >= 0 else own_slot(row.slot) if row.start else EMPTY for row in rows]
     write = np.full(sum(len(row.tokens) for row in rows), EMPTY, np.int32)
-    write[np.cumsum([len(row.tokens) for row in rows]) - 1] = [own_slot(row.slot) for row in rows]
+    first = 0
+    for row in rows:
+        write[first + len(row.tokens) - 1] = own_slot(row.slot)
+        for i, slot in row.snapshots:
+            write[first + i] = kept + slot
+        first += len(row.tokens)
     return np.asarray(read, np.int32), write

@@ -49,18 +49,18 @@ class Build(msgspec.Struct, frozen=True):
         """Bytes of the penalty state: an int32 count and a flag per slot and token of the vocabulary."""
         return slots * self.geometry.vocab * 5
 
-    def state_bytes(self, batch: int) -> int:
-        """Bytes of the recurrent states of so many sequences, over all layers."""
-        return slots_for(batch) * sum(spec.slot_bytes(DTYPES[self.dtype].itemsize) for spec in self.geometry.recurrent)
+    def state_bytes(self, batch: int, kept: int = 0) -> int:
+        """Bytes of the recurrent states of so many sequences and of `kept` ones, over all layers."""
+        return (slots_for(batch) + kept) * sum(spec.slot_bytes(DTYPES[self.dtype].itemsize) for spec in self.geometry.recurrent)
 
-    def model(self, memory: Memory, take: Take, context: int, slots: int, pages: int) -> Model:
-        """Load parameters through `take` and allocate caches of `pages` pages and states of `slots` sequences, all
-        zero."""
+    def model(self, memory: Memory, take: Take, context: int, slots: int, pages: int, kept: int = 0) -> Model:
+        """Load parameters through `take` and allocate caches of `pages` pages, states of `slots` sequences and `kept`
+        ones beside them, all zero."""
         params = self.family.build(self.cfg, take, context)
         layers = tuple(PagedKV(spec.format or FORMAT_OF[self.dtype],
                                memory.zeros((pages, 2, spec.kv_heads, PAGE, spec.head_dim), self.kind(spec)))
                        for spec in self.geometry.cache)
-        count = slots_for(slots)
+        count = slots_for(slots) + kept
         recurrent = tuple(
             Recurrent(memory.zeros((count, spec.width - 1, spec.channels), DTYPES[self.dtype]),
                       memory.zeros((count, spec.heads, spec.key_dim, spec.value_dim), DTYPES[DTYPE_OF[spec.precision]]))

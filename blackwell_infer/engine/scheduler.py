@@ -67,8 +67,8 @@ class Sequence(msgspec.Struct, frozen=True, kw_only=True):
 
     It holds `keys` of the prefix cache, in its own pages or in equal ones. `state` is the slot for kept states that its
     next row continues (-1: its own state); `fresh` are (pages, slot) of states that a step under way keeps, `trail` the
-    pages before the last state that was kept of its answer, `branch` the tokens before a place where one is worth a slot
-    because another text went the same way.
+    pages before the last state that was kept of its answer, `branch` the tokens before a place where one is worth a
+    slot because another text went the same way.
     """
 
     id: int
@@ -146,8 +146,8 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """The rows of a step, oldest sequence first, the ids of sequences that lose their pages before it, and the sequences
-    admitted by it. `free` and `prefix` are as they are once it began."""
+    """The rows of a step, oldest sequence first, the ids of sequences that lose their pages before it, and the
+    sequences that it admits. `free` and `prefix` are as they are once it began."""
 
     rows: tuple[Row, ...]
     preempted: tuple[int, ...] = ()

@@ -51,7 +51,8 @@ class Build(msgspec.Struct, frozen=True):
 
     def state_bytes(self, batch: int, kept: int = 0) -> int:
         """Bytes of the recurrent states of so many sequences and of `kept` ones, over all layers."""
-        return (slots_for(batch) + kept) * sum(spec.slot_bytes(DTYPES[self.dtype].itemsize) for spec in self.geometry.recurrent)
+        one = sum(spec.slot_bytes(DTYPES[self.dtype].itemsize) for spec in self.geometry.recurrent)
+        return (slots_for(batch) + kept) * one
 
     def model(self, memory: Memory, take: Take, context: int, slots: int, pages: int, kept: int = 0) -> Model:
         """Load parameters through `take` and allocate caches of `pages` pages, states of `slots` sequences and `kept`

@@ -227,7 +227,8 @@ def walked(root: Node, labels: Items[Key]) -> list[Node]:
 
 def idle_ends(root: Node) -> list[tuple[tuple[Key, ...], Node]]:
     """Idle nodes without children, each with the first pages of the nodes down to it."""
-    found, todo = [], [((), root)] if root.children else []
+    found: list[tuple[tuple[Key, ...], Node]] = []
+    todo: list[tuple[tuple[Key, ...], Node]] = [((), root)]
     while todo:
         labels, node = todo.pop()
         for key, child in node.children.items():

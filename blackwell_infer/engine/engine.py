@@ -8,16 +8,17 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
 
-from blackwell_infer.engine import scheduler
+from blackwell_infer.engine import saved, scheduler
 from blackwell_infer.engine.answer import Answer
 from blackwell_infer.engine.batch import Settings, Tables, make_work
 from blackwell_infer.engine.request import Request
 from blackwell_infer.engine.runner import Flight, Result, Runner
+from blackwell_infer.engine.saved import SavedPrefix
 from blackwell_infer.engine.scheduler import Emitted, Limits, Plan, Row, Sequence
 from blackwell_infer.errors import BlackwellInferError, ModelOutputError, OutOfMemoryError, RequestError
 from blackwell_infer.log import logger
@@ -26,6 +27,7 @@ from blackwell_infer.text.tokenizer import Tokenizer
 from blackwell_infer.types import Event, FinishReason, TokenLogprob, Usage
 
 Sink = Callable[[Event], None]
+T = TypeVar("T")
 
 
 class Score(msgspec.Struct, frozen=True):
@@ -159,6 +161,35 @@ class Engine:
             self._post(lambda: self._start_scoring(scoring, msgspec.structs.replace(whole, id=id)))
         return scoring.id, scoring.future
 
+    def save(self, tokens: tuple[int, ...]) -> Future[SavedPrefix]:
+        """Copies of what the prefix cache holds of these tokens, to come. Fails with what `saved.take` raises."""
+        return self._between_steps(lambda: saved.take(self._state, self.limits, self.runner, tokens))
+
+    def load(self, prefix: SavedPrefix) -> Future[int]:
+        """Bring a saved prefix into the cache: the number of its tokens. Fails with what `saved.bring` raises."""
+
+        def bring() -> int:
+            self._state = saved.bring(self._state, self.limits, self.runner, prefix)
+            return len(prefix.tokens)
+
+        return self._between_steps(bring)
+
+    def _between_steps(self, action: Callable[[], T]) -> Future[T]:
+        """The result of something that the stepping thread does before its next step."""
+        self.check_process()
+        future: Future[T] = Future()
+
+        def act() -> None:
+            try:
+                future.set_result(action())
+            except Exception as error:  # a caller's failure is no failure of the loop
+                future.set_exception(typed(error))
+
+        with self._wake:
+            self._check_open()
+            self._post(act)
+        return future
+
     def cancel(self, request_id: int) -> None:
         """End a request before its time; its unfinished choices end as "cancelled". Unknown ids are ignored, and so is
         a fork of this process, where nothing runs and the lock may be held for ever."""
@@ -190,7 +221,7 @@ class Engine:
         self._fail(frozenset(self._scorings), self._closed)
         for id in {job.id for job in self._jobs.values()}:
             self._cancel(id)
-        self._count(Plan(()), 0.0, 0)
+        self._count(Plan(()), 0, 0.0, 0)
 
     def close(self) -> None:
         """Make `run` end and refuse what comes later. Idempotent; does not wait. Does nothing in a fork."""
@@ -207,6 +238,7 @@ class Engine:
         began = time.perf_counter()
         plan = scheduler.plan(self._state, self.limits)
         before, self._launched = self._launched, None
+        fed = sum(len(row.tokens) for row in plan.rows if self._prefills(row))
         for row in plan.rows:
             job = self._jobs.get(row.id)
             if job is not None and not job.started:
@@ -227,7 +259,7 @@ class Engine:
             tokens += self._land(self._launched)
             self._launched = None
         busy = bool(plan.rows) or before is not None
-        self._count(plan, time.perf_counter() - began if busy else 0.0, tokens)
+        self._count(plan, fed, time.perf_counter() - began if busy else 0.0, tokens)
         return busy
 
     def _launch(self, plan: Plan) -> Flight:
@@ -375,10 +407,15 @@ class Engine:
             if scoring is not None and scoring.future.set_running_or_notify_cancel():
                 scoring.future.set_exception(error)
 
-    def _count(self, plan: Plan, seconds: float, generated: int) -> None:
+    def _prefills(self, row: Row) -> bool:
+        """Whether a row brings tokens of a prompt, or of an answer again."""
+        job = self._jobs.get(row.id)
+        return (len(row.tokens) > 1 or not row.samples or row.restart
+                or (job is not None and row.end == len(job.request.prompt)))
+
+    def _count(self, plan: Plan, fed: int, seconds: float, generated: int) -> None:
         old, prefix = self._stats, self._state.prefix
         total, busy = old.generated_tokens + generated, old.busy_seconds + seconds
-        fed = sum(len(row.tokens) for row in plan.rows if len(row.tokens) > 1 or not row.samples or row.restart)
         self._stats = msgspec.structs.replace(
             old, running=len(self._state.running), waiting=len(self._state.waiting),
             prompt_tokens=old.prompt_tokens + fed, generated_tokens=total, steps=old.steps + bool(plan.rows),

@@ -7,6 +7,7 @@ bits. Padding rows have row -1, no tokens in `starts`, slot -1 and temperature 0
 """
 from __future__ import annotations
 
+from collections.abc import Sequence as Items
 from typing import Any
 
 import msgspec
@@ -17,6 +18,7 @@ from blackwell_infer.device.tensor import Tensor
 from blackwell_infer.engine import step
 from blackwell_infer.engine.batch import Work
 from blackwell_infer.engine.packed import Packed, arrays_of, placed
+from blackwell_infer.engine.places import Arrays
 from blackwell_infer.engine.runner import MOST_TOP, Landing, ModelRunner
 from blackwell_infer.engine.scheduler import pages_for
 from blackwell_infer.engine.step import Model
@@ -175,6 +177,12 @@ class GraphRunner:
             plate.seen = True
         words = self.eager.download(bucket.rows, bucket.top)
         return Landing(words, bucket.rows, work.batch.lengths.shape[0], bucket.top)
+
+    def read_cache(self, pages: Items[int], state: int | None) -> Arrays:
+        return self.eager.read_cache(pages, state)
+
+    def write_cache(self, pages: Items[int], state: int | None, arrays: Arrays) -> None:
+        self.eager.write_cache(pages, state, arrays)
 
     def close(self) -> None:
         self._plates.clear()

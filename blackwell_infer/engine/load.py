@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from blackwell_infer.checkpoint import Checkpoint, located, open_checkpoint, resolve
+from blackwell_infer.checkpoint.fingerprint import fingerprint
 from blackwell_infer.config import EngineConfig
 from blackwell_infer.device.host import HostMemory
 from blackwell_infer.engine.capacity import Capacity, Room, fit, wanted_context
@@ -83,6 +84,8 @@ class Loaded(msgspec.Struct, frozen=True):
     info: ModelInfo
     text: Text
     generation: dict[str, Any]
+    identity: str
+    """of the model and of the settings on which the content of its caches depends"""
 
 
 def load(model: str, config: EngineConfig, progress: Progress) -> Loaded:
@@ -120,7 +123,13 @@ def loaded(checkpoint: Checkpoint, config: EngineConfig, progress: Progress) -> 
     logger.info("loaded %s: %s, %s on %s, context %d, %d pages", info.path, info.family, info.dtype, info.device,
                 info.max_context, info.kv_pages)
     limits = msgspec.structs.replace(limits, pages=capacity.pages, context=capacity.context)
-    return Loaded(runner, limits, info, text, dict(checkpoint.generation))
+    return Loaded(runner, limits, info, text, dict(checkpoint.generation), identity(checkpoint, build))
+
+
+def identity(checkpoint: Checkpoint, build: Build) -> str:
+    """What saved caches are checked against."""
+    exact = "reproducible" if build.reproducible else "fast"
+    return f"{fingerprint(checkpoint)} {build.dtype} {build.activations} {exact}"
 
 
 def survey(checkpoint: Checkpoint, config: EngineConfig, on_host: bool) -> Survey:

@@ -37,22 +37,27 @@ def own_slot(slot: int) -> int:
     return slot * HISTORY
 
 
+def kept_slot(batch: int, number: int) -> int:
+    """Where a kept state lies, behind the slots of so many sequences."""
+    return slots_for(batch) + number
+
+
 def states_to_keep(batch: int) -> int:
-    """Slots for kept states beside those of so many sequences: where prompts end, and the newest place of each of some
+    """Slots for kept states beside those of so many sequences: for the ends of prompts, and the newest places of some
     answers. States of large models take 60 to 150 MB."""
     return batch // 2 + 4
 
 
 def state_slots(rows: Items[Row], batch: int) -> tuple[Ints, Ints]:
-    """(`Batch.state_from` [R], `Batch.state_to` [T]): a row continues its own state or a kept one, and leaves its state
-    after its last token and where it is to be kept."""
-    kept = slots_for(batch)
-    read = [kept + row.state if row.state >= 0 else own_slot(row.slot) if row.start else EMPTY for row in rows]
+    """(`Batch.state_from` [R], `Batch.state_to` [T]): a row continues its own state or a kept one, and leaves it after
+    its last token and where it is to be kept."""
+    read = [kept_slot(batch, row.state) if row.state >= 0 else own_slot(row.slot) if row.start else EMPTY
+            for row in rows]
     write = np.full(sum(len(row.tokens) for row in rows), EMPTY, np.int32)
     first = 0
     for row in rows:
         write[first + len(row.tokens) - 1] = own_slot(row.slot)
         for i, slot in row.snapshots:
-            write[first + i] = kept + slot
+            write[first + i] = kept_slot(batch, slot)
         first += len(row.tokens)
     return np.asarray(read, np.int32), write

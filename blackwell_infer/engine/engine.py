@@ -61,6 +61,8 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     """pages that only the prefix cache holds; they are free for others"""
     states_cached: int = 0
     """recurrent states in the prefix cache"""
+    states_total: int = 0
+    """slots for such states"""
 
 
 class Job:
@@ -136,7 +138,7 @@ class Engine:
         self._jobs: dict[int, Job] = {}
         self._scorings: dict[int, Scoring] = {}
         self._settings: dict[int, Settings] = {}
-        self._stats = Stats(pages_total=limits.pages)
+        self._stats = Stats(pages_total=limits.pages, states_total=limits.states)
 
     def submit(self, request: Request, sink: Sink) -> Job:
         """Queue a request. RequestError if it can never run, or the engine is closed."""

@@ -63,7 +63,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Survey(msgspec.Struct, frozen=True):
-    """What headers and settings say of a model before anything is loaded. `limits.pages` is still open."""
+    """What headers and settings say of a model before anything is loaded. `limits.pages` is still open, and
+    `limits.states` is what is wanted."""
 
     build: Build
     limits: Limits
@@ -73,7 +74,7 @@ class Survey(msgspec.Struct, frozen=True):
         """Bytes on a backend of which `free` of `total` are left."""
         extra = workspace + self.build.penalty_bytes(self.limits.batch)
         return Room(free, total, self.measure.nbytes, extra, self.build.page_bytes,
-                    self.build.state_bytes(self.limits.batch, self.limits.states))
+                    self.build.state_bytes(self.limits.batch), self.limits.states, self.build.slot_bytes)
 
 
 class Loaded(msgspec.Struct, frozen=True):
@@ -122,7 +123,7 @@ def loaded(checkpoint: Checkpoint, config: EngineConfig, progress: Progress) -> 
         state_bytes=build.state_bytes(1))
     logger.info("loaded %s: %s, %s on %s, context %d, %d pages", info.path, info.family, info.dtype, info.device,
                 info.max_context, info.kv_pages)
-    limits = msgspec.structs.replace(limits, pages=capacity.pages, context=capacity.context)
+    limits = msgspec.structs.replace(limits, pages=capacity.pages, context=capacity.context, states=capacity.states)
     return Loaded(runner, limits, info, text, dict(checkpoint.generation), identity(checkpoint, build))
 
 
@@ -231,7 +232,7 @@ def on_numpy(device: str, found: Survey, checkpoint: Checkpoint, config: EngineC
     loading = HostLoading(memory, checkpoint.tensors, checkpoint.weight, Meter(measure.nbytes, progress),
                           placing(build.activations))
     model = build.model(memory, loading, capacity.context, limits.batch, capacity.pages,
-                        limits.states)
+                        capacity.states)
     return ModelRunner(memory, ref, model), capacity, workspace
 
 
@@ -256,7 +257,7 @@ def on_cuda(device: str, found: Survey, checkpoint: Checkpoint, config: EngineCo
         loading = DeviceLoading(queue, checkpoint.tensors, checkpoint.weight, Meter(measure.nbytes, progress),
                                 placing(build.activations, arranger(ops, build.dtype)))
         model = build.model(queue, loading, capacity.context, limits.batch, capacity.pages,
-                        limits.states)
+                        capacity.states)
         queue.prepare(rehearsal.variants, progress)
         runner = GraphRunner(queue, ops, model, capacity.context, config.graphs)
         queue.sync()

@@ -44,7 +44,7 @@ def kept_slot(batch: int, number: int) -> int:
 
 def states_to_keep(batch: int) -> int:
     """Slots for kept states beside those of so many sequences: for the ends of prompts, and the newest places of some
-    answers. States of large models take 60 to 150 MB."""
+    answers. States of large models take 60 to 150 MB; fewer are taken where they would crowd out pages."""
     return batch // 2 + 4
 
 

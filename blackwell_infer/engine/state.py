@@ -49,10 +49,14 @@ class Build(msgspec.Struct, frozen=True):
         """Bytes of the penalty state: an int32 count and a flag per slot and token of the vocabulary."""
         return slots * self.geometry.vocab * 5
 
-    def state_bytes(self, batch: int, kept: int = 0) -> int:
-        """Bytes of the recurrent states of so many sequences and of `kept` ones, over all layers."""
-        one = sum(spec.slot_bytes(DTYPES[self.dtype].itemsize) for spec in self.geometry.recurrent)
-        return (slots_for(batch) + kept) * one
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of one slot of recurrent state over all layers; 0 for models without."""
+        return sum(spec.slot_bytes(DTYPES[self.dtype].itemsize) for spec in self.geometry.recurrent)
+
+    def state_bytes(self, batch: int) -> int:
+        """Bytes of the recurrent states of so many sequences, over all layers."""
+        return slots_for(batch) * self.slot_bytes
 
     def model(self, memory: Memory, take: Take, context: int, slots: int, pages: int, kept: int = 0) -> Model:
         """Load parameters through `take` and allocate caches of `pages` pages, states of `slots` sequences and `kept`

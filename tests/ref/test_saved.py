@@ -107,8 +107,8 @@ def test_another_model_or_setting_is_refused(opened: Open, file: Path, name: str
 def rewritten(file: Path, arrays: Callable[[dict[str, Any]], Any], **about: str) -> None:
     """The file with other arrays or metadata, its digests right again."""
     found = saved.read(file, saved.opened(file).metadata["model"])
-    model, content = saved.opened(file).metadata["model"], {"tokens": np.asarray(found.tokens, np.int32), **found.arrays}
-    content = {k: np.array(v) for k, v in content.items()}
+    model = saved.opened(file).metadata["model"]
+    content = {k: np.array(v) for k, v in {"tokens": np.asarray(found.tokens, np.int32), **found.arrays}.items()}
     arrays(content)
     tokens = content.pop("tokens")
     saved.write(file, saved.SavedPrefix(tuple(tokens.tolist()), content), model, "of mine")
@@ -139,7 +139,7 @@ def test_arrays_of_another_shape_are_refused(opened: Open, file: Path, change: A
 
 def test_another_version_of_the_format_is_named(opened: Open, file: Path) -> None:
     rewritten(file, lambda a: None, version="9")
-    with opened() as llm, pytest.raises(SessionError, match="version 9 of the format .* reads version 1"):
+    with opened() as llm, pytest.raises(SessionError, match=r"version 9 of the format .* reads version 1"):
         llm.load_prefix(file)
 
 

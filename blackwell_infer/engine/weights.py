@@ -168,14 +168,20 @@ class HostLoading(Loading):
                 return (placed,)
         return tuple(self.dense(block) for block in group)
 
-    def experts(self, names: Sequence[str], count: int, top: int, shape: tuple[int, int]) -> tuple[Experts, ...]:
+    def experts(self, names: Sequence[str], count: int, top: int, shape: tuple[int, int],
+                last: Sequence[str] = ()) -> tuple[Experts, ...]:
         """As they are stored: a token needs few of them, and the reference dequantises one at a time."""
+        assert not last
         found = self.expect.experts(names, count, top, shape)
         stacks = tuple(Experts(one_matrix(Pieces((name,), count, shape), part.weight.format, self.source), count)
                        for name, part in zip(names, found, strict=True))
         for stack in stacks:
             self.meter.add(stack.weight.nbytes)
         return stacks
+
+    def joins(self, groups: Sequence[Sequence[str]]) -> bool:
+        """Never: it would copy what lies in a mapped file."""
+        return False
 
 
 class DeviceLoading(Loading):
@@ -198,11 +204,18 @@ class DeviceLoading(Loading):
                rows: Sequence[Rows | None] = ()) -> Linear:
         return tuple(self.joined(group) for group in self.groups(names, shapes, rows))
 
-    def experts(self, names: Sequence[str], count: int, top: int, shape: tuple[int, int]) -> tuple[Experts, ...]:
-        forms = [stack.weight.format for stack in self.expect.experts(names, count, top, shape)]
-        groups = [tuple(names)] if len(set(forms)) == 1 else [(name,) for name in names]
-        return tuple(Experts(self.stack(Pieces(group, count, shape), form), count)
-                     for group, form in zip(groups, forms, strict=False))
+    def experts(self, names: Sequence[str], count: int, top: int, shape: tuple[int, int],
+                last: Sequence[str] = ()) -> tuple[Experts, ...]:
+        found = self.expect.experts(names, count, top, shape, last)
+        forms, every = [stack.weight.format for stack in found], found[0].count
+        each = len(last) // len(names)
+        pieces = [Pieces(tuple(names), count, shape, tuple(last))] if len(set(forms)) == 1 else [
+            Pieces((name,), count, shape, tuple(last[i * each : (i + 1) * each])) for i, name in enumerate(names)]
+        return tuple(Experts(self.stack(p, form), every) for p, form in zip(pieces, forms, strict=False))
+
+    def joins(self, groups: Sequence[Sequence[str]]) -> bool:
+        tensors = self.expect.tensors
+        return all(len({tensors[name].format if name in tensors else "" for name in group}) == 1 for group in groups)
 
     def stack(self, pieces: Pieces, form: str) -> Weight:
         """In fragment order where that is possible."""
@@ -277,11 +290,12 @@ class Counting(Expect):
         self.streamed |= set(names)
         return super().linear(names, shapes, rows)
 
-    def experts(self, names: Sequence[str], count: int, top: int, shape: tuple[int, int]) -> tuple[Experts, ...]:
+    def experts(self, names: Sequence[str], count: int, top: int, shape: tuple[int, int],
+                last: Sequence[str] = ()) -> tuple[Experts, ...]:
         parts = [part for name in names for part in members(name, count)]
         self.routed |= dict.fromkeys(parts, (top, count))
-        self.streamed |= set(parts)
-        return super().experts(names, count, top, shape)
+        self.streamed |= {*parts, *last}
+        return super().experts(names, count, top, shape, last)
 
     def vector(self, name: str, size: int, plus: float = 0.0) -> Array:
         self.streamed.add(name)

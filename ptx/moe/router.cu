@@ -2,7 +2,7 @@
 //
 // x [T, H] ACT, router [E, H] WEIGHT (f32, f16 or bf16), logits [T, E] float32 (scratch); experts [T, top] int32, weights
 // [T, top] float32; `norm`: divide the weights by their sum. H is a multiple of 8, E at most 256, top at most 32. Order, NaN
-// and infinities as in route.cu.
+// and infinities as in route.cu, and so is shared_gate: 1 for a row of the router, and an entry of each list, more.
 // Grid: ceil(E / warps) CTAs, a warp for each expert. Its row comes by a bulk copy before the previous kernel has finished.
 // Products are exact values, float32 sums: a lane adds up its columns (even and odd ones apart) in order, then lanes meet
 // in a tree, so logits do not depend on other tokens. TOKENS rows of x go through a row of weights together.
@@ -33,17 +33,18 @@ __device__ __forceinline__ float value_of(u32 key) {
 
 extern "C" __global__ void __launch_bounds__(32 * MOST_WARPS)
     moe_router(const act_t* x, const weight_t* router, float* logits, int* experts, float* weights, int T, int E, int H,
-               int top, int norm) {
+               int top, int norm, int shared_gate) {
     extern __shared__ __align__(128) u8 shared[];
     __shared__ __align__(8) u64 barriers[MOST_WARPS];
     __shared__ u32 arrival;
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5, e = blockIdx.x * warps + warp;
+    const int rows = E + shared_gate, listed = top + shared_gate;
     const u32 bytes = H * sizeof(weight_t), barrier = shared_address(barriers + warp);
     const weight_t* row = reinterpret_cast<const weight_t*>(shared + warp * bytes);
     if (lane == 0) {
         barrier_init(barrier);
         copies_see_shared();
-        if (e < E) {
+        if (e < rows) {
             barrier_expect(barrier, bytes);
             copy_bulk(shared_address(row), router + (i64)e * H, bytes, barrier);
         }
@@ -51,7 +52,7 @@ extern "C" __global__ void __launch_bounds__(32 * MOST_WARPS)
     pdl_launch();
     __syncwarp();
     pdl_wait();
-    if (e < E) {
+    if (e < rows) {
         barrier_wait(barrier, 0);
         for (int m = 0; m < T; m += TOKENS) {
             float sum[TOKENS][2] = {};
@@ -72,7 +73,7 @@ extern "C" __global__ void __launch_bounds__(32 * MOST_WARPS)
                 float z = sum[i][0] + sum[i][1];
 #pragma unroll
                 for (int o = 16; o > 0; o >>= 1) z += __shfl_xor_sync(ALL, z, o);
-                if (lane == 0 && m + i < T) logits[(i64)(m + i) * E + e] = z;
+                if (lane == 0 && m + i < T) logits[(i64)(m + i) * rows + e] = z;
             }
         }
     }
@@ -92,7 +93,7 @@ extern "C" __global__ void __launch_bounds__(32 * MOST_WARPS)
         float most = __int_as_float(0xFF800000), mass = 0.0f;
 #pragma unroll
         for (int i = 0; i < PER_LANE; i++) {
-            z[i] = lane + 32 * i < E ? __ldcg(logits + (i64)token * E + lane + 32 * i) : 0.0f;
+            z[i] = lane + 32 * i < E ? __ldcg(logits + (i64)token * rows + lane + 32 * i) : 0.0f;
             keys[i] = lane + 32 * i < E ? key_of(z[i]) : 0u;
             if (lane + 32 * i < E) most = fmaxf(most, z[i]);
         }
@@ -123,8 +124,11 @@ extern "C" __global__ void __launch_bounds__(32 * MOST_WARPS)
             if (lane == s) expert = index, share = p;
         }
         if (lane < top) {
-            experts[token * top + lane] = expert;
-            weights[token * top + lane] = norm ? __fdividef(share, sum) : share;
+            experts[token * listed + lane] = expert;
+            weights[token * listed + lane] = norm ? __fdividef(share, sum) : share;
+        } else if (lane < listed) {
+            experts[token * listed + lane] = E;
+            weights[token * listed + lane] = __fdividef(1.0f, 1.0f + expf(-__ldcg(logits + (i64)token * rows + E)));
         }
     }
 }

@@ -53,7 +53,7 @@ delta_generic(const act_t* proj, const float* taps, const float* decay, const fl
     __syncthreads();
     if (tid == 0) {
         u32* counter = readers + (row - first) * nk + kh;
-        const u32 all = nv / nk;
+        const u32 all = sizes.group();
         __threadfence();
         last_reader = atomicAdd(counter, 1u) == all - 1;
         if (last_reader) *counter = 0;

@@ -17,7 +17,7 @@ CODE = (".py", ".cu", ".cuh", ".ptx")
 FRAMEWORKS = {"torch", "jax", "transformers", "triton", "cupy"}
 MODEL_IMPORTS = (
     "blackwell_infer.types", "blackwell_infer.errors", "blackwell_infer.ops.api", "blackwell_infer.ops.batch",
-    "blackwell_infer.quant.format", "blackwell_infer.kv.spec", "blackwell_infer.models",
+    "blackwell_infer.quant.format", "blackwell_infer.kv.spec", "blackwell_infer.kv.recurrent", "blackwell_infer.models",
 )
 
 

@@ -67,7 +67,7 @@ class Tables:
 
     def update(self, row: Row) -> None:
         """Bring a row's slot up to date."""
-        first = 0 if row.restart else len(row.pages) - row.new_pages
+        first = 0 if row.restart or row.moved else len(row.pages) - row.new_pages
         self.rows[row.slot, first : len(row.pages)] = row.pages[first:]
 
 

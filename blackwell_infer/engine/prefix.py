@@ -9,6 +9,9 @@ import msgspec
 from blackwell_infer.kv.prefix import Key, Prefix
 from blackwell_infer.kv.spec import PAGE
 
+WORTH = 512
+"""Tokens for which waiting for another sequence to read them beats reading them beside it: a step costs this or so"""
+
 if TYPE_CHECKING:
     from blackwell_infer.engine.scheduler import Limits, Sequence
 
@@ -38,12 +41,30 @@ def resumed(s: Sequence, limits: Limits, prefix: Prefix) -> tuple[Sequence, Pref
     return found, prefix.acquire(found.keys)
 
 
+def coming(s: Sequence, others: Iterable[Sequence], limits: Limits) -> bool:
+    """Whether a sequence had better wait: an older one is about to leave at least `WORTH` tokens more in the cache than
+    `s` holds there."""
+    if not limits.reuse or s.score:
+        return False
+    for other in others:
+        most = min(s.length - 1, other.length - other.ahead) // PAGE
+        if other.score or most * PAGE - s.cached < WORTH or len(other.keys) >= most:
+            continue
+        pages = next((i for i in range(most) if keys_of(s, i, i + 1) != keys_of(other, i, i + 1)), most)
+        reach = pages * PAGE
+        if limits.stride > 1:  # where the other one's state will be kept
+            place = (other.length - 1) // limits.stride * limits.stride
+            reach = place if place <= reach and limits.states else 0
+        if reach - s.cached >= WORTH and len(other.keys) * PAGE < reach:
+            return True
+    return False
+
+
 def let_go(prefix: Prefix, gone: Iterable[Sequence]) -> tuple[Prefix, list[int]]:
     """The cache after sequences left, and the pages that were theirs alone."""
     pages: list[int] = []
     for s in gone:
-        shared = prefix.match(s.keys)
-        pages += [page for i, page in enumerate(s.pages) if i >= len(shared) or page != shared[i]]
+        pages += s.pages[len(s.keys) :]
         prefix = prefix.release(s.keys).give_slots([slot for _, slot in s.fresh])
     return prefix, pages
 

@@ -24,7 +24,7 @@ from typing import Literal
 
 import msgspec
 
-from blackwell_infer.engine.prefix import keys_of, let_go, resumed, snapshot_ends
+from blackwell_infer.engine.prefix import coming, keys_of, let_go, resumed, snapshot_ends
 from blackwell_infer.engine.tokens import TokenLog
 from blackwell_infer.errors import RequestError
 from blackwell_infer.kv.prefix import Key, Prefix
@@ -65,10 +65,10 @@ class Sequence(msgspec.Struct, frozen=True, kw_only=True):
     `limit` is the most answer tokens; `score` marks a text whose tokens are only looked at. `slot` is the sequence's
     own number below `Limits.batch` while it runs. `ahead` tokens follow the answer that no commit has told yet.
 
-    It holds `keys` of the prefix cache, in its own pages or in equal ones. `state` is the slot for kept states that its
-    next row continues (-1: its own state); `fresh` are (pages, slot) of states that a step under way keeps, `trail` the
-    pages before the last state that was kept of its answer, `branch` the tokens before a place where one is worth a
-    slot because another text went the same way.
+    Its first pages are those of `keys` in the prefix cache; `moved` if some of them are new to the runner. `state` is
+    the slot for kept states that its next row continues (-1: its own state); `fresh` are (pages, slot) of states that a
+    step under way keeps, `trail` the pages before the last state that was kept of its answer, `branch` the tokens
+    before a place where one is worth a slot because another text went the same way.
     """
 
     id: int
@@ -82,6 +82,7 @@ class Sequence(msgspec.Struct, frozen=True, kw_only=True):
     slot: int = -1
     ahead: int = 0
     keys: tuple[Key, ...] = ()
+    moved: bool = False
     state: int = -1
     fresh: tuple[tuple[int, int], ...] = ()
     trail: int = 0
@@ -122,9 +123,9 @@ class State(msgspec.Struct, frozen=True):
 class Row(msgspec.Struct, frozen=True):
     """One sequence's part of a step: `tokens` at positions from `start`, and what is wanted of them.
 
-    `pages` is the whole block table, whose last `new_pages` were taken for this step. `restart` marks the first row
-    after an admission: what the runner knows of the slot is out of date. It continues its slot's state, or the kept one
-    `state`; `snapshots` are (index of a token, slot that keeps the state after it).
+    `pages` is the whole block table, whose last `new_pages` were taken for this step; `moved` if others changed too.
+    `restart` marks the first row after an admission: what the runner knows of the slot is out of date. The row goes on
+    from its slot's state, or the kept one `state`; `snapshots` are (index of a token, slot that keeps the state then).
     """
 
     id: int
@@ -136,6 +137,7 @@ class Row(msgspec.Struct, frozen=True):
     restart: bool
     samples: bool
     scores: bool
+    moved: bool = False
     state: int = -1
     snapshots: tuple[tuple[int, int], ...] = ()
 
@@ -329,7 +331,7 @@ class Draft:
             before = self.prefix
             hit, self.prefix = resumed(s, self.limits, before)
             need = pages_for(s.length) - len(hit.pages)
-            if need + running + spared > self.room:
+            if need + running + spared > self.room or coming(hit, (*self.running, *self.found.values()), self.limits):
                 self.prefix = before
                 break
             spared += need
@@ -362,8 +364,8 @@ class Draft:
         end = s.cached + count
         self.rows[s.id] = Row(
             id=s.id, slot=s.slot, tokens=s.tokens(s.cached, end), start=s.cached, pages=s.pages + self.take(new),
-            new_pages=new, restart=waits, samples=end == s.length and not s.score, scores=s.score, state=s.state,
-            snapshots=self.snapshots(s, end))
+            new_pages=new, restart=waits, samples=end == s.length and not s.score, scores=s.score, moved=s.moved,
+            state=s.state, snapshots=self.snapshots(s, end))
         self.budget -= count
 
     def snapshots(self, s: Sequence, end: int) -> tuple[tuple[int, int], ...]:
@@ -392,7 +394,7 @@ def begin(state: State, plan: Plan) -> State:
         last = dict(row.snapshots).get(len(row.tokens) - 1, -1)
         after[s.id] = msgspec.structs.replace(
             s, cached=row.end, pages=row.pages, slot=row.slot, ahead=s.ahead + row.samples, fresh=s.fresh + kept,
-            state=last)
+            state=last, moved=False)
     waiting = tuple(s for s in state.waiting if s.id not in fresh) if fresh else state.waiting
     back = [emptied(s) for s in state.running if s.id in lost]
     return msgspec.structs.replace(
@@ -413,7 +415,7 @@ def commit(state: State, done: Plan, sampled: Items[int]) -> tuple[State, tuple[
     Sequences that were cancelled or that ended while the step ran are skipped.
     """
     known = {s.id: s for s in (*state.running, *state.waiting)}
-    prefix, ended, events, sample = state.prefix, list[Sequence](), [], 0
+    prefix, ended, copies, events, sample = state.prefix, list[Sequence](), list[int](), [], 0
     for index, row in enumerate(done.rows):
         position, sample = sample, sample + row.samples
         if row.id not in known:
@@ -422,7 +424,8 @@ def commit(state: State, done: Plan, sampled: Items[int]) -> tuple[State, tuple[
         token = sampled[position] if row.samples else -1
         failed = row.samples and token < 0
         if state.reuse and s.cached >= row.end and not row.scores and not failed:  # s was not preempted meanwhile
-            s, prefix = remembered(s, row, prefix)
+            s, prefix, own = remembered(s, row, prefix)
+            copies += own
         finish: Finish | None = None
         if row.samples:
             answer = s.answer if token < 0 else s.answer.append(token)
@@ -437,18 +440,21 @@ def commit(state: State, done: Plan, sampled: Items[int]) -> tuple[State, tuple[
             ended.append(known.pop(s.id))
     prefix, pages = let_go(prefix, ended)
     return msgspec.structs.replace(
-        state, free=state.free | mask(pages), prefix=prefix,
+        state, free=state.free | mask(pages + copies), prefix=prefix,
         waiting=tuple(known[s.id] for s in state.waiting if s.id in known),
         running=tuple(known[s.id] for s in state.running if s.id in known)), tuple(events)
 
 
-def remembered(s: Sequence, row: Row, prefix: Prefix) -> tuple[Sequence, Prefix]:
-    """The sequence and the cache once the pages that a step filled, and the states that it kept, are in the cache."""
-    full = row.end // PAGE
+def remembered(s: Sequence, row: Row, prefix: Prefix) -> tuple[Sequence, Prefix, Items[int]]:
+    """The sequence and the cache once the pages that a step filled, and the states that it kept, are in the cache, and
+    the sequence's own copies of pages that were there already: it goes on with those that are there."""
+    full, own = row.end // PAGE, list[int]()
     if full > len(s.keys):
         keys = s.keys + keys_of(s, len(s.keys), full)
         prefix = prefix.extend(keys, len(s.keys), s.pages[:full])
-        s = msgspec.structs.replace(s, keys=keys)
+        shared = prefix.match(keys)
+        own = [page for page, other in zip(s.pages[:full], shared, strict=True) if page != other]
+        s = msgspec.structs.replace(s, keys=keys, pages=shared + s.pages[full:], moved=s.moved or bool(own))
     for pages, slot in s.fresh:
         if pages > full:
             break
@@ -456,7 +462,7 @@ def remembered(s: Sequence, row: Row, prefix: Prefix) -> tuple[Sequence, Prefix]
         if s.trail:
             prefix = prefix.forget(s.keys[: s.trail])
         s = msgspec.structs.replace(s, fresh=s.fresh[1:], trail=pages if pages * PAGE > len(s.prompt) else 0)
-    return s, prefix
+    return s, prefix, own
 
 
 def ending(s: Sequence, token: int) -> Finish | None:

@@ -1,6 +1,7 @@
 """The scheduler and its prefix cache: what a prompt that is known in part costs, and what gives way to what."""
 from __future__ import annotations
 
+import msgspec
 import pytest
 from test_scheduler import World, alone, unlike
 
@@ -105,6 +106,23 @@ def test_two_in_one_step_compute_for_themselves_and_leave_one_copy(lag: int) -> 
     world.finish()
     assert world.saved == 0 and world.out[0] == world.out[1] == alone(unlike(1, 70), 5)
     assert world.state.prefix.total == 2
+
+
+@lags
+@pytest.mark.parametrize("limits", [DENSE, HYBRID])
+def test_many_with_one_long_prompt_wait_for_the_first_to_read_it(lag: int, limits: Limits) -> None:
+    wide = msgspec.structs.replace(limits, step_tokens=4096, pages=200, context=100 * PAGE, batch=8)
+    world = World(wide, lag)
+    prompt = next(p for p in (unlike(i, 700) for i in range(99)) if len(alone(p, 20)) == 20)
+    for id in range(6):
+        world.submit(id, prompt, 20)
+    world.submit(6, unlike(5, 40), 5)
+    world.step()
+    assert [s.id for s in world.state.running] == [0]
+    world.finish()
+    assert world.saved == 5 * (640 if limits is HYBRID else 672) and world.launched <= 26
+    assert all(world.out[id] == alone(prompt, 20) for id in range(6))
+    assert world.first_step[6] <= 3 + lag
 
 
 @lags

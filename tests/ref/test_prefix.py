@@ -1,4 +1,4 @@
-"""The prefix cache on real models: what it saves, and that nothing else changes."""
+"""The prefix cache on real models: what it saves, and that nothing else changes. On NumPy, and with -m gpu on a GPU."""
 from __future__ import annotations
 
 import random
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from blackwell_infer import LLM, Output, Sampling
+from blackwell_infer.device.info import list_devices
 from blackwell_infer.kv.spec import PAGE
 
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -19,10 +20,18 @@ EXACT = 16
 Open = Callable[..., LLM]
 
 
+@pytest.fixture(params=["numpy", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    if request.param == "cuda" and not list_devices().devices:
+        pytest.skip(list_devices().reason)
+    return str(request.param)
+
+
 @pytest.fixture(params=("llama", *HYBRIDS))
-def opened(request: pytest.FixtureRequest) -> Open:
+def opened(request: pytest.FixtureRequest, device: str) -> Open:
     def make(**settings: Any) -> LLM:
-        return LLM(str(DATA / request.param), **{"device": "numpy", "max_context": 256, **settings})
+        return LLM(str(DATA / request.param),
+                   **{"device": device, "dtype": "float32", "max_context": 256, **settings})
     make.hybrid = request.param in HYBRIDS  # type: ignore[attr-defined]
     return make
 

@@ -1,4 +1,5 @@
-"""Saved prefixes and sessions: what comes back, what is refused, and that a refusal changes nothing."""
+"""Saved prefixes and sessions: what comes back, what is refused, and that a refusal changes nothing. On NumPy, and with
+-m gpu on a GPU."""
 from __future__ import annotations
 
 import io
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_prefix import DATA, asking, said, text
+from test_prefix import DATA, asking, device, said, text  # noqa: F401  (device is a fixture)
 
 from blackwell_infer import LLM, RequestError, SessionError
 from blackwell_infer.checkpoint.fingerprint import fingerprint
@@ -25,9 +26,10 @@ TOKENS = text(1, 150)
 
 
 @pytest.fixture(params=("llama", "qwen3_5"))
-def opened(request: pytest.FixtureRequest) -> Open:
+def opened(request: pytest.FixtureRequest, device: str) -> Open:  # noqa: F811
     def make(name: str = request.param, **settings: Any) -> LLM:
-        return LLM(str(DATA / name), **{"device": "numpy", "max_context": 256, "max_step_tokens": 16, **settings})
+        return LLM(str(DATA / name), **{"device": device, "dtype": "float32", "max_context": 256, "max_step_tokens": 16,
+                                        **settings})
     return make
 
 

@@ -58,6 +58,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         description="keep the KV pages (and, of hybrids, some recurrent states) of what was read until the room is "
                     "needed: a prompt that begins like an earlier one is read from where they part",
     )] = True
+    state_dtype: Annotated[Literal["float32", "float16", "bfloat16"], Meta(
+        description="how the states of recurrent layers are stored; 16 bits take half the memory and bandwidth, and "
+                    "round every state after every step: lossy",
+    )] = "float32"
     graphs: Annotated[bool, Meta(
         description="run decode steps as CUDA graphs; off launches kernel by kernel, slower, for debugging",
     )] = True

@@ -130,7 +130,7 @@ def loaded(checkpoint: Checkpoint, config: EngineConfig, progress: Progress) -> 
 def identity(checkpoint: Checkpoint, build: Build) -> str:
     """What saved caches are checked against."""
     exact = "reproducible" if build.reproducible else "fast"
-    return f"{fingerprint(checkpoint)} {build.dtype} {build.activations} {exact}"
+    return f"{fingerprint(checkpoint)} {build.dtype} {build.state_dtype} {build.activations} {exact}"
 
 
 def survey(checkpoint: Checkpoint, config: EngineConfig, on_host: bool) -> Survey:
@@ -155,7 +155,7 @@ def survey(checkpoint: Checkpoint, config: EngineConfig, on_host: bool) -> Surve
                     reuse=config.prefix_cache, stride=STRIDE if geometry.recurrent else 1,
                     states=states_to_keep(config.max_batch) if geometry.recurrent and config.prefix_cache else 0)
     return Survey(Build(family, cfg, choose_dtype(config.dtype, on_host, measure, checkpoint),
-                        config.activations, config.reproducible), limits, measure)
+                        config.activations, config.reproducible, config.state_dtype), limits, measure)
 
 
 def foresee(found: Survey, checkpoint: Checkpoint, config: EngineConfig, free: int, total: int,

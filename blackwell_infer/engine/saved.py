@@ -148,8 +148,8 @@ def read(path: Path, model: str) -> SavedPrefix:
     """A prefix of the model with this identity. SessionError: another model's, or damaged."""
     file = opened(path)
     if file.metadata.get("model") != model:
-        raise SessionError(f"{path}: was saved with another model, or with another dtype, activations or reproducible "
-                           "setting")
+        raise SessionError(f"{path}: was saved with another model, or with another dtype, state_dtype, activations or "
+                           "reproducible setting")
     data = hashlib.blake2b(digest_size=32)
     start = min((t.begin for t in file.tensors.values()), default=len(file.data))
     data.update(flat(file.data[start:]))

@@ -22,9 +22,10 @@ DATA = Path(__file__).parents[1] / "data"
 
 
 def answers(model: Path, device: str, dtype: str = "float32") -> list[tuple[int, ...]]:
-    """Of a prompt that comes in two chunks and of a short one beside it; from the third step on, recorded."""
-    with LLM(model, device=device, dtype=dtype, max_context=128, max_batch=2, max_step_tokens=32) as llm:
-        out = llm.generate([list(range(3, 43)), [5, 6, 7]], Sampling(temperature=0, max_tokens=5, ignore_eos=True))
+    """Of a prompt that comes in two chunks and of short ones beside it; later steps have a padding row and are
+    recorded."""
+    with LLM(model, device=device, dtype=dtype, max_context=128, max_batch=4, max_step_tokens=32) as llm:
+        out = llm.generate([list(range(3, 43)), [5, 6, 7], [9]], Sampling(temperature=0, max_tokens=5, ignore_eos=True))
         return [o.token_ids for o in out]
 
 

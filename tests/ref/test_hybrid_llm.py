@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from blackwell_infer import LLM, Output, Sampling
@@ -72,6 +73,17 @@ def test_a_slot_that_was_used_is_empty_to_the_next(opened: Open, alone: Alone) -
     prompts, samplings, expected = alone
     with opened(max_batch=1) as llm:
         assert equal(llm.generate(prompts, samplings), expected)
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+def test_states_of_16_bits_are_half_as_large_and_nearly_the_same(llm: LLM, opened: Open, kind: str) -> None:
+    text = list(range(3, 60))
+    with opened(state_dtype=kind, max_step_tokens=16) as small:
+        ours, theirs = small.score(text, logits=True).logits, llm.score(text, logits=True).logits
+        assert ours is not None and theirs is not None
+        distance = np.sqrt(np.mean((ours - theirs) ** 2)) / theirs.std()
+        assert 0 < distance < {"float16": 0.01, "bfloat16": 0.08}[kind]
+        assert small.info().state_bytes < 0.7 * llm.info().state_bytes
 
 
 def test_states_count_in_bytes(llm: LLM) -> None:

@@ -100,23 +100,23 @@ class Prefix(msgspec.Struct, frozen=True):
 
     def evict(self, count: int) -> tuple[Self, tuple[int, ...]]:
         """A tree without the `count` idle pages that matter least, or without any idle page, and those pages."""
-        root, gone = self.root, list[int]()
-        ends = [(node.used, labels) for labels, node in idle_ends(root)]
+        flat: list[tuple[Node, int, Key]] = [(self.root, -1, ())]  # (node, index of the one above, key in there)
+        for at, (node, _, _) in enumerate(flat):
+            flat += [(child, at, key) for key, child in node.children.items()]
+        ends = [(node.used, at) for at, (node, _, _) in enumerate(flat) if at and not node.refs and not node.children]
         heapq.heapify(ends)
+        children = [len(node.children) for node, _, _ in flat]
+        news, gone = dict[int, Node | None](), list[int]()
         while ends and len(gone) < count:
-            _, labels = heapq.heappop(ends)
-            path = walked(root, labels)
-            node, above = path[-1], path[-2]
+            _, at = heapq.heappop(ends)
+            node, above, _ = flat[at]
             left = max(len(node.pages) - (count - len(gone)), 0)
             gone += reversed(node.pages[left:])
-            if left:
-                path[-1] = msgspec.structs.replace(node, keys=node.keys[:left], pages=node.pages[:left])
-            else:
-                others = {key: child for key, child in above.children.items() if key != labels[-1]}
-                path[-2:] = [msgspec.structs.replace(above, children=others)]
-                if above.pages and not above.refs and not others:
-                    heapq.heappush(ends, (above.used, labels[:-1]))
-            root = chained(path)
+            news[at] = msgspec.structs.replace(node, keys=node.keys[:left], pages=node.pages[:left]) if left else None
+            children[above] -= not left
+            if above and not children[above] and not flat[above][0].refs:
+                heapq.heappush(ends, (flat[above][0].used, above))
+        root = renewed(flat, news)
         lost = {page: self.states[page] for page in gone if page in self.states}
         return msgspec.structs.replace(
             self, root=root, total=self.total - len(gone), idle=self.idle - len(gone),
@@ -217,23 +217,17 @@ def chained(nodes: Items[Node]) -> Node:
     return below
 
 
-def walked(root: Node, labels: Items[Key]) -> list[Node]:
-    """The nodes that lie under one another by these first pages."""
-    path = [root]
-    for label in labels:
-        path.append(path[-1].children[label])
-    return path
-
-
-def idle_ends(root: Node) -> list[tuple[tuple[Key, ...], Node]]:
-    """Idle nodes without children, each with the first pages of the nodes down to it."""
-    found: list[tuple[tuple[Key, ...], Node]] = []
-    todo: list[tuple[tuple[Key, ...], Node]] = [((), root)]
-    while todo:
-        labels, node = todo.pop()
-        for key, child in node.children.items():
-            if child.children:
-                todo.append(((*labels, key), child))
-            elif not child.refs:
-                found.append(((*labels, key), child))
-    return found
+def renewed(flat: Items[tuple[Node, int, Key]], news: dict[int, Node | None]) -> Node:
+    """The root of a tree, given as (node, index of the one above, key in there) from the root down, with other nodes in
+    some places, or none."""
+    below: dict[int, dict[Key, Node | None]] = {}
+    for at in range(len(flat) - 1, -1, -1):
+        node, above, key = flat[at]
+        base = news.get(at, node)
+        if at in below and base is not None:
+            changed = below[at]
+            base = news[at] = msgspec.structs.replace(base, children={
+                k: new for k, old in base.children.items() if (new := changed.get(k, old)) is not None})
+        if at in news:
+            below.setdefault(above, {})[key] = base
+    return news.get(0) or flat[0][0]

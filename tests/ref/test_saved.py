@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_prefix import DATA, asking, device, said, text  # noqa: F401  (device is a fixture)
+from test_prefix import DATA, asking, at_rest, device, said, text  # noqa: F401  (device is a fixture)
 
 from blackwell_infer import LLM, RequestError, SessionError
 from blackwell_infer.checkpoint.fingerprint import fingerprint
@@ -51,7 +51,7 @@ def test_what_comes_back_is_as_if_it_had_been_read(opened: Open, file: Path) -> 
         assert llm.load_prefix(file) == llm.load_prefix(file) == 128
         out = llm.generate(TOKENS, asking(20))
         assert said(out) == expected and out.usage.cached_tokens == 128
-        assert llm.stats().prompt_tokens == 150 - 128
+        assert at_rest(llm).prompt_tokens == 150 - 128
         again = file.with_name("again")
         assert llm.save_prefix(again, TOKENS, note="of mine") == 128
     mine, other = (saved.read(p, saved.opened(p).metadata["model"]) for p in (file, again))
@@ -66,7 +66,7 @@ def test_it_joins_what_is_there_and_makes_room_for_itself(opened: Open, file: Pa
         llm.generate(text(5, 170), asking(1))
         assert llm.load_prefix(file) == 128
         out = llm.generate(TOKENS, asking(1))
-        assert out.usage.cached_tokens == 128 and llm.stats().pages_used == 0
+        assert out.usage.cached_tokens == 128 and at_rest(llm).pages_used == 0
 
 
 def test_no_room_beside_what_runs_is_said(opened: Open, file: Path) -> None:
@@ -102,7 +102,7 @@ def test_another_model_or_setting_is_refused(opened: Open, file: Path, name: str
     with (opened(name, **settings) if name else opened(**settings)) as llm:
         with pytest.raises(SessionError, match="another model, or with another dtype"):
             llm.load_prefix(file)
-        assert llm.stats().pages_cached == 0
+        assert at_rest(llm).pages_cached == 0
     assert saved.note_of(file) == "of mine"
 
 
@@ -136,7 +136,7 @@ def test_arrays_of_another_shape_are_refused(opened: Open, file: Path, change: A
     with opened() as llm:
         with pytest.raises(SessionError, match=message):
             llm.load_prefix(file)
-        assert llm.stats().pages_cached == 0 and llm.generate(TOKENS, asking(1)).usage.cached_tokens == 0
+        assert at_rest(llm).pages_cached == 0 and llm.generate(TOKENS, asking(1)).usage.cached_tokens == 0
 
 
 def test_another_version_of_the_format_is_named(opened: Open, file: Path) -> None:
@@ -222,7 +222,7 @@ def test_a_chat_goes_on_from_its_file_without_reading_it_again(opened: Open, tmp
         usage = talk.chat.usage
         assert usage is not None and first is not None and usage.cached_tokens >= 64
         assert usage.cached_tokens == first.cached_tokens
-        assert llm.stats().prompt_tokens == usage.prompt_tokens - usage.cached_tokens
+        assert at_rest(llm).prompt_tokens == usage.prompt_tokens - usage.cached_tokens
         assert "cached_tokens = " in talk.say("/stats")
     assert session.load(plain) == session.load(path)
 

@@ -15,7 +15,7 @@ import numpy as np
 from blackwell_infer.checkpoint.reader import TensorInfo
 from blackwell_infer.device.queue import Memory, Queue
 from blackwell_infer.engine.stack import Arrange, Pieces, one_matrix, ordered, stacked, tiled
-from blackwell_infer.errors import UnsupportedModelError
+from blackwell_infer.errors import CheckpointError, UnsupportedModelError
 from blackwell_infer.log import Progress
 from blackwell_infer.models.spec import Rows
 from blackwell_infer.models.take import Block, Expect, blocks, members
@@ -126,9 +126,14 @@ class Loading:
         return groups
 
     def read(self, block: Block) -> Weight:
-        """A block as it is stored."""
+        """A block as it is stored. CheckpointError: rows that its format has only together with others."""
         whole = self.source(block.name)
-        return whole if block.rows is None else FORMATS[whole.format].take_rows(whole, block.rows.of(block.stored[0]))
+        if block.rows is None:
+            return whole
+        try:
+            return FORMATS[whole.format].take_rows(whole, block.rows.of(block.stored[0]))
+        except CheckpointError as error:
+            raise CheckpointError(f"tensor {block.name}: {error}") from error
 
 
 class HostLoading(Loading):
@@ -214,8 +219,11 @@ class DeviceLoading(Loading):
         return tuple(Experts(self.stack(p, form), every) for p, form in zip(pieces, forms, strict=False))
 
     def joins(self, groups: Sequence[Sequence[str]]) -> bool:
+        """Not if one of them would meet quantised activations by itself: experts do not, and both backends shall choose
+        the same tokens."""
         tensors = self.expect.tensors
-        return all(len({tensors[name].format if name in tensors else "" for name in group}) == 1 for group in groups)
+        forms = [{tensors[name].format if name in tensors else "" for name in group} for group in groups]
+        return all(len(form) == 1 and not (self.place.paired and form & PAIRED.keys()) for form in forms)
 
     def stack(self, pieces: Pieces, form: str) -> Weight:
         """In fragment order where that is possible."""

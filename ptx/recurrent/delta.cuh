@@ -52,6 +52,9 @@ __device__ __forceinline__ float convolved(const float (&x)[TAPS], const float (
 // What scales a query or key head to length 1, of the sum of its squares.
 __device__ __forceinline__ float unit_scale(float squares) { return rsqrtf(squares + 1e-6f); }
 
+// Orders what this thread, and who met it at a barrier, did to memory with what it does next, for the whole GPU.
+__device__ __forceinline__ void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
+
 // The value that a state holds after it was stored.
 template <typename T> __device__ __forceinline__ float stored(float x) { return to_float(from_float<T>(x)); }
 template <> __device__ __forceinline__ float stored<f32_t>(float x) { return x; }

@@ -50,7 +50,7 @@ delta_mix(const act_t* proj, const float* taps, const float* decay, const float*
     float* tile = tiles + ((i64)chunk.slot * units + unit) * TILE_SIZE;
     float w[4][TAPS], x[TAPS][4];
 #pragma unroll
-    for (int c = 0; c < 4; c++) load_group(w[c], taps + (i64)(channel + c) * TAPS, TAPS, aligned(taps, 16));
+    for (int c = 0; c < 4; c++) load_wide(w[c], taps + (i64)(channel + c) * TAPS);
 #pragma unroll
     for (int i = 0; i < PAST; i++) {
         const int at = position - PAST + i;

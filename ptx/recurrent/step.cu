@@ -11,8 +11,9 @@
 // A token's arithmetic depends on its row alone, and tokens follow one another through float32 registers: a row's bits
 // are the same one by one and all at once.
 // State and history are of an earlier step and are read before griddepcontrol.wait; `readers` as in generic.cu. What
-// a token leaves is stored when the next one is under way, the last state after the arrival, whose fence would wait.
-// Shared memory: static, 19 KiB. Archs: all. Bytes: two states a row. Compiled, not yet measured.
+// a token leaves is stored when the next one is under way, the last state after the arrival, whose fence would wait, and
+// the history at the very end.
+// Shared memory: static, 26 KiB. Archs: all. Bytes: two states a row. Compiled, not yet measured.
 #include "delta.cuh"
 #include "stage.cuh"
 
@@ -24,6 +25,15 @@
 
 __device__ u32 readers[COUNTERS];
 __device__ u32 arrived[COUNTERS];
+
+// What other CTAs have left in L2. The launch may not have looked at it before, and a fence would wait for the states that
+// are being stored.
+__device__ __forceinline__ void load_shared_sums(float (&y)[8], const float* p) {
+#pragma unroll
+    for (int i = 0; i < 8; i += 4)
+        asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
+                     : "=f"(y[i]), "=f"(y[i + 1]), "=f"(y[i + 2]), "=f"(y[i + 3]) : "l"(p + i) : "memory");
+}
 
 struct Finish {
     const act_t* proj;
@@ -40,9 +50,9 @@ struct Finish {
         const i64 at = (i64)group * (pair ? 2 * D : D) + lane * 8;
         float y[8] = {}, z[8] = {}, w[8] = {};
         if (exists && on) {
-            load_wide(y, sums + (i64)t * nv * D + at);
+            load_shared_sums(y, sums + (i64)t * nv * D + at);
             load_group(z, proj + (i64)t * columns + z_at + at, 8, wide);
-            load_group(w, weight + (lane & 15) * 8, 8, aligned(weight, 16));
+            load_wide(w, weight + (lane & 15) * 8);
         }
         float squares = 0.0f;
 #pragma unroll
@@ -60,15 +70,14 @@ struct Finish {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, PARTS == 4 ? 4 : 3)
 delta_step(const act_t* proj, const float* taps, const float* decay, const float* bias, const float* weight, act_t* conv,
            state_t* state, const int* starts, const int* from, const int* to, act_t* out, u8* blocks, float* sums, int T,
            int R, int nk, int nv, int tiled, int few, int first, float eps) {
     __shared__ __align__(16) float q[BLOCK][D], k[BLOCK][D], squares[BLOCK][3][THREADS / 32];
-    __shared__ float v[BLOCK][COLUMNS], gates[BLOCK][2];
+    __shared__ float v[BLOCK][COLUMNS], gates[BLOCK][2], history[PAST][3][THREADS];
     __shared__ int targets[BLOCK];
-    __shared__ u32 arrival;
-    __shared__ int last_reader;
+    __shared__ u32 arrival, reader;
     const Sizes sizes = {nk, nv, D, D, tiled};
     const int part = blockIdx.x % PARTS, head = blockIdx.x / PARTS, row = first + blockIdx.y;
     const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
@@ -110,24 +119,21 @@ delta_step(const act_t* proj, const float* taps, const float* decay, const float
 #pragma unroll
     for (int c = 0; c < 3; c++) {
         if (c >= mixed) break;
-        load_group(w[c], taps + (i64)channel[c] * TAPS, TAPS, aligned(taps, 16));
+        load_wide(w[c], taps + (i64)channel[c] * TAPS);
 #pragma unroll
         for (int i = 0; i < PAST; i++)
-            x[c][i] = slot < 0 ? 0.0f : to_float(conv[((i64)slot * PAST + i) * channels + channel[c]]);
+            history[i][c][tid] = x[c][i] =
+                slot < 0 ? 0.0f : to_float(conv[((i64)slot * PAST + i) * channels + channel[c]]);
     }
     const float head_decay = decay[head], head_bias = bias[head];
     if (tid < BLOCK && tid < tokens) targets[tid] = to[start + tid];
     __syncthreads();
-    if (tid == 0) {
-        u32* counter = readers + (row - first) * nk + key_head;
-        const u32 all = PARTS * sizes.group();
-        __threadfence();
-        last_reader = atomicAdd(counter, 1u) == all - 1;
-        if (last_reader) *counter = 0;
-        __threadfence();
-    }
-    __syncthreads();
     pdl_wait();
+    // Counters belong to one launch at a time: not before the wait. The answer is needed at the end. What was read lies in
+    // shared memory, so nothing has to be ordered.
+    u32* const read = readers + (row - first) * nk + key_head;
+    u32 before = 0;
+    if (tid == 0) before = atomicAdd(read, 1u);
 
     int left_over = -1;  // slot of the last token
 #pragma unroll 1
@@ -156,7 +162,6 @@ delta_step(const act_t* proj, const float* taps, const float* decay, const float
 #pragma unroll
             for (int e = 0; e < 2; e++) {
                 if (t + e >= n) break;
-                const int target = targets[t + e];
                 float u[3];
 #pragma unroll
                 for (int c = 0; c < 3; c++) {
@@ -164,11 +169,7 @@ delta_step(const act_t* proj, const float* taps, const float* decay, const float
                     x[c][PAST] = raw[c][e];
                     u[c] = convolved(x[c], w[c]);
 #pragma unroll
-                    for (int i = 0; i < PAST; i++) {
-                        x[c][i] = x[c][i + 1];
-                        if (target >= 0 && (c == 2 || last_reader))
-                            conv[((i64)target * PAST + i) * channels + channel[c]] = from_float<act_t>(x[c][i]);
-                    }
+                    for (int i = 0; i < PAST; i++) x[c][i] = x[c][i + 1];
                 }
                 q[t + e][tid] = u[0], k[t + e][tid] = u[1];
                 if (warp < SETS) v[t + e][tid] = u[2];
@@ -237,13 +238,37 @@ delta_step(const act_t* proj, const float* taps, const float* decay, const float
     const int groups = pair ? nv / 2 : nv;
     u32* counter = arrived + (row - first) * groups + group;
     if (tid == 0) {
-        __threadfence();
+        fence();
         arrival = atomicAdd(counter, 1u);
+        reader = before;
     }
     if (left_over >= 0) save(left_over);
     __syncthreads();
-    if (arrival + 1 < PARTS * (pair ? 2 : 1)) return;
-    if (tid == 0) *counter = 0;
-    __threadfence();
-    for (int t = warp; t < tokens; t += THREADS / 32) finish(start + t, group, lane, true);
+    if (arrival + 1 == PARTS * (pair ? 2 : 1)) {
+        if (tid == 0) *counter = 0;
+        for (int t = warp; t < tokens; t += THREADS / 32) finish(start + t, group, lane, true);
+    }
+    const bool last_reader = reader + 1 == PARTS * sizes.group();
+    if (tid == 0 && last_reader) *read = 0;
+#pragma unroll
+    for (int c = 0; c < 3; c++) {
+        if (c >= mixed || (c < 2 && !last_reader)) continue;
+        auto store = [&](i64 target, int i, float value) {
+            conv[(target * PAST + i) * channels + channel[c]] = from_float<act_t>(value);
+        };
+#pragma unroll 1
+        for (int t = 0; t + 1 < tokens; t++) {
+            const int target = to[start + t];
+            if (target < 0) continue;
+#pragma unroll
+            for (int i = 0; i < PAST; i++) {
+                const int at = t - PAST + 1 + i;
+                store(target, i, at < 0 ? history[PAST + at][c][tid]
+                                        : to_float(proj[(i64)(start + at) * columns + channel[c]]));
+            }
+        }
+        if (left_over >= 0)
+#pragma unroll
+            for (int i = 0; i < PAST; i++) store(left_over, i, x[c][i]);
+    }
 }

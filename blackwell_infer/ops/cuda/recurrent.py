@@ -20,6 +20,8 @@ COUNTERS = 16384
 """Groups of CTAs that a launch can count (ptx/recurrent/delta.cuh)"""
 FEW = 16
 """Most tokens of a row that go token by token"""
+ALIGNMENT = 16
+"""Bytes that arrays read in wide loads begin at multiples of"""
 MANY = 1 << 30
 """For `few`: rows of any length"""
 CHUNK = 64
@@ -170,6 +172,11 @@ def check(q: Queue, state: Recurrent, x: Array, params: DeltaParams) -> None:
     for what, array in (("activations", x), ("the state", state.state)):
         if array.dtype.name not in ACT:
             raise KernelError(f"gated_delta_: no kernel for {what} in {array.dtype.name}; there are {', '.join(ACT)}")
+    for name, array in (("the taps", params.conv), ("the norm's weight", params.norm), ("the state", state.state),
+                        ("the history", state.conv)):
+        assert isinstance(array, Tensor)
+        if array.ptr % ALIGNMENT:
+            raise KernelError(f"gated_delta_: {name} at {array.ptr:#x} must begin at a multiple of {ALIGNMENT} bytes")
     if generic_bytes(dk, dv) > SHARED_LIMIT[q.arch]:
         raise KernelError(f"gated_delta_: a state of {dk} x {dv} takes {generic_bytes(dk, dv)} bytes of shared memory; "
                           f"{q.arch} has {SHARED_LIMIT[q.arch]}")

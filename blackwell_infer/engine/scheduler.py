@@ -243,8 +243,9 @@ class Draft:
 
     def extend(self, guesses: Mapping[int, tuple[int, ...]]) -> None:
         """Append guesses to rows that bring one known token, as many as the step has tokens left: never at the cost of
-        another sequence's pages. All that sample take free pages for what they reach."""
-        if not guesses and not self.limits.reach:
+        another sequence's pages. All that sample take free pages for what they reach, if nobody waits for pages."""
+        reach = 0 if self.state.waiting else self.limits.reach
+        if not guesses and not reach:
             return
         found = {s.id: s for s in self.running}
         rows = [row for row in self.rows.values() if row.samples]
@@ -257,7 +258,7 @@ class Draft:
         homes = self.lived_in()
         spares = [i for i in range(self.limits.homes) if i not in homes]
         for row, count in zip(rows, leveled(wanted, left), strict=True):
-            end = min(row.end + max(count, 0) + self.limits.reach, self.limits.context)
+            end = min(row.end + max(count, 0) + reach, self.limits.context)
             new = min(max(pages_for(end) - len(row.pages), 0), self.free.bit_count())
             pages = row.pages + self.take(new)
             fitting = min(count, len(pages) * PAGE - row.end, len(spares))

@@ -23,7 +23,7 @@ class Limits(msgspec.Struct, frozen=True):
     where a state may be kept, at which prompts are cut too; `states` are the slots for such states.
 
     A step that brings guesses has at most `checked` tokens. Rows that sample take pages for `reach` tokens beyond, if
-    there are free ones: guesses are made there.
+    there are free ones and nobody waits: guesses are made there.
     """
 
     batch: int

@@ -107,7 +107,10 @@ def test_the_head_for_guesses_is_whole_or_absent(tmp_path: Path) -> None:
     without = rewritten(tmp_path / "a", DENSE, lambda t: {k: v for k, v in t.items() if not k.startswith("mtp.")})
     model = Model(without)
     assert model.family.draft is not None and model.family.draft.build(model.cfg, Load(model.checkpoint)) is None
-    assert surveyed(without).measure == surveyed(DENSE).measure, "what is not loaded does not count"
+    bare = survey(open_checkpoint(DENSE), EngineConfig(speculate="off"), on_host=True)
+    assert surveyed(without).measure == bare.measure, "what is not loaded does not count"
+    whole = surveyed(DENSE).measure
+    assert whole.nbytes > bare.measure.nbytes and whole.decode == bare.measure.decode
     half = rewritten(tmp_path / "b", DENSE, lambda t: {k: v for k, v in t.items() if k != "mtp.norm.weight"})
     with pytest.raises(CheckpointError, match=r"mtp.norm.weight is missing, while mtp.fc.weight is there.*with none"):
         surveyed(half)
@@ -250,13 +253,16 @@ def test_gates_and_queries_are_taken_apart() -> None:
 
 def row(slot: int, start: int, count: int) -> Row:
     return Row(id=slot, slot=slot, tokens=(0,) * count, start=start, pages=(), new_pages=0, restart=not start,
-               samples=True, scores=False)
+               samples=True, scores=False, home=slot)
 
 
 def test_rows_continue_their_own_states() -> None:
     read, write = state_slots([row(2, 0, 3), row(0, 7, 1), row(5, 40, 2)], 8)
     assert read.tolist() == [-1, 0, 5] and write.tolist() == [-1, -1, 2, 0, -1, 5]
     assert read.dtype == write.dtype == np.int32
+    guessing = msgspec.structs.replace(row(3, 9, 4), guesses=2, spares=(8, 6))
+    read, write = state_slots([row(1, 4, 1), guessing], 9)
+    assert read.tolist() == [1, 3] and write.tolist() == [1, -1, 3, 8, 6]
 
 
 def test_rows_continue_kept_states_and_leave_some() -> None:
@@ -269,7 +275,7 @@ def test_rows_continue_kept_states_and_leave_some() -> None:
 def test_memory_of_states_is_counted_for_all_sequences() -> None:
     found = survey(open_checkpoint(DENSE), EngineConfig(max_batch=5), on_host=True)
     room = found.room(1 << 30, 1 << 30, 0)
-    assert room.states == 5 * found.build.state_bytes(1) > 0
+    assert room.states == (5 + 15) * found.build.state_bytes(1) > 0, "one each, and one for each of 15 guesses"
     assert (room.kept, room.slot) == (5 // 2 + 4, found.build.slot_bytes)
     assert survey(open_checkpoint(DENSE), EngineConfig(prefix_cache=False), on_host=True).limits.states == 0
     assert msgspec.structs.replace(room, states=0).left - room.left == pytest.approx(0.9 * room.states, abs=1)

@@ -286,7 +286,7 @@ def test_run_case_moves_every_array_and_returns_handles() -> None:
     got = cases.run_case(ref, case, lambda x: moved.append(x) or x.copy(), lambda x: x)
     assert list(got) == ["out.tokens", "out.logprobs", "out.top_ids", "out.top_logprobs", "handle.counts",
                          "handle.prompt"]
-    assert len(moved) == 2 + 1 + 13
+    assert len(moved) == 2 + 1 + 14
     before = cases.make(case)["state"].counts
     assert (got["handle.counts"] - before).sum() == 7  # rows with a slot and a usable logit
 

@@ -185,7 +185,8 @@ class World:
         assert len({r.slot for r in plan.rows}) == len(plan.rows)
         written = [slot for r in plan.rows for slot in (r.home, *r.spares)]
         assert len(written) == len(set(written)) and all(0 <= slot < self.limits.homes for slot in written)
-        assert not {s.home for s in self.state.running} & {slot for r in plan.rows for slot in r.spares}
+        staying = {s.home for s in self.state.running if s.id not in plan.preempted}  # the others begin anew
+        assert not staying & {slot for r in plan.rows for slot in r.spares}
         guesses = sum(r.guesses for r in plan.rows)
         self.checked += guesses
         assert not guesses or sum(len(r.tokens) for r in plan.rows) <= self.limits.checked

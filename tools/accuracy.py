@@ -121,8 +121,8 @@ def exact_logits(model: str, pieces: Sequence[np.ndarray[Any, Any]]) -> list[Dou
     out = []
     for ids in pieces:
         n = len(ids)
-        batch = Batch(ids, np.arange(n), np.zeros(n, np.int32), np.array((0, n)), np.array((n,)), nothing, nothing, n,
-                      n)
+        batch = Batch(ids, np.arange(n), np.zeros(n, np.int32), np.array((0, n)), np.array((n,)), nothing, nothing,
+                      nothing, nothing, n, n)
         ops = Exact()
         out.append(family.logits(ops, cfg, params, family.forward(ops, cfg, params, caches, batch, "float64")))
     runner.close()

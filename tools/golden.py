@@ -9,13 +9,17 @@ Runs in an environment of its own, with torch and transformers, which the engine
 Per family it writes config.json, generation_config.json, model.safetensors (bfloat16), tokenizer.json,
 tokenizer_config.json and golden.npz with
     input_ids [83] int64; logits and logits_bf16 [83, V] float32 (computed in float32 and in bfloat16, same weights);
-    greedy [16] int64 (float32 continuation); margins [16] float32 (best logit minus the second, at each step).
+    greedy [16] int64 (float32 continuation); margins [16] float32 (best logit minus the second, at each step);
+    of hybrids hidden [L + 1, 83, H] float32 (embeddings, then the sum after each layer, the last after the final norm);
+    of models with a head for the token after the next mtp_logits [82, V] and mtp_hidden [82, H] float32: position i
+    sees token i + 1 and the final hidden state of token i.
 Seeds are tried in order until the greedy tokens differ enough, have margins above 0.05, and survive bfloat16; and until
 routers decide clearly, so that roundings move values and not whole experts.
 """
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 from collections.abc import Callable
@@ -88,15 +92,43 @@ def qwen3_moe_pruned() -> Any:
         rope_parameters={"rope_type": "default", "rope_theta": 1000000.0})
 
 
+HYBRID: dict[str, Any] = {
+    "hidden_size": 64, "head_dim": 32, "linear_conv_kernel_dim": 4, "linear_key_head_dim": 32,
+    "linear_value_head_dim": 32, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "mtp_num_hidden_layers": 1,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000000.0, "partial_rotary_factor": 0.25,
+                        "mrope_interleaved": True, "mrope_section": [2, 1, 1]}}
+
+
+def qwen3_5() -> Any:
+    """Gated DeltaNet in all layers but the second, which has gated attention; tied embeddings."""
+    return transformers.Qwen3_5TextConfig(
+        **COMMON, **HYBRID, intermediate_size=96, num_hidden_layers=4, tie_word_embeddings=True,
+        layer_types=["linear_attention", "full_attention", "linear_attention", "linear_attention"])
+
+
+def qwen3_5_moe() -> Any:
+    """Seven experts, of which a token takes three, and one that all share; attention in every second layer."""
+    return transformers.Qwen3_5MoeTextConfig(
+        **COMMON, **HYBRID, moe_intermediate_size=32, shared_expert_intermediate_size=32, num_hidden_layers=3,
+        num_experts=7, num_experts_per_tok=3, tie_word_embeddings=False,
+        layer_types=["linear_attention", "full_attention", "linear_attention"])
+
+
 FAMILIES: dict[str, tuple[Callable[[], Any], Any]] = {
     "llama": (llama, transformers.LlamaForCausalLM),
     "mistral": (mistral, transformers.MistralForCausalLM),
     "qwen3": (qwen3, transformers.Qwen3ForCausalLM),
     "mixtral": (mixtral, transformers.MixtralForCausalLM),
     "qwen3_moe": (qwen3_moe, transformers.Qwen3MoeForCausalLM),
-    "qwen3_moe_pruned": (qwen3_moe_pruned, transformers.Qwen3MoeForCausalLM)}
+    "qwen3_moe_pruned": (qwen3_moe_pruned, transformers.Qwen3MoeForCausalLM),
+    "qwen3_5": (qwen3_5, transformers.Qwen3_5ForCausalLM),
+    "qwen3_5_moe": (qwen3_5_moe, transformers.Qwen3_5MoeForCausalLM)}
 COUNTS = {"qwen3_moe_pruned": (7, 5, 8, 3)}
 """Experts that are kept in each layer"""
+HYBRIDS = ("qwen3_5", "qwen3_5_moe")
+NESTED = ("qwen3_5_moe",)
+"""Written as releases that also see: the text model's fields in text_config, `full_attention_interval` instead of a
+list of layers, tensors below model.language_model"""
 RELEASED = ("llama", "mistral", "mixtral")
 """Written with the config fields of released models (rope_theta, rope_scaling, torch_dtype), not of transformers 5"""
 
@@ -104,12 +136,22 @@ RELEASED = ("llama", "mistral", "mixtral")
 def fill(model: Any, seed: int) -> None:
     """Normal weights whose gain keeps attention and logits decisive; norms spread around 1; all exact in bfloat16."""
     generator = torch.Generator().manual_seed(seed)
+    tied = hasattr(model, "config") and model.config.tie_word_embeddings
     for name, p in model.named_parameters():
         noise = torch.randn(p.shape, generator=generator)
-        if "norm" in name:
+        owner = type(model.get_submodule(name.rpartition(".")[0])).__name__
+        if owner in ("Qwen3_5RMSNorm", "Qwen3_5MoeRMSNorm"):  # the stored weight is the distance from 1
+            values = 0.25 * noise
+        elif name.endswith("A_log"):
+            values = (0.3 + 2.7 * torch.rand(p.shape, generator=generator)).log()
+        elif name.endswith("dt_bias"):
+            values = 2.5 * torch.rand(p.shape, generator=generator) - 1.5
+        elif "conv1d" in name:
+            values = 0.4 * noise
+        elif "norm" in name:
             values = 1.0 + 0.25 * noise
         elif "embed_tokens" in name:
-            values = 0.15 * noise if model.config.tie_word_embeddings else noise
+            values = 0.15 * noise if tied else noise
         else:
             values = noise * 1.5 / p.shape[-1] ** 0.5
         p.data.copy_(values.to(torch.bfloat16).to(p.dtype))
@@ -123,6 +165,44 @@ def prune(model: Any, counts: tuple[int, ...]) -> None:
         router.top_k = min(router.top_k, count)
         for module, name in ((router, "weight"), (experts, "gate_up_proj"), (experts, "down_proj")):
             setattr(module, name, torch.nn.Parameter(getattr(module, name).data[:count].clone()))
+
+
+class Draft(torch.nn.Module):
+    """The head of Qwen3.5 that guesses the token after the next: one layer of full attention over the next token's
+    embedding and the final hidden state, each normed, side by side in this order."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        base = model.get_decoder()
+        config = copy.deepcopy(model.config)
+        config.layer_types = ["full_attention"]
+        norm, width = type(base.norm), config.hidden_size
+        self.pre_fc_norm_embedding, self.pre_fc_norm_hidden, self.norm = (
+            norm(width, eps=config.rms_norm_eps) for _ in range(3))
+        self.fc = torch.nn.Linear(2 * width, width, bias=False)
+        self.layers = torch.nn.ModuleList([type(base.layers[0])(config, 0)])
+
+    @torch.no_grad()
+    def forward(self, model: Any, ids: torch.Tensor, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(logits, normed hidden states) for the tokens that follow each position, [1, T], and its state [1, T, H]."""
+        base, config = model.get_decoder(), self.layers[0].self_attn.config
+        x = torch.cat((self.pre_fc_norm_embedding(base.embed_tokens(ids)), self.pre_fc_norm_hidden(hidden)), dim=-1)
+        x, places = self.fc(x), torch.arange(ids.shape[1])[None]
+        mask = transformers.masking_utils.create_causal_mask(
+            config=config, inputs_embeds=x, attention_mask=None, past_key_values=None, position_ids=places)
+        x = self.layers[0](x, position_embeddings=base.rotary_emb(x, places[None].expand(3, 1, -1)),
+                           attention_mask=mask, position_ids=places, past_key_values=None)
+        y = self.norm(x[0] if isinstance(x, tuple) else x)
+        return model.lm_head(y), y
+
+
+@torch.no_grad()
+def hybrid(model: Any, draft: Any, ids: torch.Tensor) -> dict[str, np.ndarray]:
+    """What golden.npz holds of hybrids beside the rest."""
+    hidden = model(ids, use_cache=False, output_hidden_states=True).hidden_states
+    logits, states = draft(model, ids[:, 1:], hidden[-1][:, :-1])
+    return {"hidden": torch.stack([h[0] for h in hidden]).float().numpy(), "mtp_logits": logits[0].float().numpy(),
+            "mtp_hidden": states[0].float().numpy()}
 
 
 def prompt(seed: int) -> torch.Tensor:
@@ -183,11 +263,28 @@ def tokenizer() -> Tokenizer:
     return tk
 
 
-def write(name: str, folder: Path, model: Any, arrays: dict[str, np.ndarray]) -> None:
+def nest(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of a model that also sees, around that of its text part."""
+    text = config | {"full_attention_interval": config["layer_types"].index("full_attention") + 1}
+    outer = {"architectures": [text.pop("architectures")[0].replace("CausalLM", "ConditionalGeneration")],
+             "model_type": config["model_type"].removesuffix("_text"), "vision_config": {"depth": 0},
+             "tie_word_embeddings": text["tie_word_embeddings"], "transformers_version": text["transformers_version"]}
+    del text["layer_types"], text["transformers_version"]
+    return outer | {"text_config": text}
+
+
+def write(name: str, folder: Path, model: Any, draft: Any, arrays: dict[str, np.ndarray]) -> None:
     """Save one checkpoint folder."""
     folder.mkdir(parents=True, exist_ok=True)
     model.to(torch.bfloat16).save_pretrained(folder)
     weights = load_file(folder / "model.safetensors")
+    if draft is not None:
+        weights |= {f"mtp.{key}": value for key, value in draft.to(torch.bfloat16).state_dict().items()}
+    if name in NESTED:
+        weights = {key.replace("model.", "model.language_model.", 1) if key.startswith("model.") else key: value
+                   for key, value in weights.items()}
+        file = folder / "config.json"
+        file.write_text(json.dumps(nest(json.loads(file.read_text())), indent=2, sort_keys=True) + "\n")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)
     if name in RELEASED:
@@ -224,8 +321,13 @@ def make(name: str, out: Path, tries: int) -> str:
         for buffer, value in twin.named_buffers():
             value.data = model.get_buffer(buffer).data.clone()  # rope frequencies stay float32, as when loading in bf16
         arrays, good = goldens(model, twin, prompt(seed + 1000))
+        draft = None
+        if good and name in HYBRIDS:
+            draft = Draft(model).float().eval()
+            fill(draft, seed + 7)
+            arrays |= hybrid(model, draft, prompt(seed + 1000))
         if good:
-            write(name, out / name, model, arrays)
+            write(name, out / name, model, draft, arrays)
             size = sum(f.stat().st_size for f in (out / name).iterdir())
             return f"{name}: seed {seed}, {size} bytes, smallest margin {arrays['margins'].min():.3f}"
     raise SystemExit(f"{name}: none of {tries} seeds gives decisive greedy tokens")

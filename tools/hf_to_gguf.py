@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write a GGUF (version 3) of a Hugging Face folder: Llama, Mistral, Mixtral and Qwen3 with and without experts.
+"""Write a GGUF (version 3) of a Hugging Face folder: Llama, Mistral, Mixtral, Qwen3 and 3.5 with and without experts.
 
     python tools/hf_to_gguf.py model/ model.gguf                      # types as in the folder
     python tools/hf_to_gguf.py model/ model.gguf --type q4_k
@@ -7,7 +7,8 @@
 
 Rows of q and k are permuted for arch `llama`, llama3 rope scaling becomes rope_freqs.weight, one-dimensional tensors
 and routers are stored as f32, the experts of a layer as one tensor. Matrices whose columns do not fit the blocks of the
-chosen type keep the type they have.
+chosen type keep the type they have. Of Qwen3.5 the text part is written: norm weights with their 1 added, -exp(A_log),
+and value heads in the order in which key heads take turns (blackwell_infer/checkpoint/names.py).
 """
 from __future__ import annotations
 
@@ -24,10 +25,12 @@ import msgspec
 import numpy as np
 
 from blackwell_infer.checkpoint import Checkpoint, open_checkpoint
-from blackwell_infer.checkpoint.names import GLOBAL, LAYER, PERMUTED, ROPE_FREQS, STACKED
+from blackwell_infer.checkpoint.names import BARE, GLOBAL, HYBRID, HYBRIDS, LAYER, NEXTN, PERMUTED, ROPE_FREQS, STACKED
 from blackwell_infer.checkpoint.reader import TensorInfo
 from blackwell_infer.errors import BlackwellInferError, CheckpointError, UnsupportedModelError
+from blackwell_infer.models.layers import read_config
 from blackwell_infer.models.moe import MoeConfig
+from blackwell_infer.models.qwen3_5 import recurrent_layers, text_part
 from blackwell_infer.models.registry import find_family
 from blackwell_infer.quant import FORMATS, Weight, mxfp4, nvfp4
 from blackwell_infer.quant.encode import ENCODERS, encode
@@ -37,11 +40,18 @@ if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 ARCHITECTURES = {"LlamaForCausalLM": "llama", "MistralForCausalLM": "llama", "Qwen3ForCausalLM": "qwen3",
-                 "MixtralForCausalLM": "llama", "Qwen3MoeForCausalLM": "qwen3moe"}
-EXPERT = re.compile(r"(model\.layers\.(\d+)\.(?:mlp|block_sparse_moe)\.experts)\.(\d+)\.(\w+)\.weight")
+                 "MixtralForCausalLM": "llama", "Qwen3MoeForCausalLM": "qwen3moe",
+                 **{name.replace("CausalLM", kind): arch for arch, (name, _) in HYBRIDS.items()
+                    for kind in ("CausalLM", "ConditionalGeneration")}}
+EXPERT = re.compile(r"((?:model|model\.language_model|mtp)\.layers\.(\d+)\.(?:mlp|block_sparse_moe)\.experts)"
+                    r"\.(\d+)\.(\w+)\.weight")
 PROJECTIONS = {"gate_proj": "ffn_gate_exps", "w1": "ffn_gate_exps", "up_proj": "ffn_up_exps", "w3": "ffn_up_exps",
                "down_proj": "ffn_down_exps", "w2": "ffn_down_exps"}
 ROUTER = "ffn_gate_inp"
+CHANGES = {"A_log": "decay", "dt_bias": "rows", "conv1d.weight": "rows", "in_proj_qkv.weight": "rows",
+           "in_proj_z.weight": "rows", "in_proj_b.weight": "rows", "in_proj_a.weight": "rows",
+           "out_proj.weight": "columns"}
+"""See `Plan.change`, of tensors of recurrent layers"""
 FLOATS = {"nvfp4": nvfp4.gguf_blocks, "mxfp4": mxfp4.gguf_blocks}
 TYPES = ("f32", "f16", "bf16", *ENCODERS, *FLOATS)
 DENSE = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
@@ -63,6 +73,8 @@ class Plan(msgspec.Struct, frozen=True):
     heads: int
     part: str = ""
     count: int = 0
+    change: str = ""
+    """"plus one" or "decay": how values change; "rows" or "columns": which of them are value heads to be reordered"""
 
     @property
     def nbytes(self) -> int:
@@ -107,24 +119,31 @@ def fits(kind: str, cols: int) -> bool:
 
 def plan(checkpoint: Checkpoint, arch: str, kind: str | None) -> Iterator[Plan]:
     """Every tensor of the folder under its GGUF name; an unexpected one is an error."""
-    config = checkpoint.config
+    config = config_of(checkpoint)
     tops = {v: k for k, v in GLOBAL.items()}
-    layers = {v: k for k, v in LAYER.items()}
+    layers = {v: k for k, v in (LAYER | HYBRID if arch in HYBRIDS else LAYER).items()}
+    last = setting(config, "num_hidden_layers")
     heads = {"attn_q": setting(config, "num_attention_heads"), "attn_k": setting(config, "num_key_value_heads")}
     stacks = {f"mlp.experts.{v.rpartition('.')[2]}": k for k, v in STACKED.items()}
     for name, info in checkpoint.tensors.items():
-        stem, _, suffix = name.rpartition(".")
+        if name.startswith("model.visual."):
+            continue
+        local = in_blocks(name, last)
+        stem, _, suffix = local.rpartition(".")
         part = ""
         expert = EXPERT.fullmatch(name)
-        plain = name.replace(".block_sparse_moe.", ".mlp.").split(".", 3)[-1]
+        plain = local.replace(".block_sparse_moe.", ".mlp.").split(".", 3)[-1]
         if expert is not None and expert[4] in PROJECTIONS:
             if int(expert[3]) == 0:
-                yield from stack(checkpoint, expert, kind)
+                yield from stack(checkpoint, expert, local.split(".")[2], kind)
+            continue
+        if arch in HYBRIDS and special(plain):
+            yield hybrid_plan(name, local, info, kind)
             continue
         if plain in stacks:
-            target, suffix = f"blk.{name.split('.')[2]}.{stacks[plain]}", "weight"
+            target, suffix = f"blk.{local.split('.')[2]}.{stacks[plain]}", "weight"
         elif plain == "mlp.gate.weight":
-            part, target = ROUTER, f"blk.{name.split('.')[2]}.{ROUTER}"
+            part, target = ROUTER, f"blk.{local.split('.')[2]}.{ROUTER}"
         elif stem in tops:
             target = tops[stem]
         elif stem.startswith("model.layers.") and stem.split(".", 3)[3:] and stem.split(".", 3)[3] in layers:
@@ -134,11 +153,72 @@ def plan(checkpoint: Checkpoint, arch: str, kind: str | None) -> Iterator[Plan]:
             raise UnsupportedModelError(f"{info.file}: tensor {name!r} has no place in a GGUF of arch {arch!r}")
         chosen = "f32" if len(info.shape) == 1 or part == ROUTER else choose(info, kind)
         count = heads.get(part, 0) if arch in PERMUTED else 0
-        yield Plan(f"{target}.{suffix}", name, chosen, info.shape, count)
+        change = "plus one" if arch in HYBRIDS and stem.endswith("norm") else ""
+        yield Plan(f"{target}.{suffix}", name, chosen, info.shape, count, change=change)
         if chosen == "nvfp4":
             yield Plan(f"{target}.scale", name, "f32", (1,), 0, "factor")
             if info.format == "nvfp4":
                 yield Plan(f"{target}.input_scale", name, "f32", (1,), 0, "inputs")
+
+
+def config_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The language model's fields, and the architecture."""
+    return text_part(checkpoint.config) | {"architectures": checkpoint.config.get("architectures")}
+
+
+def in_blocks(name: str, last: int) -> str:
+    """A tensor's name without what only some releases have; the head for multi-token prediction is layer `last`."""
+    name = name.replace("model.language_model.", "model.", 1)
+    if name.startswith("mtp.layers."):
+        _, _, number, rest = name.split(".", 3)
+        return f"model.layers.{last + int(number)}.{rest}"
+    return f"model.layers.{last}.{name}" if name.startswith("mtp.") else name
+
+
+def special(plain: str) -> bool:
+    """Whether a tensor of a hybrid's layer changes its shape or its values, or has a name of its own."""
+    return plain.startswith(("mtp.", "linear_attn.")) or plain == "mlp.shared_expert_gate.weight"
+
+
+def hybrid_plan(name: str, local: str, info: TensorInfo, kind: str | None) -> Plan:
+    """Where and how a `special` tensor is written."""
+    _, _, layer, plain = local.split(".", 3)
+    names = {"linear_attn.A_log": "ssm_a", **{v: k for k, v in BARE.items()},
+             **{f"mtp.{v}": k for k, v in NEXTN.items()}, **{f"{v}.weight": f"{k}.weight" for k, v in HYBRID.items()}}
+    if plain not in names:
+        raise UnsupportedModelError(f"{info.file}: tensor {name!r} has no place in a GGUF")
+    change = CHANGES.get(plain.removeprefix("linear_attn."), "")
+    if plain.startswith("mtp.") and "norm" in plain:
+        change = "plus one"
+    matrix = plain.endswith("proj.weight") or plain in ("mtp.fc.weight", *(
+        f"linear_attn.in_proj_{x}.weight" for x in ("qkv", "z", "a", "b")))
+    shape = info.shape if matrix else tuple(n for n in info.shape if n > 1)
+    return Plan(f"blk.{layer}.{names[plain]}", name, choose(info, kind) if matrix else "f32", shape, 0, change=change)
+
+
+def tiled_heads(config: Mapping[str, Any], part: str) -> np.ndarray[Any, Any]:
+    """Hugging Face place of every GGUF place along the value heads of a recurrent layer: key heads take turns."""
+    nk, nv, dk, dv = (int(setting(config, f"linear_{key}")) for key in (
+        "num_key_heads", "num_value_heads", "key_head_dim", "value_head_dim"))
+    heads = np.arange(nv).reshape(nk, nv // nk).T.reshape(-1)
+    if part in ("in_proj_b", "in_proj_a", "A_log", "dt_bias"):
+        return heads
+    wide = (heads[:, None] * dv + np.arange(dv)).reshape(-1)
+    return np.concatenate((np.arange(2 * nk * dk), 2 * nk * dk + wide)) if part in ("in_proj_qkv", "conv1d") else wide
+
+
+def changed(w: Weight, item: Plan, config: Mapping[str, Any]) -> Weight:
+    """The matrix, or the vector [1, n], as `Plan.change` says. UnsupportedModelError: it would be encoded anew."""
+    if item.change == "plus one":
+        return Weight("f32", w.shape, (FORMATS[w.format].dequantize(w) + np.float32(1),))
+    order = tiled_heads(config, item.source.removesuffix(".weight").rpartition(".")[2])
+    if item.change == "rows" and w.shape[0] > 1:
+        return FORMATS[w.format].take_rows(w, order)
+    if w.format not in DENSE:
+        raise UnsupportedModelError(f"tensor {item.source!r} is {w.format}, whose columns cannot change places; "
+                                    "convert the model as it was before it was quantised")
+    values = FORMATS[w.format].dequantize(w)[:, order]
+    return Weight("f32", w.shape, (-np.exp(values) if item.change == "decay" else values,))
 
 
 def choose(info: TensorInfo, kind: str | None) -> str:
@@ -151,9 +231,9 @@ def choose(info: TensorInfo, kind: str | None) -> str:
     return chosen
 
 
-def stack(checkpoint: Checkpoint, first: re.Match[str], kind: str | None) -> Iterator[Plan]:
+def stack(checkpoint: Checkpoint, first: re.Match[str], layer: str, kind: str | None) -> Iterator[Plan]:
     """One projection of all experts of a layer as one tensor; `first` is the name of expert 0."""
-    base, layer, _, projection = first.groups()
+    base, _, _, projection = first.groups()
     count = 0
     while f"{base}.{count}.{projection}.weight" in checkpoint.tensors:
         count += 1
@@ -180,6 +260,8 @@ def stored(checkpoint: Checkpoint, item: Plan) -> np.ndarray[Any, Any]:
         if (factors != factors[0]).any():
             raise UnsupportedModelError(f"tensor {item.source!r} has several factors; GGUF has room for one")
         return factors[:1] if item.part == "factor" else inputs
+    if item.change:
+        w = changed(w, item, config_of(checkpoint))
     if item.heads:
         order = permuted(item.shape[0], item.heads)
         if len(item.shape) == 1:
@@ -202,17 +284,20 @@ def add_config(writer: GGUFWriter, config: Mapping[str, Any], arch: str) -> np.n
     heads, hidden = setting(config, "num_attention_heads"), setting(config, "hidden_size")
     dim = config.get("head_dim") or hidden // heads
     theta, scaling = rope_of(config)
-    writer.add_block_count(setting(config, "num_hidden_layers"))
+    following = add_hybrid(writer, config) if arch in HYBRIDS else 0
+    writer.add_block_count(setting(config, "num_hidden_layers") + following)
     writer.add_context_length(setting(config, "max_position_embeddings"))
     writer.add_embedding_length(hidden)
-    writer.add_feed_forward_length(setting(config, "intermediate_size"))
+    writer.add_feed_forward_length(config.get("moe_intermediate_size") if arch == "qwen35moe"
+                                   else setting(config, "intermediate_size"))
     writer.add_head_count(heads)
     writer.add_head_count_kv(config.get("num_key_value_heads") or heads)
     writer.add_key_length(dim)
     writer.add_value_length(dim)
     writer.add_layer_norm_rms_eps(setting(config, "rms_norm_eps"))
     writer.add_vocab_size(setting(config, "vocab_size"))
-    writer.add_rope_dimension_count(dim)
+    partial = (config.get("rope_parameters") or {}).get("partial_rotary_factor", 1.0) if arch in HYBRIDS else 1.0
+    writer.add_rope_dimension_count(int(dim * partial))
     writer.add_rope_freq_base(theta)
     add_experts(writer, config, arch)
     if config["architectures"][0] == "MistralForCausalLM" and config.get("sliding_window"):
@@ -232,6 +317,24 @@ def add_config(writer: GGUFWriter, config: Mapping[str, Any], arch: str) -> np.n
     return None
 
 
+def add_hybrid(writer: GGUFWriter, config: Mapping[str, Any]) -> int:
+    """Write what only hybrids have; the number of layers of the head for multi-token prediction."""
+    heads, following = setting(config, "linear_num_value_heads"), int(config.get("mtp_num_hidden_layers") or 0)
+    fields = read_config({"intermediate_size": 1} | dict(config))
+    writer.add_ssm_conv_kernel(setting(config, "linear_conv_kernel_dim"))
+    writer.add_ssm_state_size(setting(config, "linear_key_head_dim"))
+    writer.add_ssm_group_count(setting(config, "linear_num_key_heads"))
+    writer.add_ssm_time_step_rank(heads)
+    writer.add_ssm_inner_size(heads * setting(config, "linear_value_head_dim"))
+    recurrent = recurrent_layers(fields, int(config.get("full_attention_interval") or 4))
+    writer.add_array(f"{writer.arch}.attention.recurrent_layers", [*recurrent, *[False] * following])
+    if config.get("shared_expert_intermediate_size"):
+        writer.add_expert_shared_feed_forward_length(config["shared_expert_intermediate_size"])
+    if following:
+        writer.add_nextn_predict_layers(following)
+    return following
+
+
 def add_experts(writer: GGUFWriter, config: Mapping[str, Any], arch: str) -> None:
     """How many experts there are at most, how many a token takes, and whether their weights add up to 1."""
     moe = moe_of(config)
@@ -239,7 +342,7 @@ def add_experts(writer: GGUFWriter, config: Mapping[str, Any], arch: str) -> Non
         writer.add_expert_count(max(moe.counts))
         writer.add_expert_used_count(moe.top)
         writer.add_expert_feed_forward_length(moe.inner)
-        if not moe.norm:
+        if not moe.norm and arch not in HYBRIDS:
             writer.add_expert_weights_norm(False)
 
 
@@ -258,7 +361,8 @@ def add_tokenizer(writer: GGUFWriter, folder: Path, checkpoint: Checkpoint, pre:
     model = state["model"]
     if model["type"] != "BPE":
         raise UnsupportedModelError(f"{folder}: a {model['type']} vocabulary cannot be written; use --no-tokenizer")
-    size = max(int(checkpoint.config["vocab_size"]), backend.get_vocab_size())
+    config = config_of(checkpoint)
+    size = max(int(config["vocab_size"]), backend.get_vocab_size())
     texts = {i: text for text, i in backend.get_vocab().items()}
     tokens = [texts.get(i, f"[PAD{i}]") for i in range(size)]
     types = [_type(text, model) if i in texts else UNUSED for i, text in enumerate(tokens)]
@@ -278,9 +382,9 @@ def add_tokenizer(writer: GGUFWriter, folder: Path, checkpoint: Checkpoint, pre:
         writer.add_token_merges(merges)
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    ends = checkpoint.generation.get("eos_token_id", checkpoint.config.get("eos_token_id"))
+    ends = checkpoint.generation.get("eos_token_id", config.get("eos_token_id"))
     ends = ends if isinstance(ends, list) else [ends]
-    bos, pad = (checkpoint.config.get(k) for k in ("bos_token_id", "pad_token_id"))
+    bos, pad = (config.get(k) for k in ("bos_token_id", "pad_token_id"))
     adds = (writer.add_bos_token_id, writer.add_eos_token_id, writer.add_eot_token_id, writer.add_pad_token_id)
     for add, value in zip(adds, (bos, ends[0], ends[1] if len(ends) > 1 else None, pad), strict=True):
         if value is not None:
@@ -330,7 +434,7 @@ def convert(
     items = list(plan(checkpoint, arch, kind))
     writer = GGUFWriter(None, arch, split_max_tensors=-(-(len(items) + 1) // split) if split > 1 else 0)
     writer.add_name(folder.resolve().name)
-    divisors = add_config(writer, checkpoint.config, arch)
+    divisors = add_config(writer, config_of(checkpoint), arch)
     if tokenizer and (folder / "tokenizer.json").is_file():
         add_tokenizer(writer, folder, checkpoint, pre)
     if divisors is not None:

@@ -1,7 +1,10 @@
 """GGUF metadata and tensor names -> Hugging Face config and names, and which stored rows make up a tensor.
 
 Conversion to GGUF permutes the rows of q and k per head for arch `llama` (Hugging Face [2, d/2] -> [d/2, 2], for
-interleaved rope); a `Source` says so, and the reader undoes it. Facts: the GGUF specification and its converters.
+interleaved rope); a `Source` says so, and the reader undoes it. Of hybrids it adds 1 to norm weights, stores
+-exp(A_log), and moves the value heads of recurrent layers from groups by key head to an order in which key heads take
+turns. Columns of quantised output projections cannot be moved back, so all of this stays, and the configuration says so
+(`norms_hold_one`, `value_heads_tiled`; the tensor `ssm_a`). Facts: the GGUF specification and its converters.
 """
 from __future__ import annotations
 
@@ -34,11 +37,31 @@ EXPERT: Mapping[str, str] = MappingProxyType({
     "ffn_gate": "gate_proj", "ffn_up": "up_proj", "ffn_down": "down_proj",
 })
 """Tensors of one expert in old files: blk.L.ffn_gate.E.weight."""
+HYBRID: Mapping[str, str] = MappingProxyType({
+    "post_attention_norm": "post_attention_layernorm", "attn_qkv": "linear_attn.in_proj_qkv",
+    "attn_gate": "linear_attn.in_proj_z", "ssm_alpha": "linear_attn.in_proj_a", "ssm_beta": "linear_attn.in_proj_b",
+    "ssm_conv1d": "linear_attn.conv1d", "ssm_norm": "linear_attn.norm", "ssm_out": "linear_attn.out_proj",
+    "ffn_gate_shexp": "mlp.shared_expert.gate_proj", "ffn_up_shexp": "mlp.shared_expert.up_proj",
+    "ffn_down_shexp": "mlp.shared_expert.down_proj", "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+})
+"""Tensors of layers that only hybrids have, or call so"""
+BARE: Mapping[str, str] = MappingProxyType({"ssm_a": "linear_attn.ssm_a", "ssm_dt.bias": "linear_attn.dt_bias"})
+"""The same, whole names in Hugging Face"""
+NEXTN: Mapping[str, str] = MappingProxyType({
+    "nextn.eh_proj.weight": "fc.weight", "nextn.enorm.weight": "pre_fc_norm_embedding.weight",
+    "nextn.hnorm.weight": "pre_fc_norm_hidden.weight", "nextn.shared_head_norm.weight": "norm.weight",
+})
+"""Of the block behind the last layer, which is the head for multi-token prediction: what is no part of its layer"""
+HYBRIDS: Mapping[str, tuple[str, str]] = MappingProxyType({
+    "qwen35": ("Qwen3_5ForCausalLM", "qwen3_5"), "qwen35moe": ("Qwen3_5MoeForCausalLM", "qwen3_5_moe"),
+})
+"""(architecture, model_type) of hybrids"""
 ROPE_FREQS = "rope_freqs.weight"
 PERMUTED = ("llama",)
 """Architectures whose q and k rows are stored permuted."""
 
-_BLOCK = re.compile(r"blk\.(\d+)\.([a-z_]+)\.(weight|bias)")
+_BLOCK = re.compile(r"blk\.(\d+)\.([a-z0-9_]+)\.(weight|bias)")
+_WHOLE = re.compile(r"blk\.(\d+)\.(.+)")
 _EXPERT = re.compile(r"blk\.(\d+)\.(ffn_gate|ffn_up|ffn_down)\.(\d+)\.weight")
 _NO_TOKEN = 0xFFFFFFFF
 
@@ -73,8 +96,11 @@ class _Keys:
         self.metadata = metadata
         self.arch = arch
 
-    def integer(self, key: str, default: int | None = None) -> int:
+    def integer(self, key: str, default: int | None = None, *, some: bool = False) -> int:
+        """A positive number, which may be given for every layer; with `some`, layers that have none say 0."""
         value = self.metadata.get(f"{self.arch}.{key}", default)
+        if some and isinstance(value, list):
+            value = [v for v in value if v != 0]
         if isinstance(value, list) and value and all(v == value[0] for v in value):
             value = value[0]                     # some converters write one value per layer
         if isinstance(value, list):
@@ -108,7 +134,7 @@ def translate(path: Path, metadata: Mapping[str, Any], shapes: Mapping[str, tupl
     if not isinstance(arch, str) or not arch:
         raise CheckpointError(f"{path}: metadata 'general.architecture' is missing or empty; convert it again")
     generation = _generation(metadata)
-    if arch not in ("llama", "qwen3", "qwen3moe"):
+    if arch not in ("llama", "qwen3", "qwen3moe", *HYBRIDS):
         config: dict[str, Any] = {"architectures": [arch], "model_type": arch, **_tokens(metadata)}
         sources = {name: Source(name, shape, 0, shape[0], known=False) for name, shape in shapes.items()}
         return Translation(config, generation, MappingProxyType(sources))
@@ -122,7 +148,8 @@ def _config(keys: _Keys, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any
     head_dim = keys.integer("attention.key_length", max(hidden // heads, 1))
     if keys.integer("attention.value_length", head_dim) != head_dim:
         raise UnsupportedModelError(f"{keys.path}: keys and values of different head length are not supported")
-    if keys.integer("rope.dimension_count", head_dim) != head_dim:
+    hybrid = keys.arch in HYBRIDS
+    if not hybrid and keys.integer("rope.dimension_count", head_dim) != head_dim:
         raise UnsupportedModelError(f"{keys.path}: rope over a part of the head is not supported for '{keys.arch}'")
     if keys.metadata.get(f"{keys.arch}.attention.causal", True) is not True:
         raise UnsupportedModelError(f"{keys.path}: a model without causal attention (an encoder) is not supported")
@@ -132,15 +159,15 @@ def _config(keys: _Keys, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any
     window = keys.metadata.get(f"{keys.arch}.attention.sliding_window", 0)
     experts = keys.metadata.get(f"{keys.arch}.expert_count", 0)
     kind = _architecture(keys.arch, bool(window), bool(experts))
-    sparse = _experts(keys, shapes) if experts else {}
-    return sparse | {
+    more = (_experts(keys, shapes) if experts else {}) | (_hybrid(keys, head_dim) if hybrid else {})
+    return more | {
         "architectures": [kind[0]],
         "model_type": kind[1],
         "hidden_size": hidden,
-        "intermediate_size": keys.integer("feed_forward_length", sparse.get("moe_intermediate_size")),
-        "num_hidden_layers": keys.integer("block_count"),
+        "intermediate_size": keys.integer("feed_forward_length", more.get("moe_intermediate_size")),
+        "num_hidden_layers": keys.integer("block_count") - more.get("mtp_num_hidden_layers", 0),
         "num_attention_heads": heads,
-        "num_key_value_heads": keys.integer("attention.head_count_kv", heads),
+        "num_key_value_heads": keys.integer("attention.head_count_kv", heads, some=hybrid),
         "head_dim": head_dim,
         "hidden_act": "silu",
         "rms_norm_eps": keys.real("attention.layer_norm_rms_epsilon"),
@@ -152,6 +179,30 @@ def _config(keys: _Keys, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any
         "tie_word_embeddings": "output.weight" not in shapes,
         "vocab_size": vocab,
         "max_position_embeddings": keys.integer("context_length"),
+    }
+
+
+def _hybrid(keys: _Keys, head_dim: int) -> dict[str, Any]:
+    """The fields about recurrent layers and multi-token prediction, and what conversion did (see above)."""
+    heads, inner = keys.integer("ssm.time_step_rank"), keys.integer("ssm.inner_size")
+    if inner % heads:
+        raise CheckpointError(f"{keys.path}: metadata '{keys.arch}.ssm.inner_size' {inner} is no multiple of the "
+                              f"{heads} heads; convert the model again")
+    following = keys.integer("nextn_predict_layers") if keys.metadata.get(f"{keys.arch}.nextn_predict_layers") else 0
+    count = keys.integer("block_count") - following
+    listed = keys.metadata.get(f"{keys.arch}.attention.recurrent_layers")
+    every = keys.integer("full_attention_interval", 4)
+    recurrent = [bool(r) for r in listed[:count]] if isinstance(listed, list) else [(i + 1) % every > 0
+                                                                                    for i in range(count)]
+    return {
+        "linear_num_value_heads": heads, "linear_value_head_dim": inner // heads,
+        "linear_num_key_heads": keys.integer("ssm.group_count"), "linear_key_head_dim": keys.integer("ssm.state_size"),
+        "linear_conv_kernel_dim": keys.integer("ssm.conv_kernel"),
+        "layer_types": ["linear_attention" if r else "full_attention" for r in recurrent],
+        "partial_rotary_factor": keys.integer("rope.dimension_count", head_dim) / head_dim,
+        "shared_expert_intermediate_size": keys.integer("expert_shared_feed_forward_length")
+        if keys.has("expert_shared_feed_forward_length") else 0,
+        "mtp_num_hidden_layers": following, "norms_hold_one": True, "value_heads_tiled": True,
     }
 
 
@@ -175,6 +226,8 @@ def _experts(keys: _Keys, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, An
 
 def _architecture(arch: str, window: bool, experts: bool) -> tuple[str, str]:
     """(architecture, model_type): GGUF stores Llama, Mistral and Mixtral as `llama`."""
+    if arch in HYBRIDS:
+        return HYBRIDS[arch]
     if arch == "qwen3":
         return "Qwen3ForCausalLM", "qwen3"
     if arch == "qwen3moe":
@@ -233,6 +286,7 @@ def _sources(
 ) -> dict[str, Source]:
     heads, kv_heads, dim = config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]
     order = {"attn_q": heads, "attn_k": kv_heads} if arch in PERMUTED else {}
+    names, last = LAYER | HYBRID if arch in HYBRIDS else LAYER, config["num_hidden_layers"]
     out: dict[str, Source] = {}
 
     def put(name: str, source: Source) -> None:
@@ -243,6 +297,10 @@ def _sources(
     for name, shape in shapes.items():
         stem, _, suffix = name.rpartition(".")
         match, expert = _BLOCK.fullmatch(name), _EXPERT.fullmatch(name)
+        own = _own(name, last) if arch in HYBRIDS else ""
+        if own:
+            put(own, Source(name, shape, 0, shape[0]))
+            continue
         if expert is not None:
             put(f"model.layers.{expert[1]}.mlp.experts.{expert[3]}.{EXPERT[expert[2]]}.weight",
                 Source(name, shape, 0, shape[0]))
@@ -251,8 +309,10 @@ def _sources(
             known = stem in GLOBAL or name == ROPE_FREQS
             put(f"{GLOBAL[stem]}.{suffix}" if stem in GLOBAL else name, Source(name, shape, 0, shape[0], known=known))
             continue
-        layer, part = f"model.layers.{match[1]}", match[2]
-        if part == "attn_qkv":
+        part = match[2]
+        layer = f"mtp.layers.{int(match[1]) - last}" if arch in HYBRIDS and int(match[1]) >= last else (
+            f"model.layers.{match[1]}")
+        if part == "attn_qkv" and arch not in HYBRIDS:
             sizes = {"attn_q": heads * dim, "attn_k": kv_heads * dim, "attn_v": kv_heads * dim}
             if shape[0] != sum(sizes.values()):
                 raise CheckpointError(f"{path}: tensor '{name}' has {shape[0]} rows, not {sum(sizes.values())}")
@@ -263,11 +323,21 @@ def _sources(
                 start += rows
         elif part in STACKED and suffix == "weight":
             put(f"{layer}.{STACKED[part]}", Source(name, shape, 0, shape[0]))
-        elif part in LAYER:
+        elif part in names:
             count = order.get(part, 0)
             if count and shape[0] % (2 * count):
                 raise CheckpointError(f"{path}: tensor '{name}' has {shape[0]} rows, no pairs for {count} heads")
-            put(f"{layer}.{LAYER[part]}.{suffix}", Source(name, shape, 0, shape[0], count))
+            put(f"{layer}.{names[part]}.{suffix}", Source(name, shape, 0, shape[0], count))
         else:
             put(name, Source(name, shape, 0, shape[0], known=False))
     return out
+
+
+def _own(name: str, last: int) -> str:
+    """The Hugging Face name of a tensor of a hybrid's block that is none of a layer's usual ones, else ""."""
+    match = _WHOLE.fullmatch(name)
+    if match is None:
+        return ""
+    if match[2] in BARE:
+        return f"model.layers.{match[1]}.{BARE[match[2]]}"
+    return f"mtp.{NEXTN[match[2]]}" if match[2] in NEXTN and int(match[1]) == last else ""

@@ -57,6 +57,8 @@ class Fit(msgspec.Struct, frozen=True):
     cache: int = 0
     cache_per_token: int = 0
     context: int = 0
+    states: int = 0
+    """recurrent states of all sequences that may run at once"""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -134,7 +136,8 @@ def try_place(checkpoint: Checkpoint, engine: config.EngineConfig, place: Place,
     except (OutOfMemoryError, ConfigError, DeviceError) as error:
         return Fit(False, str(error))
     return Fit(True, dtype=found.build.dtype, weights=room.weights, workspace=room.workspace,
-               cache=capacity.pages * room.page, cache_per_token=room.page // PAGE, context=capacity.context)
+               cache=capacity.pages * room.page, cache_per_token=room.page // PAGE, context=capacity.context,
+               states=room.states)
 
 
 def check_usable(gpu: DeviceInfo, devices: Devices) -> None:
@@ -177,5 +180,6 @@ def describe_fit(fit: Fit) -> str:
     """One line: what goes where, or what stands in the way."""
     if not fit.fits:
         return f"does not fit: {fit.why}"
+    states = f", recurrent states {size(fit.states)}" if fit.states else ""
     return (f"fits with a context of {fit.context} tokens in {fit.dtype}: weights {size(fit.weights)}, workspace "
-            f"{size(fit.workspace)}, cache {size(fit.cache)} ({size(fit.cache_per_token)} a token)")
+            f"{size(fit.workspace)}{states}, cache {size(fit.cache)} ({size(fit.cache_per_token)} a token)")

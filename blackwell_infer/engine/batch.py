@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from blackwell_infer.engine.scheduler import UNKNOWN, Plan, Row, Sequence
+from blackwell_infer.engine.slots import state_slots
 from blackwell_infer.kv.spec import PAGE
 from blackwell_infer.ops.batch import Batch, SampleParams
 from blackwell_infer.types import Array, Sampling
@@ -91,12 +92,14 @@ def make_batch(plan: Plan, tables: Tables) -> Batch:
         positions[first:last] = np.arange(row.start, row.end, dtype=np.int32)
     lengths = np.asarray([row.end for row in plan.rows], np.int32)
     longest = bucket(int(lengths.max()))
+    state_from, state_to = state_slots(plan.rows)
     width = min(-(-longest // PAGE), tables.rows.shape[1])
     return Batch(
         ids=ids, positions=positions, rows=np.repeat(np.arange(len(counts), dtype=np.int32), counts), starts=starts,
         lengths=lengths, pages=tables.rows[[row.slot for row in plan.rows], :width],
-        outputs=starts[1:][[row.samples for row in plan.rows]] - 1, max_new=bucket(int(counts.max())),
-        max_length=longest)
+        outputs=starts[1:][[row.samples for row in plan.rows]] - 1,
+        state_from=state_from, state_to=state_to,
+        max_new=bucket(int(counts.max())), max_length=longest)
 
 
 def make_params(rows: Items[Row], settings: Items[Settings]) -> SampleParams:

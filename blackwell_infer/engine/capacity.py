@@ -15,18 +15,26 @@ HOST_CONTEXT = 4096
 
 
 class Room(msgspec.Struct, frozen=True):
-    """Bytes on a backend: free now, and what the model takes besides its cache. `page` is one page of all layers."""
+    """Bytes on a backend: free now, and what the model takes besides its cache. `page` is one page of all layers,
+    `states` the recurrent states of as many sequences as may run."""
 
     free: int
     total: int
     weights: int
     workspace: int
     page: int
+    states: int = 0
 
     @property
     def left(self) -> int:
         """Bytes for the cache."""
-        return int((self.free - self.weights - self.workspace) * USABLE)
+        return int((self.free - self.weights - self.workspace - self.states) * USABLE)
+
+    @property
+    def beside(self) -> str:
+        """What stands beside the cache, for messages."""
+        states = f", {size(self.states)} of recurrent states" if self.states else ""
+        return f"{size(self.weights)} of weights{states} and {size(self.workspace)} of workspace"
 
 
 class Capacity(msgspec.Struct, frozen=True):
@@ -54,22 +62,24 @@ def fit(config: EngineConfig, context: int, room: Room) -> Capacity:
         if room.weights > room.free:
             remedy = ("the weights alone (with the table of positions of the context) are too large: take a smaller "
                       "model or quantisation (NumPy holds every weight as float32), lower max_context, or free memory")
+        states = f", recurrent states of max_batch sequences {size(room.states)}" if room.states else ""
         raise OutOfMemoryError(
-            f"the model does not fit: weights {size(room.weights)}, workspace of a step {size(room.workspace)} and one "
-            f"page of cache {size(room.page)} are needed, {size(room.free)} of {size(room.total)} are free; {remedy}")
+            f"the model does not fit: weights {size(room.weights)}{states}, workspace of a step {size(room.workspace)} "
+            f"and one page of cache {size(room.page)} are needed, {size(room.free)} of {size(room.total)} are free; "
+            f"{remedy}")
     if config.kv_pages:
         if config.kv_pages > fitting:
             raise OutOfMemoryError(
                 f"kv_pages = {config.kv_pages} does not fit: the cache would take {size(config.kv_pages * room.page)} "
-                f"beside {size(room.weights)} of weights and {size(room.workspace)} of workspace, {size(room.left)} "
-                f"are left of {size(room.free)} free; at most kv_pages = {fitting} fit")
+                f"beside {room.beside}, {size(room.left)} are left of {size(room.free)} free; at most kv_pages = "
+                f"{fitting} fit")
         return Capacity(bounded(config, context, config.kv_pages), config.kv_pages)
     need = pages_for(context)
     if need > fitting and config.max_context:
         raise OutOfMemoryError(
-            f"max_context = {context} does not fit: its cache takes {size(need * room.page)} beside "
-            f"{size(room.weights)} of weights and {size(room.workspace)} of workspace, {size(room.left)} are left of "
-            f"{size(room.free)} free; at most max_context = {fitting * PAGE} fits, or take a smaller quantisation")
+            f"max_context = {context} does not fit: its cache takes {size(need * room.page)} beside {room.beside}, "
+            f"{size(room.left)} are left of {size(room.free)} free; at most max_context = {fitting * PAGE} fits, or "
+            "take a smaller quantisation")
     pages = min(config.max_batch * need, fitting)
     return Capacity(min(context, pages * PAGE), pages)
 

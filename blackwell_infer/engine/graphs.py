@@ -92,7 +92,7 @@ def padding(bucket: Bucket) -> Work:
     return Work(
         Batch(ids=ints(rows), positions=ints(rows), rows=ints(rows, value=-1), starts=ints(rows + 1),
               lengths=ints(rows), pages=ints(rows, pages_for(bucket.length)), outputs=np.arange(rows, dtype=np.int32),
-              max_new=1, max_length=bucket.length),
+              state_from=ints(rows, value=-1), state_to=ints(rows, value=-1), max_new=1, max_length=bucket.length),
         SampleParams(temperature=floats(0), top_k=ints(rows), top_p=floats(1), min_p=floats(0), repetition=floats(1),
                      presence=floats(0), frequency=floats(0), seed=np.zeros(rows, np.uint64), position=ints(rows),
                      slot=ints(rows, value=-1), bias_starts=ints(rows + 1), bias_ids=ints(bucket.biases),

@@ -56,6 +56,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     kv_pages: int
     kv_token_bytes: int
     """bytes of cache per token of context"""
+    state_bytes: int
+    """bytes of the recurrent states of one sequence, whatever its length; 0 for models without"""
 
 
 class Survey(msgspec.Struct, frozen=True):
@@ -68,7 +70,8 @@ class Survey(msgspec.Struct, frozen=True):
     def room(self, free: int, total: int, workspace: int) -> Room:
         """Bytes on a backend of which `free` of `total` are left."""
         extra = workspace + self.build.penalty_bytes(self.limits.batch)
-        return Room(free, total, self.measure.nbytes, extra, self.build.page_bytes)
+        return Room(free, total, self.measure.nbytes, extra, self.build.page_bytes,
+                    self.build.state_bytes(self.limits.batch))
 
 
 class Loaded(msgspec.Struct, frozen=True):
@@ -111,7 +114,8 @@ def loaded(checkpoint: Checkpoint, config: EngineConfig, progress: Progress) -> 
         device=device, dtype=build.dtype, activations=config.activations, parameters=measure.parameters,
         vocab=build.geometry.vocab, max_context=capacity.context, formats=measure.formats,
         weight_bytes=measure.nbytes, decode_bytes=measure.decode, workspace_bytes=workspace,
-        kv_pages=capacity.pages, kv_token_bytes=build.page_bytes // PAGE)
+        kv_pages=capacity.pages, kv_token_bytes=build.page_bytes // PAGE,
+        state_bytes=build.state_bytes(1))
     logger.info("loaded %s: %s, %s on %s, context %d, %d pages", info.path, info.family, info.dtype, info.device,
                 info.max_context, info.kv_pages)
     limits = msgspec.structs.replace(limits, pages=capacity.pages, context=capacity.context)
@@ -130,8 +134,10 @@ def survey(checkpoint: Checkpoint, config: EngineConfig, on_host: bool) -> Surve
         context = wanted_context(config, geometry.max_context, on_host)
         counting = Counting(checkpoint.tensors)
         family.build(cfg, counting, context)
+        measure = counting.measure(dense=on_host)
+        if family.draft is not None:
+            family.draft.build(cfg, counting)  # is not loaded, but what is there of it must fit
         counting.check_complete()
-    measure = counting.measure(dense=on_host)
     step_tokens = min(config.max_step_tokens, REPRODUCIBLE_TOKENS) if config.reproducible else config.max_step_tokens
     limits = Limits(batch=config.max_batch, step_tokens=step_tokens, pages=0, context=context,
                     score_tokens=max(1, min(step_tokens, SCORE_BYTES // (4 * geometry.vocab))))

@@ -8,7 +8,9 @@ import msgspec
 import numpy as np
 
 from blackwell_infer.device.queue import Memory
+from blackwell_infer.engine.slots import slots_for
 from blackwell_infer.engine.step import Model
+from blackwell_infer.kv.recurrent import Recurrent
 from blackwell_infer.kv.spec import PAGE, CacheSpec, KVState, PagedKV
 from blackwell_infer.models.spec import Family, Geometry, Take
 from blackwell_infer.ops.batch import PenaltyState
@@ -47,12 +49,22 @@ class Build(msgspec.Struct, frozen=True):
         """Bytes of the penalty state: an int32 count and a flag per slot and token of the vocabulary."""
         return slots * self.geometry.vocab * 5
 
+    def state_bytes(self, batch: int) -> int:
+        """Bytes of the recurrent states of so many sequences, over all layers."""
+        return slots_for(batch) * sum(spec.slot_bytes(DTYPES[self.dtype].itemsize) for spec in self.geometry.recurrent)
+
     def model(self, memory: Memory, take: Take, context: int, slots: int, pages: int) -> Model:
-        """Load parameters through `take` and allocate caches of `pages` pages, all zero."""
+        """Load parameters through `take` and allocate caches of `pages` pages and states of `slots` sequences, all
+        zero."""
         params = self.family.build(self.cfg, take, context)
         layers = tuple(PagedKV(spec.format or FORMAT_OF[self.dtype],
                                memory.zeros((pages, 2, spec.kv_heads, PAGE, spec.head_dim), self.kind(spec)))
                        for spec in self.geometry.cache)
+        count = slots_for(slots)
+        recurrent = tuple(
+            Recurrent(memory.zeros((count, spec.width - 1, spec.channels), DTYPES[self.dtype]),
+                      memory.zeros((count, spec.heads, spec.key_dim, spec.value_dim), DTYPES[DTYPE_OF[spec.precision]]))
+            for spec in self.geometry.recurrent)
         penalties = PenaltyState(counts=memory.zeros((slots, self.geometry.vocab), np.int32),
                                  prompt=memory.zeros((slots, self.geometry.vocab), np.uint8))
-        return Model(self.family, self.cfg, params, KVState(layers), penalties, self.dtype)
+        return Model(self.family, self.cfg, params, KVState(layers, recurrent), penalties, self.dtype)

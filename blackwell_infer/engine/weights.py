@@ -17,7 +17,8 @@ from blackwell_infer.device.queue import Memory, Queue
 from blackwell_infer.engine.stack import Arrange, Pieces, one_matrix, ordered, stacked, tiled
 from blackwell_infer.errors import UnsupportedModelError
 from blackwell_infer.log import Progress
-from blackwell_infer.models.take import Expect, members
+from blackwell_infer.models.spec import Rows
+from blackwell_infer.models.take import Block, Expect, blocks, members
 from blackwell_infer.ops.api import Ops
 from blackwell_infer.quant import FORMATS
 from blackwell_infer.quant.format import PAIRED, Experts, Linear, Weight
@@ -84,9 +85,10 @@ class Loading:
         weight = self.source(name)
         return FORMATS[weight.format].dequantize(weight).reshape(self.expect.tensors[name].shape)
 
-    def vector(self, name: str, size: int) -> Array:
+    def vector(self, name: str, size: int, plus: float = 0.0) -> Array:
         self.expect.vector(name, size)
-        return self.put(self.values(name))
+        values = self.values(name)
+        return self.put(values + np.float32(plus) if plus else values)
 
     def constant(self, name: str, value: np.ndarray[Any, Any]) -> Array:
         self.expect.constant(name, value)
@@ -110,20 +112,23 @@ class Loading:
         self.meter.add(value.nbytes)
         return array
 
-    def groups(self, names: Sequence[str], shapes: Sequence[tuple[int, int]]) -> list[tuple[str, ...]]:
-        """The names of a projection's blocks, those that become one matrix together: neighbours of one format."""
-        shape_of = dict(zip(names, shapes, strict=True))
-        for name, shape in shape_of.items():
-            self.expect.matrix(name, shape)
-        groups: list[tuple[str, ...]] = []
-        for name in names:
-            form = self.expect.tensors[name].format
-            stays = groups and self.expect.tensors[groups[-1][-1]].format == form
-            if stays and FORMATS[form].joins(tuple(shape_of[n] for n in (*groups[-1], name))):
-                groups[-1] = (*groups[-1], name)
+    def groups(self, names: Sequence[str], shapes: Sequence[tuple[int, int]],
+               rows: Sequence[Rows | None]) -> list[tuple[Block, ...]]:
+        """A projection's blocks, those that become one matrix together: neighbours of one format."""
+        groups: list[tuple[Block, ...]] = []
+        for block in blocks(names, shapes, rows):
+            form = self.expect.block(block).format
+            stays = groups and self.expect.tensors[groups[-1][-1].name].format == form
+            if stays and FORMATS[form].joins(tuple(b.shape for b in (*groups[-1], block))):
+                groups[-1] = (*groups[-1], block)
             else:
-                groups.append((name,))
+                groups.append((block,))
         return groups
+
+    def read(self, block: Block) -> Weight:
+        """A block as it is stored."""
+        whole = self.source(block.name)
+        return whole if block.rows is None else FORMATS[whole.format].take_rows(whole, block.rows.of(block.stored[0]))
 
 
 class HostLoading(Loading):
@@ -133,31 +138,35 @@ class HostLoading(Loading):
     def __init__(self, memory: Memory, tensors: Mapping[str, TensorInfo], source: Source, meter: Meter,
                  place: Place) -> None:
         super().__init__(memory, tensors, source, meter, place)
-        self.loaded: dict[str, Weight] = {}
+        self.loaded: dict[Block, Weight] = {}
 
     def table(self, name: str, shape: tuple[int, int]) -> Weight:
         self.expect.matrix(name, shape)
-        if name not in self.loaded:
-            weight = self.source(name)
+        return self.dense(Block(name, shape))
+
+    def dense(self, block: Block) -> Weight:
+        """A block as float32."""
+        if block not in self.loaded:
+            weight = self.read(block)
             if weight.format != "f32" or not weight.parts[0].flags.aligned:  # type: ignore[attr-defined]
-                weight = Weight("f32", shape, (FORMATS[weight.format].dequantize(weight),))
-            self.loaded[name] = weight
+                weight = Weight("f32", block.shape, (FORMATS[weight.format].dequantize(weight),))
+            self.loaded[block] = weight
             self.meter.add(weight.nbytes)
-        return self.loaded[name]
+        return self.loaded[block]
 
-    def linear(self, names: Sequence[str], shapes: Sequence[tuple[int, int]]) -> Linear:
-        shape_of = dict(zip(names, shapes, strict=True))
-        return tuple(w for group in self.groups(names, shapes) for w in self.placed(group, shape_of))
+    def linear(self, names: Sequence[str], shapes: Sequence[tuple[int, int]],
+               rows: Sequence[Rows | None] = ()) -> Linear:
+        return tuple(w for group in self.groups(names, shapes, rows) for w in self.placed(group))
 
-    def placed(self, group: tuple[str, ...], shape_of: Mapping[str, tuple[int, int]]) -> Linear:
+    def placed(self, group: tuple[Block, ...]) -> Linear:
         """One matrix that meets quantised activations, or each of the group as float32."""
-        if self.expect.tensors[group[0]].format in PAIRED and not self.loaded.keys() & set(group):
-            whole = joined_on_host([self.source(name) for name in group])
+        if self.expect.tensors[group[0].name].format in PAIRED and not self.loaded.keys() & set(group):
+            whole = joined_on_host([self.read(block) for block in group])
             placed = self.place.pair(whole, False)
             if placed.format != whole.format:
                 self.meter.add(placed.nbytes)
                 return (placed,)
-        return tuple(self.table(name, shape_of[name]) for name in group)
+        return tuple(self.dense(block) for block in group)
 
     def experts(self, names: Sequence[str], count: int, top: int, shape: tuple[int, int]) -> tuple[Experts, ...]:
         """As they are stored: a token needs few of them, and the reference dequantises one at a time."""
@@ -179,14 +188,15 @@ class DeviceLoading(Loading):
                  place: Place) -> None:
         super().__init__(queue, tensors, source, meter, place)
         self.queue = queue
-        self.loaded: dict[tuple[str, ...], Weight] = {}
+        self.loaded: dict[tuple[Block, ...], Weight] = {}
 
     def table(self, name: str, shape: tuple[int, int]) -> Weight:
         self.expect.matrix(name, shape)
-        return self.joined((name,), looked_up=True)
+        return self.joined((Block(name, shape),), looked_up=True)
 
-    def linear(self, names: Sequence[str], shapes: Sequence[tuple[int, int]]) -> Linear:
-        return tuple(self.joined(group) for group in self.groups(names, shapes))
+    def linear(self, names: Sequence[str], shapes: Sequence[tuple[int, int]],
+               rows: Sequence[Rows | None] = ()) -> Linear:
+        return tuple(self.joined(group) for group in self.groups(names, shapes, rows))
 
     def experts(self, names: Sequence[str], count: int, top: int, shape: tuple[int, int]) -> tuple[Experts, ...]:
         forms = [stack.weight.format for stack in self.expect.experts(names, count, top, shape)]
@@ -200,23 +210,23 @@ class DeviceLoading(Loading):
             return ordered(self.queue, pieces, form, self.source, self.meter.add, self.place.arrange)
         return stacked(self.queue, pieces, form, self.source, self.meter.add)
 
-    def joined(self, names: tuple[str, ...], looked_up: bool = False) -> Weight:
-        """One matrix of the rows of all names."""
-        if names not in self.loaded:
-            weights = [self.source(name) for name in names]
+    def joined(self, group: tuple[Block, ...], looked_up: bool = False) -> Weight:
+        """One matrix of the rows of all blocks."""
+        if group not in self.loaded:
+            weights = [self.read(block) for block in group]
             if len(weights[0].parts) > 1:
                 weights = [self.place.pair(joined_on_host(weights), looked_up)]
-            self.loaded[names] = self.place.ordered(self.uploaded(weights))
-        return self.loaded[names]
+            self.loaded[group] = self.place.ordered(self.uploaded(weights))
+        return self.loaded[group]
 
     def uploaded(self, weights: Sequence[Weight]) -> Weight:
         """Matrices one above the other on the device."""
         rows = sum(w.shape[0] for w in weights)
         parts = []
-        for blocks in zip(*(w.parts for w in weights), strict=True):
-            whole = self.queue.empty((sum(b.shape[0] for b in blocks), *blocks[0].shape[1:]), blocks[0].dtype)
+        for pieces in zip(*(w.parts for w in weights), strict=True):
+            whole = self.queue.empty((sum(p.shape[0] for p in pieces), *pieces[0].shape[1:]), pieces[0].dtype)
             first = 0
-            for block in blocks:
+            for block in pieces:
                 host = np.asarray(block)
                 self.queue.upload(whole[first : first + len(host)], host)
                 self.meter.add(host.nbytes)
@@ -262,9 +272,10 @@ class Counting(Expect):
         self.routed: dict[str, tuple[int, int]] = {}
         """experts that a token goes to, of how many, by tensor"""
 
-    def linear(self, names: Sequence[str], shapes: Sequence[tuple[int, int]]) -> Linear:
+    def linear(self, names: Sequence[str], shapes: Sequence[tuple[int, int]],
+               rows: Sequence[Rows | None] = ()) -> Linear:
         self.streamed |= set(names)
-        return super().linear(names, shapes)
+        return super().linear(names, shapes, rows)
 
     def experts(self, names: Sequence[str], count: int, top: int, shape: tuple[int, int]) -> tuple[Experts, ...]:
         parts = [part for name in names for part in members(name, count)]
@@ -272,9 +283,13 @@ class Counting(Expect):
         self.streamed |= set(parts)
         return super().experts(names, count, top, shape)
 
-    def vector(self, name: str, size: int) -> Array:
+    def vector(self, name: str, size: int, plus: float = 0.0) -> Array:
         self.streamed.add(name)
-        return super().vector(name, size)
+        return super().vector(name, size, plus)
+
+    def constant(self, name: str, value: np.ndarray[Any, Any]) -> Array:
+        self.streamed.add(name)
+        return super().constant(name, value)
 
     def measure(self, dense: bool) -> Measure:
         """Sizes of what was asked for; `dense` counts matrices as the float32 that the host makes of them (of all but

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import msgspec
 
+from blackwell_infer.kv.recurrent import Recurrent
 from blackwell_infer.types import Array
 
 PAGE = 32
@@ -32,6 +33,10 @@ class PagedKV(msgspec.Struct, frozen=True):
 
 
 class KVState(msgspec.Struct, frozen=True):
-    """The caches of all attention layers, in layer order; one page number means the same page in every layer."""
+    """The caches of all attention layers, in layer order; one page number means the same page in every layer.
+
+    `recurrent` are the states of the recurrent layers, in layer order; a slot means the same slot in every layer.
+    """
 
     layers: tuple[PagedKV, ...]
+    recurrent: tuple[Recurrent, ...] = ()

@@ -218,20 +218,21 @@ def forward(ops: Ops, cfg: DenseConfig, params: DenseParams, state: KVState, bat
         x = ops.attention_(kv, qkv, batch, params.rope, cfg.heads, scale, window, q_norm=p.q_norm, k_norm=p.k_norm,
                            eps=cfg.eps)
         x = ops.linear(x, p.out, p.out_bias)
-        x, residual = feed_forward(ops, p, x, residual, cfg.eps, dtype)
+        x, residual = feed_forward(ops, p.mlp, p.mlp_norm, x, residual, cfg.eps, dtype)
         residual, h = fused.add_rms_norm(ops, x, residual, norm, cfg.eps, following)
     assert not isinstance(h, Quantized)
     return h
 
 
-def feed_forward(ops: Ops, p: LayerParams, x: Array, residual: Array, eps: float, dtype: str) -> tuple[Array, Array]:
+def feed_forward(ops: Ops, mlp: DenseMlp | SparseMlp, norm: Array, x: Array, residual: Array, eps: float,
+                 dtype: str) -> tuple[Array, Array]:
     """(MLP of the normed sum, the sum) of what attention made [T, H] and the residual."""
-    if isinstance(p.mlp, SparseMlp):
-        residual, h = ops.add_rms_norm(x, residual, p.mlp_norm, eps)
-        return sparse_mlp(ops, p.mlp, h), residual
-    residual, into = fused.add_rms_norm(ops, x, residual, p.mlp_norm, eps, p.mlp.gate_up)
-    inner = fused.swiglu(ops, fused.linear(ops, into, p.mlp.gate_up, p.mlp.gate_up_bias, dtype), p.mlp.down)
-    return fused.linear(ops, inner, p.mlp.down, p.mlp.down_bias, dtype), residual
+    if isinstance(mlp, SparseMlp):
+        residual, h = ops.add_rms_norm(x, residual, norm, eps)
+        return sparse_mlp(ops, mlp, h), residual
+    residual, into = fused.add_rms_norm(ops, x, residual, norm, eps, mlp.gate_up)
+    inner = fused.swiglu(ops, fused.linear(ops, into, mlp.gate_up, mlp.gate_up_bias, dtype), mlp.down)
+    return fused.linear(ops, inner, mlp.down, mlp.down_bias, dtype), residual
 
 
 def logits(ops: Ops, cfg: DenseConfig, params: DenseParams, hidden: Array) -> Array:

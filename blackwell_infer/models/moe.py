@@ -1,4 +1,5 @@
-"""Sparse MLPs: a router sends every token to a few of a layer's experts. Layers may have different numbers of them.
+"""Sparse MLPs: a router sends every token to a few of a layer's experts, and some models beside to one that all share.
+Layers may have different numbers of experts.
 
 Pruned checkpoints list experts per layer under several names; the rows of a layer's router in the file decide, and a
 configuration that disagrees with them is refused.
@@ -52,6 +53,7 @@ class MoeFields(msgspec.Struct, frozen=True):
     remaining_experts_by_layer: list[Count] | dict[str, Count] | None = None
     per_layer_config: dict[str, LayerFields] | None = None
     moe_intermediate_size: Size | None = None
+    shared_expert_intermediate_size: Count = 0
     norm_topk_prob: bool = False
     decoder_sparse_step: Size = 1
     mlp_only_layers: list[Count] | None = None
@@ -68,6 +70,17 @@ class MoeConfig(msgspec.Struct, frozen=True):
     top: int
     inner: int
     norm: bool
+    shared: int = 0
+    """width of the expert that all tokens share, 0 for none"""
+
+
+class SharedExpert(msgspec.Struct, frozen=True):
+    """The MLP that every token goes through; sigmoid of gate [H] float32 times the hidden state says how much it
+    counts."""
+
+    gate_up: Linear
+    down: Linear
+    gate: Array
 
 
 class SparseMlp(msgspec.Struct, frozen=True):
@@ -78,6 +91,7 @@ class SparseMlp(msgspec.Struct, frozen=True):
     down: Experts
     top: int
     norm: bool
+    shared: SharedExpert | None = None
 
 
 def read_moe(config: Mapping[str, Any]) -> MoeFields:
@@ -161,9 +175,27 @@ def build_sparse(cfg: MoeConfig, take: Take, base: str, layer: int, hidden: int)
         [block(spelling.gate), block(spelling.up)], count, top, (n, hidden))
     down = "down_proj" if take.has(f"{experts}down_proj") else spelling.down
     return SparseMlp(router=take.linear([router], [(count, hidden)]), gate_up=gate_up,
-                     down=take.experts([block(down)], count, top, (hidden, n))[0], top=top, norm=cfg.norm)
+                     down=take.experts([block(down)], count, top, (hidden, n))[0], top=top, norm=cfg.norm,
+                     shared=build_shared(take, f"{base}{spelling.prefix}", cfg.shared, hidden) if cfg.shared else None)
+
+
+def build_shared(take: Take, base: str, inner: int, hidden: int) -> SharedExpert:
+    """Ask for the expert that all tokens share; its gate is stored as [H] or [1, H]."""
+    expert, name = base + "shared_expert.", base + "shared_expert_gate.weight"
+    gate = take.host(name)
+    if gate is None or gate.size != hidden:
+        found = "is missing" if gate is None else f"has shape {list(gate.shape)}"
+        raise CheckpointError(f"tensor {name} {found}; the configuration asks for {[1, hidden]}")
+    return SharedExpert(
+        gate_up=take.linear([f"{expert}{x}_proj.weight" for x in ("gate", "up")], [(inner, hidden)] * 2),
+        down=take.linear([f"{expert}down_proj.weight"], [(hidden, inner)]),
+        gate=take.constant(name, gate.reshape(hidden)))
 
 
 def sparse_mlp(ops: Ops, p: SparseMlp, h: Array) -> Array:
     """The MLP of normed hidden states [T, H]."""
-    return ops.experts(h, ops.route(h, p.router, p.top, p.norm), p.gate_up, p.down)
+    routed = ops.experts(h, ops.route(h, p.router, p.top, p.norm), p.gate_up, p.down)
+    if p.shared is None:
+        return routed
+    shared = ops.linear(ops.swiglu(ops.linear(h, p.shared.gate_up)), p.shared.down)
+    return ops.add_gated(routed, shared, h, p.shared.gate)

@@ -8,9 +8,10 @@ from blackwell_infer.errors import CheckpointError, UnsupportedModelError
 from blackwell_infer.models.llama import LLAMA, MISTRAL
 from blackwell_infer.models.mixtral import MIXTRAL
 from blackwell_infer.models.qwen3 import QWEN3, QWEN3_MOE
+from blackwell_infer.models.qwen3_5 import QWEN3_5, QWEN3_5_MOE
 from blackwell_infer.models.spec import Family
 
-FAMILIES: tuple[Family, ...] = (LLAMA, MISTRAL, MIXTRAL, QWEN3, QWEN3_MOE)
+FAMILIES: tuple[Family, ...] = (LLAMA, MISTRAL, MIXTRAL, QWEN3, QWEN3_MOE, QWEN3_5, QWEN3_5_MOE)
 QUANTISED = ("modelopt", "compressed-tensors", "fp8", "mxfp4", "lynn_native")
 """Kinds of quantised releases whose tensors the checkpoint readers know."""
 

@@ -7,11 +7,30 @@ from typing import Any, Protocol
 import msgspec
 import numpy as np
 
-from blackwell_infer.kv.spec import CacheSpec, KVState
+from blackwell_infer.kv.recurrent import RecurrentSpec
+from blackwell_infer.kv.spec import CacheSpec, KVState, PagedKV
 from blackwell_infer.ops.api import Ops
 from blackwell_infer.ops.batch import Batch
 from blackwell_infer.quant.format import Experts, Linear, Weight
 from blackwell_infer.types import Array
+
+
+class Rows(msgspec.Struct, frozen=True):
+    """The rows `first` to `first + count` of every `period` rows of a stored matrix (queries and gates that lie head by
+    head in one)."""
+
+    period: int
+    first: int
+    count: int
+
+    def of(self, rows: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Their numbers in a matrix of so many rows, a multiple of `period`."""
+        every = np.arange(rows // self.period)[:, None] * self.period
+        return (every + np.arange(self.first, self.first + self.count)).reshape(-1)
+
+    def shape(self, stored: tuple[int, int]) -> tuple[int, int]:
+        """Shape of what is taken."""
+        return stored[0] // self.period * self.count, stored[1]
 
 
 class Take(Protocol):
@@ -22,8 +41,12 @@ class Take(Protocol):
         """A matrix that is looked up by row (embeddings)."""
         ...
 
-    def linear(self, names: Sequence[str], shapes: Sequence[tuple[int, int]]) -> Linear:
-        """Row blocks of one fused projection; neighbours of equal format are joined."""
+    def linear(self, names: Sequence[str], shapes: Sequence[tuple[int, int]],
+               rows: Sequence[Rows | None] = ()) -> Linear:
+        """Row blocks of one fused projection; neighbours of equal format are joined.
+
+        `rows` says which rows of each stored matrix make its block, None (or no `rows`) for all; a name may be there
+        twice, for different rows."""
         ...
 
     def experts(self, names: Sequence[str], count: int, top: int, shape: tuple[int, int]) -> tuple[Experts, ...]:
@@ -34,8 +57,8 @@ class Take(Protocol):
         """
         ...
 
-    def vector(self, name: str, size: int) -> Array:
-        """A 1-D parameter as float32 (norm weights, biases)."""
+    def vector(self, name: str, size: int, plus: float = 0.0) -> Array:
+        """A 1-D parameter as float32 (norm weights, biases), with `plus` added to every element."""
         ...
 
     def constant(self, name: str, value: np.ndarray[Any, Any]) -> Array:
@@ -67,6 +90,22 @@ class Geometry(msgspec.Struct, frozen=True):
     max_context: int
     cache: tuple[CacheSpec, ...]
     """one per attention layer; format "" takes the activation dtype"""
+    recurrent: tuple[RecurrentSpec, ...] = ()
+    """one per recurrent layer"""
+
+
+class Draft(msgspec.Struct, frozen=True):
+    """A head that guesses the token after the next one, from the next token and the hidden state before it."""
+
+    cache: Callable[[Any], CacheSpec]
+    """cache(cfg) -> the keys and values of its one attention layer, in a cache of its own"""
+    build: Callable[[Any, Take], Any]
+    """build(cfg, take) -> its parameters, None if the checkpoint has none; CheckpointError if it has some of them"""
+    forward: Callable[[Ops, Any, Any, Any, PagedKV, Batch, Array, str], Array]
+    """forward(ops, cfg, params, head, kv, batch, hidden [T, H], dtype) -> [T, H], for `logits` and for the next guess.
+
+    `hidden` are final hidden states (or what this returned) of tokens whose positions `batch` has; `batch.ids` are the
+    tokens that follow them."""
 
 
 class Family(msgspec.Struct, frozen=True):
@@ -82,3 +121,4 @@ class Family(msgspec.Struct, frozen=True):
     """forward(ops, cfg, params, state, batch, dtype) -> hidden states [T, H], after the final norm"""
     logits: Callable[[Ops, Any, Any, Array], Array]
     """logits(ops, cfg, params, hidden [N, H]) -> [N, V] float32"""
+    draft: Draft | None = None

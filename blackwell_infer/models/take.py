@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 
 from blackwell_infer.errors import CheckpointError, UnsupportedModelError
+from blackwell_infer.models.spec import Rows
 from blackwell_infer.quant.format import Experts, Linear, Weight
 from blackwell_infer.types import Array
 
@@ -33,6 +34,27 @@ class Need(msgspec.Struct, frozen=True):
     nbytes: int
 
 
+class Block(msgspec.Struct, frozen=True):
+    """A row block of a projection: a stored matrix of shape `stored`, or some of its rows."""
+
+    name: str
+    stored: tuple[int, int]
+    rows: Rows | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.stored if self.rows is None else self.rows.shape(self.stored)
+
+
+def blocks(names: Sequence[str], shapes: Sequence[tuple[int, int]], rows: Sequence[Rows | None]) -> list[Block]:
+    """The blocks that `Take.linear` asks for."""
+    return [Block(*block) for block in zip(names, shapes, rows or (None,) * len(names), strict=True)]
+
+
+LAYERS = ("model.layers.", "model.language_model.layers.", "mtp.", "blk.")
+"""What names of tensors of layers begin with"""
+
+
 class Expect:
     """A `models.spec.Take` over tensor headers alone. `needs` fills up, by name, while a family's `build` runs.
 
@@ -54,7 +76,7 @@ class Expect:
         """UnsupportedModelError if a layer of the checkpoint has a weight or bias that was never asked for: without it
         the model would be another one. (Other tensors, such as buffers of frequencies, may be left over.)"""
         unread = sorted(name for name in self.tensors if name not in self.asked
-                        and name.startswith(("model.layers.", "blk."))
+                        and name.startswith(LAYERS)
                         and (name.endswith((".weight", ".bias")) or ".experts." in name))
         if unread:
             more = f" and {len(unread) - 1} others" if len(unread) > 1 else ""
@@ -80,8 +102,14 @@ class Expect:
     def table(self, name: str, shape: tuple[int, int]) -> Weight:
         return self.matrix(name, shape)
 
-    def linear(self, names: Sequence[str], shapes: Sequence[tuple[int, int]]) -> Linear:
-        return tuple(self.matrix(name, shape) for name, shape in zip(names, shapes, strict=True))
+    def linear(self, names: Sequence[str], shapes: Sequence[tuple[int, int]],
+               rows: Sequence[Rows | None] = ()) -> Linear:
+        return tuple(self.block(block) for block in blocks(names, shapes, rows))
+
+    def block(self, block: Block) -> Weight:
+        """Checks the whole of the matrix that the block is taken from."""
+        whole = self.matrix(block.name, block.stored)
+        return Weight(whole.format, block.shape, ())
 
     def experts(self, names: Sequence[str], count: int, top: int, shape: tuple[int, int]) -> tuple[Experts, ...]:
         return tuple(Experts(Weight(self.stack(name, count, shape), (count * shape[0], shape[1]), ()), count)
@@ -102,7 +130,7 @@ class Expect:
                                         f"{forms[0]}; experts of different formats in one layer are not supported")
         return forms[0]
 
-    def vector(self, name: str, size: int) -> Array:
+    def vector(self, name: str, size: int, plus: float = 0.0) -> Array:
         self.stored(name, (size,))
         self.needs[name] = Need(name, (size,), "f32", 4 * size)
         return np.zeros(size, np.float32)

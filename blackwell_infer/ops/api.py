@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from blackwell_infer.kv.recurrent import Recurrent
 from blackwell_infer.kv.spec import PagedKV
-from blackwell_infer.ops.batch import Batch, PenaltyState, Routing, Sampled, SampleParams, TokenState
+from blackwell_infer.ops.batch import Batch, DeltaParams, PenaltyState, Routing, Sampled, SampleParams, TokenState
 from blackwell_infer.quant.format import Experts, Linear, Quantized, Weight
 from blackwell_infer.types import Array
 
@@ -37,6 +38,10 @@ class Ops(Protocol):
 
     def add_rms_norm(self, x: Array, residual: Array, weight: Array, eps: float) -> tuple[Array, Array]:
         """s = round(x + residual); returns (s, rms_norm(s)). Both [T, H]."""
+        ...
+
+    def rms_norm_pair(self, a: Array, b: Array, weight_a: Array, weight_b: Array, eps: float) -> Array:
+        """rms_norm(a) and rms_norm(b) side by side: a, b [T, H] -> [T, 2 H]."""
         ...
 
     def linear(self, x: Array, w: Linear, bias: Array | None = None) -> Array:
@@ -94,6 +99,14 @@ class Ops(Protocol):
         """gate_up [T, 2I] -> silu(gate_up[:, :I]) * gate_up[:, I:], [T, I], in float32, rounded once."""
         ...
 
+    def sigmoid_gate(self, x: Array, gates: Array) -> Array:
+        """x [T, N] * sigmoid(the last N columns of gates [T, at least N]), in float32, rounded once."""
+        ...
+
+    def add_gated(self, x: Array, y: Array, h: Array, gate: Array) -> Array:
+        """x + sigmoid(h . gate) * y: x, y, h [T, H], gate [H] float32; in float32, rounded once."""
+        ...
+
     def route(self, x: Array, router: Linear, top: int, norm: bool) -> Routing:
         """The `top` most probable experts of x [T, H] and their probabilities: softmax over `logits(x, router)`.
 
@@ -120,6 +133,7 @@ class Ops(Protocol):
                          q_norm: Array | None = None, k_norm: Array | None = None, eps: float = 0.0) -> Array:
         """Split qkv [T, (heads + 2 kv_heads) D]; norm q, k per head, rotate, append k and v; return q [T, heads, D].
 
+        Columns of qkv beyond these, a multiple of D, are somebody else's (`sigmoid_gate`).
         `rope_table` [C, 2, d/2] float32 holds cos (0) and sin (1) per position; the first d of D dims are rotated
         in pairs (j, j + d/2), the rest pass through. q_norm, k_norm [D] float32 are RMS norm weights applied before
         rotation. Values are rounded to the activation dtype once, after rotation; the cache stores its own dtype.
@@ -140,6 +154,22 @@ class Ops(Protocol):
                    window: int, softcap: float = 0.0, q_norm: Array | None = None, k_norm: Array | None = None,
                    eps: float = 0.0) -> Array:
         """`attend` of what `qkv_rope_append_` returns: q, k, v of the layer's new tokens to [T, heads * D]."""
+        ...
+
+    def gated_delta_(self, state: Recurrent, proj: Array, batch: Batch, params: DeltaParams) -> Array:
+        """A Gated DeltaNet layer (Yang, Kautz and Hatamizadeh, 2024) between its projections -> [T, nv dv].
+
+        proj [T, channels + nv dv + 2 nv] holds, side by side, q (nk dk), k (nk dk), v (nv dv), z (nv dv), b (nv) and
+        a (nv). q, k, v go through a causal convolution over time and silu; q and k of a head are divided by sqrt(sum of
+        squares + 1e-6), q also by sqrt(dk). beta = sigmoid(b), g = decay * softplus(a + dt_bias), at most 0. Each value
+        head has a state S [dk, dv]; per token, in float32: S *= e^g, d = (v - k S) beta, S += k^T d, o = q S. The
+        result is rms_norm(o, eps) * norm * silu(z), rounded once. Padding tokens give zeros.
+
+        A row continues what slot `batch.state_from` holds; state and inputs after token t go to slot `state_to[t]`.
+        Rows of up to 16 tokens are computed token by token: one by one or all at once they have the same bits, and a
+        state of 16 bits is rounded after every token. Longer rows go through chunks of 64 tokens, equal up to rounding,
+        and a 16-bit state is rounded where it is stored.
+        """
         ...
 
     def sample_(self, state: PenaltyState, logits: Array, params: SampleParams) -> Sampled:

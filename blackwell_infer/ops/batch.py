@@ -26,6 +26,12 @@ class Batch(msgspec.Struct, frozen=True):
     """[R, P] int32 block table; unused entries are 0"""
     outputs: Array
     """[N] int32 token indices whose logits are wanted"""
+    state_from: Array
+    """[R] int32 slot whose recurrent state a row continues, -1 for an empty state (all zeros)"""
+    state_to: Array
+    """[T] int32 slot that gets the recurrent state after this token, -1 for none. May be the row's `state_from`; no two
+    tokens of a step write one slot, and none writes what another row continues. Models without recurrent layers read
+    neither."""
     max_new: int
     max_length: int
 
@@ -37,6 +43,23 @@ class Routing(msgspec.Struct, frozen=True):
     """[T, top] int32"""
     weights: Array
     """[T, top] float32"""
+
+
+class DeltaParams(msgspec.Struct, frozen=True):
+    """Parameters of one Gated DeltaNet layer, see `Ops.gated_delta_`; nv value heads of width dv."""
+
+    conv: Array
+    """[channels, width] float32: taps of the convolution, the last is the current token's"""
+    decay: Array
+    """[nv] float32: -exp(A_log)"""
+    dt_bias: Array
+    """[nv] float32"""
+    norm: Array
+    """[dv] float32: weight of the norm of the result"""
+    eps: float
+    key_heads: int
+    tiled: bool = False
+    """value head j takes key head j % nk, not j // (nv / nk)"""
 
 
 class SampleParams(msgspec.Struct, frozen=True):

@@ -15,40 +15,15 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from blackwell_infer.ops import inputs
+from blackwell_infer.ops import cases_hybrid, cases_recurrent, inputs
 from blackwell_infer.ops.api import Ops
-from blackwell_infer.ops.inputs import Bad, Kwargs, Random, Rows, Values
+from blackwell_infer.ops.case import BF16, F16, F32, FLOOR, ROUNDED, ULP, text
+from blackwell_infer.ops.case import Case as Case
+from blackwell_infer.ops.inputs import Bad, Kwargs, Rows, Values
 from blackwell_infer.quant.format import Weight
 from blackwell_infer.quant.fragments import FRAGMENTS, STACKED, SUFFIX
 from blackwell_infer.quant.lanes import COLS
 from blackwell_infer.types import Array
-
-F32, F16, BF16 = "float32", "float16", "bfloat16"
-
-
-class Case(msgspec.Struct, frozen=True):
-    """`make(rng)` gives the keyword arguments of `op` as NumPy arrays, Weights, Batch and PagedKV."""
-
-    name: str
-    op: str
-    make: Callable[[Random], Kwargs]
-    rtol: float
-    atol: float
-
-
-ULP = {F32: 1e-5, F16: 2.0**-10, BF16: 2.0**-7}
-"""Relative tolerance of an output that is rounded once. Two float32 sums in different orders may fall on either side of
-a rounding boundary of the output: one unit in the last place, 2^-10 (float16) or 2^-7 (bfloat16) of the value. Float32
-outputs carry the summation error itself, about sqrt(K) * 2^-24, below 1e-5 for the sizes here."""
-
-FLOOR = {F32: 1e-5, F16: 1e-4, BF16: 1e-4}
-"""Absolute floor where terms of size 1 cancel: the summation error of float32, and subnormals of float16."""
-
-ROUNDED = {F32: 2e-5, F16: 1.5e-3, BF16: 1.2e-2}
-"""Absolute floor of matrix products and attention: tensor cores take operands of the activation dtype, so weights of
-other formats and softmax weights are rounded to it first (2^-12 or 2^-9 each, relative). With K terms whose squares
-sum to about 1 the error is normal with that deviation; the floor is 6 deviations. Accumulation is float32. Dense
-weights of the activation dtype need no such rounding: they keep `FLOOR`."""
 
 EIGHT_BIT = 2e-3
 """Absolute floor of products of E4M3 operands of size 1: tensor cores may align the terms of a sum to about 14 bits."""
@@ -326,15 +301,6 @@ DELIVERIES: tuple[tuple[tuple[int, ...], int, int], ...] = (
     ((0,), 0, 5), ((-1,), 1, 0), ((3, -1, 0, 7), 0, 3), ((5, 2, 9), 20, 1), (tuple(range(63, -1, -1)), 2, 9))
 
 
-def text(*parts: object) -> str:
-    """A case's name: sizes and formats, with `/` between them; nested tuples are written with `+` and `x`."""
-    def one(part: object) -> str:
-        if isinstance(part, tuple):
-            return ("+" if part and isinstance(part[0], (tuple, str)) else "x").join(map(one, part))
-        return str(part)
-    return "/".join(one(p) for p in parts)
-
-
 def listed() -> Iterable[Case]:
     """Every row of the tables above as a case."""
     for dtype, t, h, bad in NORMS:
@@ -408,6 +374,8 @@ def listed() -> Iterable[Case]:
         yield Case(name, "attention_", partial(
             inputs.make_attention, dtype=dtype, heads=heads, dim=d, rotated=rotated, rows=batch, padding=padding,
             window=window, softcap=cap, norms=norms, junk=junk, bad=keys), ULP[dtype], ROUNDED[dtype])
+    yield from cases_recurrent.listed()
+    yield from cases_hybrid.listed()
     for what, v, settings, top in SAMPLES:
         yield Case(text("sample_", what, f"V{v}", f"top{top}"), "sample_", partial(
             inputs.make_sample, vocab=v, rows=settings, top=top), ULP[F32], FLOOR[F32])

@@ -102,7 +102,8 @@ def ragged(rng: Random, rows: Rows, padding: int) -> tuple[Batch, int]:
         ids=rng.integers(0, 100, total + padding).astype(np.int32), positions=np.asarray(positions, np.int32),
         rows=np.asarray([i for i, n in enumerate(new) for _ in range(n)] + [-1] * padding, np.int32),
         starts=starts.astype(np.int32), lengths=np.asarray(lengths, np.int32), pages=pages,
-        outputs=(starts[1:] - 1).astype(np.int32), max_new=max(new), max_length=max(lengths))
+        outputs=(starts[1:] - 1).astype(np.int32), state_from=np.full(len(rows), -1, np.int32),
+        state_to=np.full(len(positions), -1, np.int32), max_new=max(new), max_length=max(lengths))
     return batch, len(scattered)
 
 
@@ -211,13 +212,15 @@ def make_take_rows(rng: Random, dtype: str, tokens: int, hidden: int, index: tup
 
 
 def make_rope(rng: Random, dtype: str, heads: tuple[int, int], dim: int, rotated: int, rows: Rows,
-              padding: int, norms: bool, bad: Bad) -> Kwargs:
+              padding: int, norms: bool, bad: Bad, spare: int = 0) -> Kwargs:
+    """`spare` more heads of NaN stand behind q, k and v: they are somebody else's."""
     batch, pages = ragged(rng, rows, padding)
     angles = np.arange(int(np.asarray(batch.lengths).max()))[:, None] * 1e4 ** (-np.arange(rotated // 2) * 2 / rotated)
     width = (heads[0] + 2 * heads[1]) * dim
+    others = np.full((batch.ids.shape[0], spare * dim), np.nan, DTYPES[dtype])
     scales = rng.uniform(0.5, 2, (2, dim)).astype(np.float32)
     return {"kv": cache(rng, batch, pages, heads[1], dim, dtype, 3.0),
-            "qkv": activations(rng, (batch.ids.shape[0], width), dtype, bad), "batch": batch,
+            "qkv": np.hstack((activations(rng, (batch.ids.shape[0], width), dtype, bad), others)), "batch": batch,
             "rope_table": np.stack((np.cos(angles), np.sin(angles)), axis=1).astype(np.float32), "heads": heads[0],
             "q_norm": scales[0] if norms else None, "k_norm": scales[1] if norms else None, "eps": 1e-6}
 
@@ -236,9 +239,10 @@ def make_attend(rng: Random, dtype: str, heads: tuple[int, int], dim: int, rows:
 
 def make_attention(rng: Random, dtype: str, heads: tuple[int, int], dim: int, rotated: int, rows: Rows, padding: int,
                    window: int, softcap: float, norms: bool, junk: float,
-                   bad: tuple[tuple[int, int, float], ...]) -> Kwargs:
-    """`bad` as in `make_attend`, of tokens that are in the cache already; slots of new tokens hold `junk`."""
-    made = make_rope(rng, dtype, heads, dim, rotated, rows, padding, norms, ())
+                   bad: tuple[tuple[int, int, float], ...], spare: int = 0) -> Kwargs:
+    """`spare` as in `make_rope`; `bad` as in `make_attend`, of tokens that are in the cache already; slots of new
+    tokens hold `junk`."""
+    made = make_rope(rng, dtype, heads, dim, rotated, rows, padding, norms, (), spare)
     batch, data = made["batch"], np.asarray(made["kv"].data)
     for row, (past, new) in enumerate(rows):
         at = np.arange(past, past + new)

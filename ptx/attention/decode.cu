@@ -1,7 +1,7 @@
 // Split-KV attention of rows with few new tokens (decode, speculative verification) on tensor cores; if asked, with
 // what comes before it: head norms, rotary embedding and the append to the cache.
 //
-// q [T, heads, D], or null and qkv [T, (heads + 2 kv_heads) D]; cache [pages, 2, kv_heads, 32, D], out [T, heads D],
+// q [T, heads, D], or null and qkv [T, columns]; cache [pages, 2, kv_heads, 32, D], out [T, heads D],
 // all of ACT (f16 or bf16); starts [R+1], positions [T], pages [R, P] int32; angles [C, 2, half] float32 (cos, sin),
 // q_norm and k_norm [D] float32 or null. Rows with more than `few` new tokens are left to prefill.cu or generic.cu.
 // A token at position p sees keys j <= p, with p - j < window if window > 0. scale includes log2(e), or, with a soft
@@ -40,8 +40,8 @@ __device__ u32 arrived[COUNTERS];
 extern "C" __global__ void __launch_bounds__(THREADS, CTAS)
 attend_decode(const act_t* q, const act_t* qkv, act_t* cache, const int* starts, const int* positions, const int* pages,
               const float* angles, const float* q_norm, const float* k_norm, act_t* out, u8* blocks, float* parts_o,
-              float* parts_ml, int T, int R, int P, int heads, int kv_heads, int few, int half, int room, int stages,
-              int joins, float scale, float cap, float eps, int window) {
+              float* parts_ml, int T, int R, int P, int columns, int heads, int kv_heads, int few, int half, int room,
+              int stages, int joins, float scale, float cap, float eps, int window) {
     extern __shared__ uint4 shared[];
     __shared__ __align__(8) u64 barriers[2][WARPS][2];
     __shared__ float tops[WARPS * QUERIES], sums[WARPS * QUERIES];
@@ -158,7 +158,7 @@ attend_decode(const act_t* q, const act_t* qkv, act_t* cache, const int* starts,
             const int query = tile * QUERIES + item, side = (item - count) & 1;
             token = item < count ? token_of(query) : from + ((item - count) >> 1);
             const int unit = item < count ? kv_head * group + query - token * group : heads + side * kv_heads + kv_head;
-            return qkv + ((i64)(start + token) * (heads + 2 * kv_heads) + unit) * D + own;
+            return qkv + (i64)(start + token) * columns + unit * D + own;
         };
         auto load = [&](uint2(&into)[GROUPS], const act_t* head, int item) {
             if (item >= items) return;

@@ -16,6 +16,30 @@ rms_norm(const act_t* x, const float* weight, act_t* y, u8* blocks, int T, int H
     norm_row<false>(x, nullptr, weight, nullptr, T, H, eps, staged_sink{y, blocks, T, H});
 }
 
+// Two norms side by side, y [T, 2 H]: blockIdx.y says which. H is a multiple of 256 if there are blocks.
+struct side_sink {
+    static const bool COLLECTIVE = true;
+    act_t* y;
+    u8* blocks;
+    int T, H, side;
+    __device__ __forceinline__ bool wide() const { return dense_sink{y, H}.wide(); }
+    __device__ __forceinline__ void store(int row, int i, float (&v)[8], bool wide) const {
+        store_group(y + ((i64)row * 2 + side) * H + i, v, H - i, wide);
+        if (blocks == nullptr) return;
+#pragma unroll
+        for (int e = 0; e < 8; ++e) v[e] = to_float(from_float<act_t>(v[e]));
+        stage_row(blocks + (i64)((side * H + i) >> 8) * block_bytes(T), T, row, v, threadIdx.x & 31);
+    }
+    __device__ __forceinline__ void pad(int) const {}
+};
+
+extern "C" __global__ void __launch_bounds__(1024)
+rms_norm_pair(const act_t* a, const act_t* b, const float* weight_a, const float* weight_b, act_t* y, u8* blocks, int T,
+              int H, float eps) {
+    if (blockIdx.y == 0) norm_row<false>(a, nullptr, weight_a, nullptr, T, H, eps, side_sink{y, blocks, T, H, 0});
+    else norm_row<false>(b, nullptr, weight_b, nullptr, T, H, eps, side_sink{y, blocks, T, H, 1});
+}
+
 extern "C" __global__ void __launch_bounds__(1024)
 add_rms_norm(const act_t* x, const act_t* residual, const float* weight, act_t* s, act_t* y, u8* blocks, int T,
              int H, float eps) {

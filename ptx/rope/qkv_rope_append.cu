@@ -1,9 +1,9 @@
 // Split of a fused q, k, v projection; optional RMS norm of every q and k head; rotary embedding; append to the paged
 // cache.
 //
-// qkv [T, (heads + 2 kv_heads) D] of ACT -> q [T, heads, D] of ACT, and k (rotated), v into cache [pages, 2, kv_heads,
-// 32, D] of KV at page pages[rows[t], positions[t] / 32], slot positions[t] % 32. table [C, 2, half] float32: cos, sin;
-// dims (j, j + half) turn, dims from 2 half on pass. Float32 inside, one rounding to ACT after rotation.
+// qkv [T, columns] of ACT, the first (heads + 2 kv_heads) D columns -> q [T, heads, D] of ACT, and k (rotated), v into
+// cache [pages, 2, kv_heads, 32, D] of KV at page pages[rows[t], positions[t] / 32], slot positions[t] % 32. table [C, 2,
+// half] float32: cos, sin; dims (j, j + half) turn, dims from 2 half on pass. Float32 inside, one rounding to ACT after rotation.
 // rows[t] = -1: q is zero and the cache is not touched. A null norm weight means no norm.
 // Grid: (T, ceil((heads + 2 kv_heads) / 4)), 4 warps, one head each; a lane holds dims 4 i .. 4 i + 3, i = lane, lane +
 // 32, ...
@@ -16,8 +16,8 @@ typedef PASTE(KV, _t) kv_t;
 
 extern "C" __global__ void __launch_bounds__(128)
 qkv_rope_append(const act_t* qkv, const int* rows, const int* positions, const int* pages, const float* table,
-                const float* q_norm, const float* k_norm, act_t* q, kv_t* cache, int P, int heads, int kv_heads, int D,
-                int half, float eps) {
+                const float* q_norm, const float* k_norm, act_t* q, kv_t* cache, int P, int columns, int heads,
+                int kv_heads, int D, int half, float eps) {
     extern __shared__ float4 shared[];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, t = blockIdx.x;
     const int unit = blockIdx.y * 4 + warp, units = heads + 2 * kv_heads;
@@ -35,7 +35,7 @@ qkv_rope_append(const act_t* qkv, const int* rows, const int* positions, const i
             for (int i = lane * 4; i < D; i += 128) store_group(to_q + i, zeros, D - i, wide);
         return;
     }
-    const act_t* from = qkv + ((i64)t * units + unit) * D;
+    const act_t* from = qkv + (i64)t * columns + (i64)unit * D;
     float v[4], sum = 0.0f;
     for (int i = lane * 4; i < D; i += 128) {
         load_group(v, from + i, D - i, wide);

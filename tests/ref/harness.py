@@ -11,13 +11,17 @@ from blackwell_infer.checkpoint import open_checkpoint
 from blackwell_infer.checkpoint.reader import Checkpoint
 from blackwell_infer.engine.stack import Pieces, one_matrix
 from blackwell_infer.errors import CheckpointError
-from blackwell_infer.kv.spec import PAGE, KVState, PagedKV
+from blackwell_infer.kv.recurrent import Recurrent
+from blackwell_infer.kv.spec import PAGE, CacheSpec, KVState, PagedKV
 from blackwell_infer.models.registry import find_family
+from blackwell_infer.models.spec import Rows
 from blackwell_infer.ops import ref
 from blackwell_infer.ops.batch import Batch
 from blackwell_infer.ops.ref.product import DTYPES
 from blackwell_infer.quant import FORMATS
 from blackwell_infer.quant.format import Experts, Linear, Weight
+
+SLOTS = 3
 
 
 class Load:
@@ -33,8 +37,13 @@ class Load:
         assert weight.shape == shape, (name, weight.shape, shape)
         return weight
 
-    def linear(self, names: Sequence[str], shapes: Sequence[tuple[int, int]]) -> Linear:
-        return tuple(self.table(name, shape) for name, shape in zip(names, shapes, strict=True))
+    def linear(self, names: Sequence[str], shapes: Sequence[tuple[int, int]],
+               rows: Sequence[Rows | None] = ()) -> Linear:
+        out = []
+        for name, shape, chosen in zip(names, shapes, rows or (None,) * len(names), strict=True):
+            whole = self.table(name, shape)
+            out.append(whole if chosen is None else FORMATS[whole.format].take_rows(whole, chosen.of(shape[0])))
+        return tuple(out)
 
     def experts(self, names: Sequence[str], count: int, top: int, shape: tuple[int, int]) -> tuple[Experts, ...]:
         out = []
@@ -44,10 +53,10 @@ class Load:
             out.append(Experts(one_matrix(Pieces((name,), count, shape), first.format, self.checkpoint.weight), count))
         return tuple(out)
 
-    def vector(self, name: str, size: int) -> np.ndarray[Any, Any]:
+    def vector(self, name: str, size: int, plus: float = 0.0) -> np.ndarray[Any, Any]:
         values = self.host(name)
         assert values is not None and values.shape == (size,), name
-        return values
+        return values + np.float32(plus)
 
     def constant(self, name: str, value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         return value
@@ -81,7 +90,8 @@ class Model:
         self.cfg = self.family.config(self.config)
         self.dtype = dtype
         self.context = min(context, self.family.geometry(self.cfg).max_context)
-        self.params = self.family.build(self.cfg, Load(self.checkpoint), self.context)
+        self.load = Load(self.checkpoint)
+        self.params = self.family.build(self.cfg, self.load, self.context)
         self.reset()
 
     def reset(self) -> None:
@@ -89,19 +99,29 @@ class Model:
         pages = -(-self.context // PAGE)
         self.table = np.random.default_rng(7).permutation(pages).astype(np.int32)[None]
         self.state = KVState(tuple(
-            PagedKV(self.dtype, np.full((pages, 2, c.kv_heads, PAGE, c.head_dim), np.nan, DTYPES[self.dtype]))
-            for c in self.family.geometry(self.cfg).cache))
+            self.cache(pages, c) for c in self.family.geometry(self.cfg).cache), tuple(
+            Recurrent(np.full((SLOTS, s.width - 1, s.channels), np.nan, DTYPES[self.dtype]),
+                      np.full((SLOTS, s.heads, s.key_dim, s.value_dim), np.nan, np.float32))
+            for s in self.family.geometry(self.cfg).recurrent))
         self.length = 0
 
-    def feed(self, ids: Sequence[int]) -> np.ndarray[Any, Any]:
-        """Append tokens to the row; logits [n, V] of all of them."""
+    def cache(self, pages: int, spec: CacheSpec) -> PagedKV:
+        return PagedKV(self.dtype, np.full((pages, 2, spec.kv_heads, PAGE, spec.head_dim), np.nan, DTYPES[self.dtype]))
+
+    def batch(self, ids: Sequence[int]) -> Batch:
+        """Tokens of the row from `length` on; its state stays in one slot."""
         n = len(ids)
-        batch = Batch(
+        return Batch(
             ids=np.asarray(ids, np.int32), positions=np.arange(self.length, self.length + n, dtype=np.int32),
             rows=np.zeros(n, np.int32), starts=np.asarray([0, n], np.int32),
             lengths=np.asarray([self.length + n], np.int32), pages=self.table, outputs=np.arange(n, dtype=np.int32),
-            max_new=n, max_length=self.length + n)
-        self.length += n
+            state_from=np.asarray([SLOTS - 1 if self.length else -1], np.int32),
+            state_to=np.asarray([-1] * (n - 1) + [SLOTS - 1], np.int32), max_new=n, max_length=self.length + n)
+
+    def feed(self, ids: Sequence[int]) -> np.ndarray[Any, Any]:
+        """Append tokens to the row; logits [n, V] of all of them."""
+        batch = self.batch(ids)
+        self.length += len(ids)
         hidden = self.family.forward(ref, self.cfg, self.params, self.state, batch, self.dtype)
         return np.asarray(self.family.logits(ref, self.cfg, self.params, hidden))
 

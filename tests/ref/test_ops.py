@@ -118,7 +118,8 @@ def test_rope_is_complex_rotation(case: cases.Case) -> None:
     batch, heads, before = k["batch"], k["heads"], np.asarray(k["kv"].data)
     kv_heads, dim = before.shape[2], before.shape[4]
     dtype, half = dtype_of(k["qkv"]), k["rope_table"].shape[2]
-    x = k["qkv"].reshape(len(batch.rows), -1, dim).astype(np.float64)
+    width = (heads + 2 * kv_heads) * dim
+    x = k["qkv"][:, :width].reshape(len(batch.rows), -1, dim).astype(np.float64)
     turn = (k["rope_table"][:, 0] + 1j * k["rope_table"][:, 1])[batch.positions]
     after = before.copy()
 
@@ -221,7 +222,8 @@ def test_attention_of_a_row_does_not_depend_on_other_rows_or_pages() -> None:
         alone = Batch(
             ids=batch.ids[part], positions=batch.positions[part], rows=np.zeros(n, np.int32),
             starts=np.asarray([0, n], np.int32), lengths=batch.lengths[row : row + 1], pages=batch.pages[row : row + 1],
-            outputs=np.zeros(0, np.int32), max_new=n, max_length=int(batch.lengths[row]))
+            outputs=np.zeros(0, np.int32), state_from=np.full(1, -1, np.int32), state_to=np.full(n, -1, np.int32),
+            max_new=n, max_length=int(batch.lengths[row]))
         assert np.array_equal(np.asarray(ref.attend(q[part], kv, alone, 0.2, 0)), together[part])
 
 

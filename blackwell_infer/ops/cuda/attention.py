@@ -85,8 +85,10 @@ def attended(call: Call) -> Cost:
     room = width * page
     keys = call.keys(rows, room, call.number("window"))
     parts = call.nbytes("parts_o", "parts_ml") if "parts_o" in call.args else 0
-    made = tuple(name for name in ("qkv", "q_norm", "k_norm") if name in call.args)
-    nbytes = keys * 2 * kv_heads * dim * element(call, "cache") + call.nbytes("q", "out", "pages", *made)
+    nbytes = keys * 2 * kv_heads * dim * element(call, "cache") + call.nbytes("q", "out", "pages")
+    if "qkv" in call.args:
+        made = call.nbytes("qkv") // max(call.number("columns"), 1) * (heads + 2 * kv_heads) * dim
+        nbytes += made + call.nbytes("q_norm", "k_norm")
     # A row's queries are its newest tokens: on average half of them see each other.
     pairs = keys * tokens / rows - tokens * (tokens / rows - 1) / 2
     return Cost(nbytes + parts * keys // (rows * room), int(4 * heads * dim * pairs))
@@ -123,9 +125,9 @@ DECODE = Kernel("attention/decode.cu", "attend_decode", (
     Param("positions", "in", "int32"), Param("pages", "in", "int32"), Param("angles", "in", "float32"),
     Param("q_norm", "in", "float32"), Param("k_norm", "in", "float32"), Param("out", "out"),
     Param("blocks", "out", "uint8"), *PARTS, Param("T", "i32"), Param("R", "i32"), Param("P", "i32"),
-    Param("heads", "i32"), Param("kv_heads", "i32"), Param("few", "i32"), Param("half", "i32"), Param("room", "i32"),
-    Param("stages", "i32"), Param("joins", "i32"), *SCORES, Param("eps", "f32"), Param("window", "i32")),
-    {"ACT": HALVES, "D": DECODED, "QUERIES": QUERIES},
+    Param("columns", "i32"), Param("heads", "i32"), Param("kv_heads", "i32"), Param("few", "i32"), Param("half", "i32"),
+    Param("room", "i32"), Param("stages", "i32"), Param("joins", "i32"), *SCORES, Param("eps", "f32"),
+    Param("window", "i32")), {"ACT": HALVES, "D": DECODED, "QUERIES": QUERIES},
     lambda d: int(d["D"]) in LARGE or d["QUERIES"] == QUERIES[0], cost=few_attended)
 PREFILL = Kernel("attention/prefill.cu", "attend_prefill", (
     Param("q", "in"), Param("cache", "in"), Param("starts", "in", "int32"), Param("positions", "in", "int32"),
@@ -241,7 +243,8 @@ def _decode(q: Queue, act: str, made: Fusion | None, x: Array | None, kv: PagedK
     q.launch(DECODE.variant(ACT=act, D=dim, QUERIES=queries), (splits, groups, rows + joins),
              (THREADS, 1, 1), x, made.qkv if made else None, kv.data, batch.starts, batch.positions, batch.pages,
              made.angles if made else None, made.q_norm if made else None, made.k_norm if made else None, out,
-             blocks if joins else None, parts_o, parts_ml, tokens, rows, width, heads, kv_heads, few,
+             blocks if joins else None, parts_o, parts_ml, tokens, rows, width,
+             made.qkv.shape[1] if made else 0, heads, kv_heads, few,
              made.angles.shape[2] if made else 0, new, stages, int(joins), how.scale, how.cap,
              made.eps if made else 0.0, how.window, smem=_shared(dim, stages, new, walks, queries), pdl=True)
     if not joins:

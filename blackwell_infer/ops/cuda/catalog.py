@@ -16,6 +16,7 @@ from blackwell_infer.ops.cuda.linear import KERNELS as LINEAR
 from blackwell_infer.ops.cuda.norm import KERNELS as NORM
 from blackwell_infer.ops.cuda.nvfp4 import KERNELS as NVFP4
 from blackwell_infer.ops.cuda.quantize import KERNELS as QUANTIZE
+from blackwell_infer.ops.cuda.recurrent import KERNELS as RECURRENT
 from blackwell_infer.ops.cuda.rope import KERNELS as ROPE
 from blackwell_infer.ops.cuda.route import KERNELS as ROUTE
 from blackwell_infer.ops.cuda.sample import KERNELS as SAMPLE
@@ -23,7 +24,7 @@ from blackwell_infer.ops.cuda.stream import KERNELS as STREAM
 from blackwell_infer.types import Array
 
 ALL_KERNELS: tuple[Kernel, ...] = (*LINEAR, *NORM, *ROPE, *ATTENTION, *ACTIVATION, *SAMPLE, *QUANTIZE, *NVFP4, *FP8,
-                                    *ROUTE, *EXPERTS, *STREAM)
+                                    *ROUTE, *EXPERTS, *RECURRENT, *STREAM)
 
 LIBRARY_COSTS: Mapping[str, Callable[[Sequence[Array], Sequence[Array]], Cost]] = MappingProxyType({
     LIBRARY: library_cost})

@@ -5,7 +5,8 @@ from blackwell_infer.device.queue import Dim, Queue
 from blackwell_infer.errors import KernelError
 from blackwell_infer.kernels.cost import moved
 from blackwell_infer.kernels.kernel import Kernel, Param, Variant
-from blackwell_infer.ops.cuda.staged import room, together
+from blackwell_infer.ops.cuda.staged import plain, room, together
+from blackwell_infer.quant.lanes import COLS
 from blackwell_infer.types import Array
 
 SOURCE = "norm/rms_norm.cu"
@@ -16,10 +17,14 @@ RMS_NORM = Kernel(SOURCE, "rms_norm", (
     Param("x", "in"), Param("weight", "in", "float32"), Param("y", "out"), Param("blocks", "out", "uint8"),
     Param("T", "i32"), Param("H", "i32"),
     Param("eps", "f32")), DEFINES, cost=moved)
+RMS_NORM_PAIR = Kernel(SOURCE, "rms_norm_pair", (
+    Param("a", "in"), Param("b", "in"), Param("weight_a", "in", "float32"), Param("weight_b", "in", "float32"),
+    Param("y", "out"), Param("blocks", "out", "uint8"), Param("T", "i32"), Param("H", "i32"), Param("eps", "f32")),
+    DEFINES, cost=moved)
 ADD_RMS_NORM = Kernel(SOURCE, "add_rms_norm", (
     Param("x", "in"), Param("residual", "in"), Param("weight", "in", "float32"), Param("s", "out"), Param("y", "out"),
     Param("blocks", "out", "uint8"), Param("T", "i32"), Param("H", "i32"), Param("eps", "f32")), DEFINES, cost=moved)
-KERNELS = (RMS_NORM, ADD_RMS_NORM)
+KERNELS = (RMS_NORM, RMS_NORM_PAIR, ADD_RMS_NORM)
 
 
 def rms_norm(q: Queue, x: Array, weight: Array, eps: float) -> Array:
@@ -29,6 +34,17 @@ def rms_norm(q: Queue, x: Array, weight: Array, eps: float) -> Array:
     if tokens:
         grid, block = geometry(tokens, width)
         q.launch(variant(q, RMS_NORM, x), grid, block, x, weight, y, blocks, tokens, width, eps, pdl=True)
+    return together(y, blocks)
+
+
+def rms_norm_pair(q: Queue, a: Array, b: Array, weight_a: Array, weight_b: Array, eps: float) -> Array:
+    tokens, width = a.shape
+    y = q.empty((tokens, 2 * width), a.dtype)
+    blocks = None if width % COLS else room(q, y)
+    if tokens:
+        (grid, _, _), block = geometry(tokens, width)
+        q.launch(variant(q, RMS_NORM_PAIR, a), (grid, 2, 1), block, plain(a), plain(b), weight_a, weight_b, y, blocks,
+                 tokens, width, eps, pdl=True)
     return together(y, blocks)
 
 

@@ -21,14 +21,15 @@ def appended(call: Call) -> Cost:
     assert cache is not None and not isinstance(cache, int | float)
     angles = 4 * tokens * 2 * call.number("half")
     kept = tokens * 2 * call.number("kv_heads") * dim * cache.dtype.itemsize
-    return Cost(call.nbytes("qkv", "rows", "positions", "q", "q_norm", "k_norm") + angles + kept)
+    made = call.nbytes("q") * (call.number("heads") + 2 * call.number("kv_heads")) // call.number("heads")
+    return Cost(made + call.nbytes("rows", "positions", "q", "q_norm", "k_norm") + angles + kept)
 
 
 QKV_ROPE_APPEND = Kernel("rope/qkv_rope_append.cu", "qkv_rope_append", (
     Param("qkv", "in"), Param("rows", "in", "int32"), Param("positions", "in", "int32"), Param("pages", "in", "int32"),
     Param("table", "in", "float32"), Param("q_norm", "in", "float32"), Param("k_norm", "in", "float32"),
-    Param("q", "out"), Param("cache", "inout"), Param("P", "i32"), Param("heads", "i32"), Param("kv_heads", "i32"),
-    Param("D", "i32"), Param("half", "i32"), Param("eps", "f32")),
+    Param("q", "out"), Param("cache", "inout"), Param("P", "i32"), Param("columns", "i32"), Param("heads", "i32"),
+    Param("kv_heads", "i32"), Param("D", "i32"), Param("half", "i32"), Param("eps", "f32")),
     {"ACT": ("f32", "f16", "bf16"), "KV": ("f32", "f16", "bf16")}, cost=appended)
 KERNELS = (QKV_ROPE_APPEND,)
 
@@ -46,6 +47,6 @@ def qkv_rope_append_(q: Queue, kv: PagedKV, qkv: Array, batch: Batch, rope_table
         units = heads + 2 * kv_heads
         q.launch(QKV_ROPE_APPEND.variant(ACT=act, KV=storage), (tokens, -(-units // WARPS), 1), (WARPS * 32, 1, 1),
                  qkv, batch.rows, batch.positions, batch.pages, rope_table, q_norm, k_norm, out, kv.data,
-                 batch.pages.shape[1], heads, kv_heads, dim, rope_table.shape[2], eps,
+                 batch.pages.shape[1], qkv.shape[1], heads, kv_heads, dim, rope_table.shape[2], eps,
                  smem=WARPS * -(-dim // 4) * 16, pdl=True)
     return out

@@ -4,9 +4,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from blackwell_infer.device.queue import Queue
+from blackwell_infer.kv.recurrent import Recurrent
 from blackwell_infer.kv.spec import PagedKV
 from blackwell_infer.ops.api import Ops
-from blackwell_infer.ops.batch import Batch, PenaltyState, Routing, Sampled, SampleParams, TokenState
+from blackwell_infer.ops.batch import Batch, DeltaParams, PenaltyState, Routing, Sampled, SampleParams, TokenState
 from blackwell_infer.ops.cuda import (
     activation,
     arrange,
@@ -16,6 +17,7 @@ from blackwell_infer.ops.cuda import (
     norm,
     quantize,
     quantized,
+    recurrent,
     rope,
     route,
     sample,
@@ -41,6 +43,9 @@ class CudaOps:
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
         return norm.rms_norm(self.queue, x, weight, eps)
 
+    def rms_norm_pair(self, a: Array, b: Array, weight_a: Array, weight_b: Array, eps: float) -> Array:
+        return norm.rms_norm_pair(self.queue, a, b, weight_a, weight_b, eps)
+
     def add_rms_norm(self, x: Array, residual: Array, weight: Array, eps: float) -> tuple[Array, Array]:
         return norm.add_rms_norm(self.queue, x, residual, weight, eps)
 
@@ -52,6 +57,12 @@ class CudaOps:
 
     def swiglu(self, gate_up: Array) -> Array:
         return activation.swiglu(self.queue, gate_up)
+
+    def sigmoid_gate(self, x: Array, gates: Array) -> Array:
+        return activation.sigmoid_gate(self.queue, x, gates)
+
+    def add_gated(self, x: Array, y: Array, h: Array, gate: Array) -> Array:
+        return activation.add_gated(self.queue, x, y, h, gate)
 
     def quantize(self, x: Array, form: str, inputs: Array | None = None) -> Quantized:
         return quantize.quantize(self.queue, x, form, inputs)
@@ -92,6 +103,9 @@ class CudaOps:
                    eps: float = 0.0) -> Array:
         return attention.attention_(self.queue, kv, qkv, batch, rope_table, heads, scale, window, softcap, q_norm,
                                     k_norm, eps, self._few)
+
+    def gated_delta_(self, state: Recurrent, proj: Array, batch: Batch, params: DeltaParams) -> Array:
+        return recurrent.gated_delta_(self.queue, state, proj, batch, params, self._few)
 
     def sample_(self, state: PenaltyState, logits: Array, params: SampleParams) -> Sampled:
         return sample.sample_(self.queue, state, logits, params)

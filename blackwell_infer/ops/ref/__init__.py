@@ -4,11 +4,11 @@ The module itself satisfies `ops.api.Ops`; the last lines let the type checker p
 """
 from typing import TYPE_CHECKING
 
-from blackwell_infer.ops.ref.activation import swiglu, take_rows
+from blackwell_infer.ops.ref.activation import add_gated, sigmoid_gate, swiglu, take_rows
 from blackwell_infer.ops.ref.attention import attend, attention_
 from blackwell_infer.ops.ref.experts import experts
 from blackwell_infer.ops.ref.linear import arrange, embed, linear, logits
-from blackwell_infer.ops.ref.norm import add_rms_norm, rms_norm
+from blackwell_infer.ops.ref.norm import add_rms_norm, rms_norm, rms_norm_pair
 from blackwell_infer.ops.ref.quantize import (
     add_rms_norm_quantize,
     linear_quantized,
@@ -16,14 +16,16 @@ from blackwell_infer.ops.ref.quantize import (
     rms_norm_quantize,
     swiglu_quantize,
 )
+from blackwell_infer.ops.ref.recurrent import gated_delta_
 from blackwell_infer.ops.ref.rope import qkv_rope_append_
 from blackwell_infer.ops.ref.route import route
 from blackwell_infer.ops.ref.sample import deliver_, newest_tokens, penalty_load_, sample_, token_logprobs
 
 __all__ = [
-    "add_rms_norm", "add_rms_norm_quantize", "arrange", "attend", "attention_", "deliver_", "embed", "experts",
-    "linear", "linear_quantized", "logits", "newest_tokens", "penalty_load_", "qkv_rope_append_", "quantize",
-    "rms_norm", "rms_norm_quantize", "route", "sample_", "swiglu", "swiglu_quantize", "take_rows", "token_logprobs",
+    "add_gated", "add_rms_norm", "add_rms_norm_quantize", "arrange", "attend", "attention_", "deliver_", "embed",
+    "experts", "gated_delta_", "linear", "linear_quantized", "logits", "newest_tokens", "penalty_load_",
+    "qkv_rope_append_", "quantize", "rms_norm", "rms_norm_pair", "rms_norm_quantize", "route", "sample_",
+    "sigmoid_gate", "swiglu", "swiglu_quantize", "take_rows", "token_logprobs",
 ]
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The gated activation of the MLP, and the choice of rows."""
+"""Gates: of the MLP, of attention's result, of the expert that all tokens share; and the choice of rows."""
 from __future__ import annotations
 
 from typing import Any
@@ -15,6 +15,20 @@ def swiglu(gate_up: Array) -> Array:
     gate, up = both[:, :width], both[:, width:]  # [T, I] each
     y: np.ndarray[Any, Any] = gate / (np.float32(1) + np.exp(-gate)) * up
     return y.astype(gate_up.dtype, copy=False)
+
+
+@np.errstate(over="ignore", invalid="ignore", under="ignore")
+def sigmoid_gate(x: Array, gates: Array) -> Array:
+    z = np.asarray(gates, np.float32)[:, gates.shape[1] - x.shape[1] :]
+    y: np.ndarray[Any, Any] = np.asarray(x, np.float32) / (np.float32(1) + np.exp(-z))
+    return y.astype(x.dtype, copy=False)
+
+
+@np.errstate(over="ignore", invalid="ignore", under="ignore")
+def add_gated(x: Array, y: Array, h: Array, gate: Array) -> Array:
+    z = np.sum(np.asarray(h, np.float32) * np.asarray(gate), axis=1, keepdims=True)
+    out = np.asarray(x, np.float32) + np.asarray(y, np.float32) / (np.float32(1) + np.exp(-z))
+    return np.asarray(out.astype(x.dtype, copy=False))
 
 
 def take_rows(x: Array, index: Array) -> Array:

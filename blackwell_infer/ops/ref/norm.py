@@ -21,6 +21,10 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
     return normalize(np.asarray(x, np.float32), weight, eps).astype(x.dtype, copy=False)
 
 
+def rms_norm_pair(a: Array, b: Array, weight_a: Array, weight_b: Array, eps: float) -> Array:
+    return np.concatenate((np.asarray(rms_norm(a, weight_a, eps)), np.asarray(rms_norm(b, weight_b, eps))), axis=1)
+
+
 @np.errstate(over="ignore", invalid="ignore")
 def add_rms_norm(x: Array, residual: Array, weight: Array, eps: float) -> tuple[Array, Array]:
     s = (np.asarray(x, np.float32) + np.asarray(residual, np.float32)).astype(x.dtype, copy=False)

@@ -28,7 +28,7 @@ def qkv_rope_append_(kv: PagedKV, qkv: Array, batch: Batch, rope_table: Array, h
                      q_norm: Array | None = None, k_norm: Array | None = None, eps: float = 0.0) -> Array:
     cache = np.asarray(kv.data)
     kv_heads, dim = cache.shape[2], cache.shape[4]
-    raw = np.asarray(qkv).reshape(qkv.shape[0], heads + 2 * kv_heads, dim)
+    raw = np.asarray(qkv)[:, : (heads + 2 * kv_heads) * dim].reshape(qkv.shape[0], heads + 2 * kv_heads, dim)
     real = np.asarray(batch.rows) >= 0
     x, rows, positions = raw[real], np.asarray(batch.rows)[real], np.asarray(batch.positions)[real]
     q, k = x[:, :heads].astype(np.float32), x[:, heads : heads + kv_heads].astype(np.float32)

@@ -93,8 +93,9 @@ def loop(args: argparse.Namespace, vocabulary: Vocabulary, feed: Feed) -> dict[s
     model.to(device)
     plain = DemoModel(shape, dtype).to(device)
     optimizer = Optimizer(model)
+    layers = [*model.model.layers, *model.mtp.layers]
     if args.compile:
-        for layer in [*model.model.layers, *model.mtp.layers]:
+        for layer in layers:
             layer.compile(dynamic=False)
     count = sum(p.numel() for p in model.parameters())
     test = [made for kinds in GROUPS.values() for made in held_out(args.seed, args.test, kinds)]

@@ -87,6 +87,7 @@ def train(args: argparse.Namespace) -> dict[str, float]:
 def loop(args: argparse.Namespace, vocabulary: Vocabulary, feed: Feed) -> dict[str, float]:
     device = torch.device(args.device)
     torch.set_float32_matmul_precision("high")
+    torch.backends.cuda.enable_cudnn_sdp(False)  # masks of our own are the business of the memory-efficient kernel
     shape, dtype = SHAPES[args.shape], torch.bfloat16 if device.type == "cuda" else torch.float32
     model = DemoModel(shape, dtype)
     initialize(model, args.seed)

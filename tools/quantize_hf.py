@@ -6,8 +6,9 @@
 
 Layouts: modelopt-nvfp4, modelopt-mixed (attention FP8, MLP NVFP4), compressed-tensors-nvfp4, compressed-tensors-mxfp4,
 lynn, mxfp4 (blocks and scales), mxfp8, fp8-tensor, fp8-channel, fp8-block. Scales come from the weights alone, rounding
-is to the nearest. Experts that are stored as one tensor become one matrix each first. Embeddings and lm_head keep their type (--head quantises lm_head too), and so does a matrix whose
-columns do not fit the blocks of its format; those are reported. --input-peak X records scales for activations up to X.
+is to the nearest. Experts that are stored as one tensor become one matrix each first. Embeddings and lm_head keep their
+type (--head quantises lm_head too), and so does a matrix whose columns do not fit the blocks of its format; those are
+reported. --input-peak X records scales for activations up to X.
 """
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
 """Sums, products, comparisons, sequences and word problems. Answers show the steps that a small model needs."""
+
 from __future__ import annotations
 
 import random
@@ -7,10 +8,32 @@ from decimal import Decimal
 from .dialogue import Dialogue, exchange, say
 from .words import NAMES, THINGS
 
-ASK = ("What is {sum}?", "{sum}", "{sum} = ?", "{sum}=", "Calculate {sum}.", "How much is {sum}?", "Compute {sum}",
-       "What's {sum}?", "Work out {sum}.", "{sum}?", "Can you tell me what {sum} is?", "Solve {sum}", "Please add it up: {sum}",
-       "What does {sum} equal?", "What is the result of {sum}?", "I need to know {sum}.", "Evaluate {sum}", "Do {sum} for me",
-       "Do you know {sum}?", "Tell me {sum}", "whats {sum}", "how much does {sum} make?", "give me {sum}", "Answer: {sum}")
+ASK = (
+    "What is {sum}?",
+    "{sum}",
+    "{sum} = ?",
+    "{sum}=",
+    "Calculate {sum}.",
+    "How much is {sum}?",
+    "Compute {sum}",
+    "What's {sum}?",
+    "Work out {sum}.",
+    "{sum}?",
+    "Can you tell me what {sum} is?",
+    "Solve {sum}",
+    "Please add it up: {sum}",
+    "What does {sum} equal?",
+    "What is the result of {sum}?",
+    "I need to know {sum}.",
+    "Evaluate {sum}",
+    "Do {sum} for me",
+    "Do you know {sum}?",
+    "Tell me {sum}",
+    "whats {sum}",
+    "how much does {sum} make?",
+    "give me {sum}",
+    "Answer: {sum}",
+)
 WORDS = {
     "+": ("{a} plus {b}", "the sum of {a} and {b}", "{a} and {b} together", "{a} added to {b}"),
     "-": ("{a} minus {b}", "{a} take away {b}", "the difference of {a} and {b}", "{a} less {b}"),
@@ -48,11 +71,11 @@ def product(a: int, b: int) -> str:
     if max(a, b) <= 12 or 0 in (a, b) or min(a, b) in (1, 10, 100):
         return f"{a} × {b} = {a * b}."
     if b < 10 <= a:
-        parts = [digit * 10 ** place for place, digit in enumerate(map(int, reversed(str(a)))) if digit][::-1]
+        parts = [digit * 10**place for place, digit in enumerate(map(int, reversed(str(a)))) if digit][::-1]
         if len(parts) == 1:
             return f"{a} × {b} = {a * b}."
         return f"{a} × {b} = {steps([(part, b) for part in parts])} = {a * b}."
-    parts = [digit * 10 ** place for place, digit in enumerate(map(int, reversed(str(b)))) if digit][::-1]
+    parts = [digit * 10**place for place, digit in enumerate(map(int, reversed(str(b)))) if digit][::-1]
     if len(parts) == 1:
         return f"{a} × {b} = {a * b}."
     return f"{a} × {b} = {steps([(a, part) for part in parts])} = {a * b}."
@@ -68,7 +91,7 @@ def steps(pairs: list[tuple[int, int]]) -> str:
 
 
 def quotient(a: int, b: int) -> str:
-    """"12", or "12 remainder 1", with the decimal where it is short."""
+    """ "12", or "12 remainder 1", with the decimal where it is short."""
     whole, rest = divmod(a, b)
     if not rest:
         return str(whole)
@@ -138,9 +161,13 @@ def chain(rng: random.Random) -> Dialogue:
     answer = f"{text} = {total}."
     if rng.random() < 0.5:
         words = ["First, ", "then ", "then ", "then "]
-        reasoning = "; ".join(word + step for word, step in zip(words, done, strict=False)) + f". So the result is {total}."
+        reasoning = (
+            "; ".join(word + step for word, step in zip(words, done, strict=False)) + f". So the result is {total}."
+        )
         return exchange("reasoning", question, answer, how="end", value=str(total), reasoning=reasoning)
-    return exchange("arithmetic", question, f"{', then '.join(done)}. The result is {total}.", how="end", value=str(total))
+    return exchange(
+        "arithmetic", question, f"{', then '.join(done)}. The result is {total}.", how="end", value=str(total)
+    )
 
 
 def compare(rng: random.Random) -> Dialogue:
@@ -150,16 +177,47 @@ def compare(rng: random.Random) -> Dialogue:
     kind = rng.randrange(4)
     high, low = max(a, b), min(a, b)
     if kind == 0:
-        q = say(rng, ("Which is bigger, {a} or {b}?", "Which number is larger: {a} or {b}?", "What is more, {a} or {b}?",
-                      "bigger: {a} or {b}?", "Is {a} or {b} bigger?", "which is greater {a} or {b}"), a=a, b=b)
-        return exchange("arithmetic", q, f"{high} is bigger than {low}.", how="text", value=f"{high} is bigger than {low}")
+        q = say(
+            rng,
+            (
+                "Which is bigger, {a} or {b}?",
+                "Which number is larger: {a} or {b}?",
+                "What is more, {a} or {b}?",
+                "bigger: {a} or {b}?",
+                "Is {a} or {b} bigger?",
+                "which is greater {a} or {b}",
+            ),
+            a=a,
+            b=b,
+        )
+        return exchange(
+            "arithmetic", q, f"{high} is bigger than {low}.", how="text", value=f"{high} is bigger than {low}"
+        )
     if kind == 1:
-        q = say(rng, ("Which is smaller, {a} or {b}?", "Which number is less: {a} or {b}?", "smaller: {a} or {b}?",
-                      "Is {a} or {b} smaller?", "what is the smaller number, {a} or {b}"), a=a, b=b)
-        return exchange("arithmetic", q, f"{low} is smaller than {high}.", how="text", value=f"{low} is smaller than {high}")
+        q = say(
+            rng,
+            (
+                "Which is smaller, {a} or {b}?",
+                "Which number is less: {a} or {b}?",
+                "smaller: {a} or {b}?",
+                "Is {a} or {b} smaller?",
+                "what is the smaller number, {a} or {b}",
+            ),
+            a=a,
+            b=b,
+        )
+        return exchange(
+            "arithmetic", q, f"{low} is smaller than {high}.", how="text", value=f"{low} is smaller than {high}"
+        )
     more = kind == 2
-    q = say(rng, ("Is {a} bigger than {b}?", "Is {a} > {b}?", "Is {a} more than {b}?", "{a} > {b}?") if more else
-            ("Is {a} smaller than {b}?", "Is {a} < {b}?", "Is {a} less than {b}?", "{a} < {b}?"), a=a, b=b)
+    q = say(
+        rng,
+        ("Is {a} bigger than {b}?", "Is {a} > {b}?", "Is {a} more than {b}?", "{a} > {b}?")
+        if more
+        else ("Is {a} smaller than {b}?", "Is {a} < {b}?", "Is {a} less than {b}?", "{a} < {b}?"),
+        a=a,
+        b=b,
+    )
     yes = (a > b) == more
     answer = f"{'Yes' if yes else 'No'}, {a} is {'bigger' if a > b else 'smaller'} than {b}."
     return exchange("arithmetic", q, answer, how="text", value=answer)
@@ -191,7 +249,12 @@ def simple(rng: random.Random) -> Dialogue:
         return exchange("arithmetic", q, f"The square of {a} is {a * a}.", how="end", value=str(a * a))
     share = rng.choice((10, 20, 25, 50))
     a = rng.randrange(1, 50) * (100 // share)
-    q = say(rng, ("What is {p}% of {a}?", "How much is {p} percent of {a}?", "{p}% of {a}", "Calculate {p}% of {a}."), p=share, a=a)
+    q = say(
+        rng,
+        ("What is {p}% of {a}?", "How much is {p} percent of {a}?", "{p}% of {a}", "Calculate {p}% of {a}."),
+        p=share,
+        a=a,
+    )
     return exchange("arithmetic", q, f"{share}% of {a} is {a * share // 100}.", how="end", value=str(a * share // 100))
 
 
@@ -201,27 +264,65 @@ def problem(rng: random.Random) -> Dialogue:
     a, b = rng.randrange(2, 60), rng.randrange(2, 40)
     kind = rng.randrange(4)
     if kind == 0:
-        q = say(rng, ("{n} has {a} {t} and gets {b} more. How many {t} does {n} have now?",
-                      "{n} has {a} {t}. {o} gives {n} {b} more. How many does {n} have?",
-                      "If {n} has {a} {t} and buys {b} more, how many {t} is that?"), n=name, a=a, b=b, t=thing, o=other)
+        q = say(
+            rng,
+            (
+                "{n} has {a} {t} and gets {b} more. How many {t} does {n} have now?",
+                "{n} has {a} {t}. {o} gives {n} {b} more. How many does {n} have?",
+                "If {n} has {a} {t} and buys {b} more, how many {t} is that?",
+            ),
+            n=name,
+            a=a,
+            b=b,
+            t=thing,
+            o=other,
+        )
         end, first = a + b, f"{a} + {b} = {a + b}"
     elif kind == 1:
         a, b = max(a, b) + 1, min(a, b)
-        q = say(rng, ("{n} has {a} {t} and gives {b} to {o}. How many {t} are left?",
-                      "{n} had {a} {t} but lost {b}. How many does {n} have now?",
-                      "There are {a} {t}. {n} takes {b}. How many are left?"), n=name, a=a, b=b, t=thing, o=other)
+        q = say(
+            rng,
+            (
+                "{n} has {a} {t} and gives {b} to {o}. How many {t} are left?",
+                "{n} had {a} {t} but lost {b}. How many does {n} have now?",
+                "There are {a} {t}. {n} takes {b}. How many are left?",
+            ),
+            n=name,
+            a=a,
+            b=b,
+            t=thing,
+            o=other,
+        )
         end, first = a - b, f"{a} - {b} = {a - b}"
     elif kind == 2:
         a, b = rng.randrange(2, 13), rng.randrange(2, 13)
-        q = say(rng, ("{n} has {a} boxes with {b} {t} each. How many {t} are there?",
-                      "There are {a} bags of {b} {t}. How many {t} is that in total?",
-                      "{n} buys {b} {t} every day for {a} days. How many {t} does {n} buy?"), n=name, a=a, b=b, t=thing)
+        q = say(
+            rng,
+            (
+                "{n} has {a} boxes with {b} {t} each. How many {t} are there?",
+                "There are {a} bags of {b} {t}. How many {t} is that in total?",
+                "{n} buys {b} {t} every day for {a} days. How many {t} does {n} buy?",
+            ),
+            n=name,
+            a=a,
+            b=b,
+            t=thing,
+        )
         end, first = a * b, f"{a} × {b} = {a * b}"
     else:
         b = rng.randrange(2, 11)
         a = b * rng.randrange(2, 11)
-        q = say(rng, ("{n} shares {a} {t} among {b} friends. How many does each get?",
-                      "{a} {t} are put into {b} boxes. How many {t} are in each box?"), n=name, a=a, b=b, t=thing)
+        q = say(
+            rng,
+            (
+                "{n} shares {a} {t} among {b} friends. How many does each get?",
+                "{a} {t} are put into {b} boxes. How many {t} are in each box?",
+            ),
+            n=name,
+            a=a,
+            b=b,
+            t=thing,
+        )
         end, first = a // b, f"{a} / {b} = {a // b}"
     answer = f"{first}, so the answer is {end}."
     if rng.random() < 0.25:
@@ -234,8 +335,11 @@ def sequence(rng: random.Random) -> Dialogue:
     if step < 0:
         start += 20
     row = [start + i * step for i in range(5)]
-    q = say(rng, ("What comes next: {r}?", "Which number comes next? {r}", "Continue: {r}", "{r}, ... what is next?"),
-            r=", ".join(map(str, row[:4])))
+    q = say(
+        rng,
+        ("What comes next: {r}?", "Which number comes next? {r}", "Continue: {r}", "{r}, ... what is next?"),
+        r=", ".join(map(str, row[:4])),
+    )
     return exchange("counting", q, f"The next number is {row[4]}.", how="end", value=str(row[4]))
 
 
@@ -245,18 +349,36 @@ def count(rng: random.Random) -> Dialogue:
         a = rng.randrange(0, 40)
         b = a + rng.randrange(3, 15)
         row = range(a, b + 1)
-        q = say(rng, ("Count from {a} to {b}.", "count from {a} up to {b}", "List the numbers from {a} to {b}",
-                      "Can you count from {a} to {b}?"), a=a, b=b)
+        q = say(
+            rng,
+            (
+                "Count from {a} to {b}.",
+                "count from {a} up to {b}",
+                "List the numbers from {a} to {b}",
+                "Can you count from {a} to {b}?",
+            ),
+            a=a,
+            b=b,
+        )
     elif kind == 1:
         b = rng.randrange(0, 12)
         a = b + rng.randrange(3, 15)
         row = range(a, b - 1, -1)
-        q = say(rng, ("Count down from {a} to {b}.", "Count backwards from {a} to {b}.", "Countdown from {a} to {b}"), a=a, b=b)
+        q = say(
+            rng,
+            ("Count down from {a} to {b}.", "Count backwards from {a} to {b}.", "Countdown from {a} to {b}"),
+            a=a,
+            b=b,
+        )
     else:
         step, n = rng.choice((2, 3, 5, 10)), rng.randrange(4, 9)
         row = range(step, step * n + 1, step)
-        q = say(rng, ("Count by {s}s to {b}.", "Count to {b} in steps of {s}.", "List the multiples of {s} up to {b}"),
-                s=step, b=row[-1])
+        q = say(
+            rng,
+            ("Count by {s}s to {b}.", "Count to {b} in steps of {s}.", "List the multiples of {s} up to {b}"),
+            s=step,
+            b=row[-1],
+        )
     text = ", ".join(map(str, row))
     return exchange("counting", q, text, how="text", value=text)
 

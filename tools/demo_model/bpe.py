@@ -3,8 +3,10 @@
 `Vocabulary.encode` gives the ids that the library gives (a test compares them) and needs no library; it caches words,
 which makes it fast on text that repeats itself.
 """
+
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -13,11 +15,16 @@ from typing import Any
 
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 MARKERS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
-SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 """Digits one by one, words with the space before them"""
 LETTER, OTHER = r"[^\W\d_]", r"(?:[^\w\s]|_)"
 PIECE = re.compile(
-    rf"'(?:[sS]|[tT]|[rR][eE]|[vV][eE]|[mM]|[lL][lL]|[dD])|(?:(?![\r\n])(?:\s|{OTHER}))?{LETTER}+|\d| ?{OTHER}+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+    r"'(?:[sS]|[tT]|[rR][eE]|[vV][eE]|[mM]|[lL][lL]|[dD])"
+    rf"|(?:(?![\r\n])(?:\s|{OTHER}))?{LETTER}+|\d"
+    rf"| ?{OTHER}+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 """SPLIT for Python's re. They differ in numbers that are no decimal digits, such as ½, which count as letters here."""
 TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 
@@ -74,11 +81,13 @@ class Vocabulary:
             self._words.clear()
         parts = [self._characters[byte] for byte in word.encode()]
         while len(parts) > 1:
-            ranked = [(self.ranks.get(pair, len(self.ranks)), i) for i, pair in enumerate(zip(parts, parts[1:], strict=False))]
+            ranked = [
+                (self.ranks.get(pair, len(self.ranks)), i) for i, pair in enumerate(itertools.pairwise(parts))
+            ]
             rank, i = min(ranked)
             if rank == len(self.ranks):
                 break
-            parts[i:i + 2] = [parts[i] + parts[i + 1]]
+            parts[i : i + 2] = [parts[i] + parts[i + 1]]
         return [self.ids[part] for part in parts]
 
 
@@ -87,17 +96,34 @@ def train(texts: Iterator[str], size: int, out: Path) -> None:
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     backend: Any = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     backend.decoder = decoders.ByteLevel()
     added = [*SPECIALS, *MARKERS]
-    backend.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=size - len(added), initial_alphabet=sorted(byte_characters().values()), show_progress=False))
+    backend.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=size - len(added), initial_alphabet=sorted(byte_characters().values()), show_progress=False
+        ),
+    )
     stored = json.loads(backend.to_str())
     first = len(stored["model"]["vocab"])
     stored["added_tokens"] = [
-        {"id": first + i, "content": token, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": token in SPECIALS}
-        for i, token in enumerate(added)]
+        {
+            "id": first + i,
+            "content": token,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": token in SPECIALS,
+        }
+        for i, token in enumerate(added)
+    ]
     out.mkdir(parents=True, exist_ok=True)
     write_files(out, stored)
 
@@ -105,9 +131,18 @@ def train(texts: Iterator[str], size: int, out: Path) -> None:
 def write_files(out: Path, stored: dict[str, Any]) -> None:
     (out / "tokenizer.json").write_text(json.dumps(stored, ensure_ascii=False, indent=None) + "\n", encoding="utf-8")
     settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": False, "bos_token": None, "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>",
-        "unk_token": None, "clean_up_tokenization_spaces": False, "model_max_length": 4096,
-        "added_tokens_decoder": {str(token["id"]): {key: value for key, value in token.items() if key != "id"} for token in stored["added_tokens"]},
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "add_bos_token": False,
+        "bos_token": None,
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "unk_token": None,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 4096,
+        "added_tokens_decoder": {
+            str(token["id"]): {key: value for key, value in token.items() if key != "id"}
+            for token in stored["added_tokens"]
+        },
     }
     (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     (out / "chat_template.jinja").write_text(TEMPLATE.read_text(encoding="utf-8"), encoding="utf-8")

@@ -1,4 +1,5 @@
 """The trained model as a Hugging Face folder, and back."""
+
 from __future__ import annotations
 
 import json
@@ -19,11 +20,17 @@ def save(folder: Path, shape: Shape, weights: Mapping[str, Tensor], ids: Mapping
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: w.detach().to("cpu", torch.bfloat16 if w.ndim > 1 else torch.float32).contiguous() for name, w in weights.items()}
+    tensors = {
+        name: w.detach().to("cpu", torch.bfloat16 if w.ndim > 1 else torch.float32).contiguous()
+        for name, w in weights.items()
+    }
     part = folder / (FILE + ".part")
     save_file(tensors, part, metadata={"format": "pt"})
     part.replace(folder / FILE)
-    for name, value in (("config.json", config(shape, dict(ids))), ("generation_config.json", generation_config(dict(ids)))):
+    for name, value in (
+        ("config.json", config(shape, dict(ids))),
+        ("generation_config.json", generation_config(dict(ids))),
+    ):
         (folder / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 

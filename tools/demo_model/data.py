@@ -1,4 +1,5 @@
 """The mixture of dialogues, as a stream that a seed determines, and rows of tokens made of it."""
+
 from __future__ import annotations
 
 import random
@@ -12,8 +13,16 @@ from .bpe import Vocabulary
 from .dialogue import Dialogue, Turn, join, segments
 
 Maker = Callable[[random.Random], Dialogue]
-TOPICS = ((arithmetic.MAKERS, 30), (units.MAKERS, 10), (language.MAKERS, 14), (facts.MAKERS, 14), (chat.MAKERS, 13), (json_tasks.MAKERS, 13),
-          (tool_tasks.MAKERS, 14), (stories.MAKERS, 4))
+TOPICS = (
+    (arithmetic.MAKERS, 30),
+    (units.MAKERS, 10),
+    (language.MAKERS, 14),
+    (facts.MAKERS, 14),
+    (chat.MAKERS, 13),
+    (json_tasks.MAKERS, 13),
+    (tool_tasks.MAKERS, 14),
+    (stories.MAKERS, 4),
+)
 """Topics and their weights"""
 SESSION, SYSTEM = 0.22, 0.12
 """Shares of conversations with several subjects, and of those with a system message"""
@@ -98,7 +107,9 @@ def books(folder: Path | None) -> tuple[list[str], list[str]]:
         return [], []
     texts = [path.read_text(encoding="utf-8", errors="ignore") for path in sorted(folder.rglob("*.txt"))]
     cuts = [int(len(text) * (1 - TAIL)) for text in texts]
-    return [text[:cut] for text, cut in zip(texts, cuts, strict=True)], [text[cut:] for text, cut in zip(texts, cuts, strict=True)]
+    return [text[:cut] for text, cut in zip(texts, cuts, strict=True)], [
+        text[cut:] for text, cut in zip(texts, cuts, strict=True)
+    ]
 
 
 def tokens_of(vocabulary: Vocabulary, made: Dialogue) -> tuple[list[int], list[int]]:
@@ -112,17 +123,24 @@ def tokens_of(vocabulary: Vocabulary, made: Dialogue) -> tuple[list[int], list[i
     return [*ids, vocabulary.end], [*weights, 0]
 
 
-def passage(vocabulary: Vocabulary, rng: random.Random, texts: Sequence[str], weight: int) -> tuple[list[int], list[int]]:
+def passage(
+    vocabulary: Vocabulary, rng: random.Random, texts: Sequence[str], weight: int
+) -> tuple[list[int], list[int]]:
     """A piece of a book of about 500 tokens, from the start of a line."""
     text = rng.choices(texts, [len(text) for text in texts])[0]
     at = rng.randrange(max(1, len(text) - 1800))
     at = text.find("\n", at) + 1
-    ids = vocabulary.encode(text[at:at + 1500])
+    ids = vocabulary.encode(text[at : at + 1500])
     return [*ids, vocabulary.end], [*[weight] * len(ids), 0]
 
 
 def rows(
-    vocabulary: Vocabulary, seed: int, worker: int, length: int, texts: Sequence[str] = (), share: float = 0.02,
+    vocabulary: Vocabulary,
+    seed: int,
+    worker: int,
+    length: int,
+    texts: Sequence[str] = (),
+    share: float = 0.02,
 ) -> Iterator[np.ndarray]:
     """uint16 [3, length]: tokens, weights of each as a target in tenths, and the number of the conversation in the row.
 
@@ -138,7 +156,11 @@ def rows(
         while True:
             if len(waiting) < 12:
                 book = bool(texts) and rng.random() < share
-                made = passage(vocabulary, rng, texts, int(10 * PLAIN_WEIGHT)) if book else tokens_of(vocabulary, next(source))
+                made = (
+                    passage(vocabulary, rng, texts, int(10 * PLAIN_WEIGHT))
+                    if book
+                    else tokens_of(vocabulary, next(source))
+                )
                 if len(made[0]) <= length:
                     waiting.append(made)
                 continue
@@ -146,7 +168,7 @@ def rows(
             if fitting is None:
                 break
             ids, weights = waiting.pop(fitting)
-            row[0, at:at + len(ids)], row[1, at:at + len(ids)], row[2, at:at + len(ids)] = ids, weights, number
+            row[0, at : at + len(ids)], row[1, at : at + len(ids)], row[2, at : at + len(ids)] = ids, weights, number
             at, number = at + len(ids), number + 1
         row[2, at:] = number
         yield row

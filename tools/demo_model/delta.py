@@ -2,6 +2,7 @@
 
 Only the state goes from chunk to chunk; it is one batched product each. Everything else is done for all chunks at once.
 """
+
 from __future__ import annotations
 
 from typing import Any
@@ -18,7 +19,7 @@ def unit_lower_inverse(a: Tensor) -> Tensor:
     """(I + a)^-1 for strictly lower a [..., 64, 64]: blocks of 8 by their (short) series, then pairs of blocks."""
     n, size = a.shape[-1], 8
     blocks = a.reshape(*a.shape[:-2], n // size, size, n // size, size)
-    own = torch.diagonal(blocks, dim1=-4, dim2=-2).movedim(-1, -3)              # [..., 8, 8, 8]
+    own = torch.diagonal(blocks, dim1=-4, dim2=-2).movedim(-1, -3)  # [..., 8, 8, 8]
     eye = torch.eye(size, dtype=a.dtype, device=a.device)
     square = own @ own
     inverse = (eye - own) @ (eye + square) @ (eye + square @ square)
@@ -50,8 +51,9 @@ class UnitLowerInverse(torch.autograd.Function):
 
 
 def gated_delta(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Tensor:
-    """q, k [B, T, h, dk] normalised (q scaled), v [B, T, h, dv], g log decays and beta [B, T, h], float32; T a multiple of
-    64. Returns o [B, T, h, dv]; the state before the first token is 0."""
+    """o [B, T, h, dv] of q, k [B, T, h, dk] normalised (q scaled), v [B, T, h, dv], log decays g and beta [B, T, h].
+
+    float32; T is a multiple of 64. The state before the first token is 0."""
     b, t, h, dk = q.shape
     dv, n = v.shape[-1], t // CHUNK
 
@@ -59,7 +61,7 @@ def gated_delta(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Ten
         return x.reshape(b, n, CHUNK, h, -1).permute(1, 0, 3, 2, 4).reshape(n, b * h, CHUNK, -1)
 
     q, k, v, g, beta = chunks(q), chunks(k), chunks(v), chunks(g[..., None]), chunks(beta[..., None])
-    total = g.cumsum(-2)                                                          # [N, B h, C, 1]
+    total = g.cumsum(-2)  # [N, B h, C, 1]
     lower = torch.ones(CHUNK, CHUNK, dtype=torch.bool, device=q.device).tril()
     decay = (total - total.transpose(-1, -2)).masked_fill(~lower, -torch.inf).exp()
     scores = (beta * k) @ k.transpose(-1, -2) * decay
@@ -70,8 +72,8 @@ def gated_delta(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Ten
     last = total[..., -1:, :]
     kept = k * (last - total).exp()
     eye = torch.eye(dk, dtype=q.dtype, device=q.device)
-    move = last.exp() * eye - kept.transpose(-1, -2) @ w                          # [N, B h, dk, dk]
-    add = kept.transpose(-1, -2) @ u                                              # [N, B h, dk, dv]
+    move = last.exp() * eye - kept.transpose(-1, -2) @ w  # [N, B h, dk, dk]
+    add = kept.transpose(-1, -2) @ u  # [N, B h, dk, dv]
     state = torch.zeros(b * h, dk, dv, dtype=q.dtype, device=q.device)
     states = []
     for i in range(n):

@@ -2,6 +2,7 @@
 
 `segments` is the chat template in Python: tests compare it with chat_template.jinja, so that training needs no Jinja.
 """
+
 from __future__ import annotations
 
 import json
@@ -15,8 +16,8 @@ HELD_OUT = 40
 """One key in so many is held out"""
 TOOLS_BEFORE = "# Tools\n\nYou have access to the following functions:\n\n<tools>"
 TOOLS_AFTER = (
-    "\n</tools>\n\nTo call a function, reply only with:\n\n<tool_call>\n<function=name>\n<parameter=parameter_name>\nvalue\n"
-    "</parameter>\n</function>\n</tool_call>"
+    "\n</tools>\n\nTo call a function, reply only with:\n\n"
+    "<tool_call>\n<function=name>\n<parameter=parameter_name>\nvalue\n</parameter>\n</function>\n</tool_call>"
 )
 NO_THOUGHT = "<think>\n\n</think>\n\n"
 
@@ -66,12 +67,21 @@ class Dialogue:
         return any(zlib.crc32(key.encode()) % HELD_OUT == 0 for key in (*self.keys, *longer, " | ".join(said)))
 
 
-def exchange(kind: str, question: str, answer: str, *, keys: tuple[str, ...] = (), how: str = "", value: Any = None,
-             reasoning: str = "") -> Dialogue:
+def exchange(
+    kind: str,
+    question: str,
+    answer: str,
+    *,
+    keys: tuple[str, ...] = (),
+    how: str = "",
+    value: Any = None,
+    reasoning: str = "",
+) -> Dialogue:
     """One question, one answer."""
     turns = (Turn("user", question), Turn("assistant", answer, reasoning))
-    return Dialogue(kind, turns, keys=keys, expect=Expect(how, answer if value is None else value),
-                    thinking=bool(reasoning))
+    return Dialogue(
+        kind, turns, keys=keys, expect=Expect(how, answer if value is None else value), thinking=bool(reasoning)
+    )
 
 
 def join(kind: str, parts: Sequence[Dialogue]) -> Dialogue:
@@ -119,8 +129,14 @@ def segments(dialogue: Dialogue) -> list[tuple[str, bool]]:
             out.append((f"<|im_start|>user\n{turn.content}<|im_end|>\n", False))
         elif turn.role == "tool":
             first, last = turns[i - 1].role != "tool", i + 1 == len(turns) or turns[i + 1].role != "tool"
-            out.append((("<|im_start|>user" if first else "") + f"\n<tool_response>\n{turn.content}\n</tool_response>"
-                        + ("<|im_end|>\n" if last else ""), False))
+            out.append(
+                (
+                    ("<|im_start|>user" if first else "")
+                    + f"\n<tool_response>\n{turn.content}\n</tool_response>"
+                    + ("<|im_end|>\n" if last else ""),
+                    False,
+                )
+            )
         elif turn.role == "assistant":
             if i > asked and dialogue.thinking:
                 out.append(("<|im_start|>assistant\n<think>\n", False))
@@ -149,8 +165,26 @@ def fill(text: str, slots: Mapping[str, Any]) -> str:
     return text
 
 
-BEFORE = ("hey, ", "hi, ", "please ", "ok, ", "so ", "hello! ", "quick question: ", "can you help? ", "um, ", "and ",
-          "tell me, ", "now ", "next: ", "I wonder, ", "one more: ", "question: ", "yo ", "well, ")
+BEFORE = (
+    "hey, ",
+    "hi, ",
+    "please ",
+    "ok, ",
+    "so ",
+    "hello! ",
+    "quick question: ",
+    "can you help? ",
+    "um, ",
+    "and ",
+    "tell me, ",
+    "now ",
+    "next: ",
+    "I wonder, ",
+    "one more: ",
+    "question: ",
+    "yo ",
+    "well, ",
+)
 AFTER = (" please", ", please", " thanks", ", thanks", "??", "!", " pls", " ?", "...", " thank you")
 
 
@@ -192,15 +226,15 @@ def slip(rng: random.Random, text: str) -> str:
     word, at = words[i], rng.randrange(1, len(words[i]) - 1)
     kind = rng.randrange(3)
     if kind == 0:
-        words[i] = word[:at] + word[at + 1:]
+        words[i] = word[:at] + word[at + 1 :]
     elif kind == 1:
-        words[i] = word[:at] + word[at + 1] + word[at] + word[at + 2:]
+        words[i] = word[:at] + word[at + 1] + word[at] + word[at + 2 :]
     else:
         words[i] = word[:at] + word[at] + word[at:]
     return " ".join(words)
 
 
 def listing(items: Sequence[Any], last: str = "and") -> str:
-    """"a", "a and b", "a, b and c"."""
+    """ "a", "a and b", "a, b and c"."""
     texts = [str(item) for item in items]
     return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} {last} {texts[-1]}"

@@ -1,4 +1,5 @@
 """Greedy answers to held-out dialogues, in torch, and their scores. Slow but simple: no cache."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -15,8 +16,25 @@ from .scorers import correct, well_formed
 
 LONGEST = 112
 GROUPS: Mapping[str, tuple[str, ...]] = {
-    "arithmetic": ("arithmetic", "reasoning"), "tools": ("tool",), "json": ("json",),
-    "rest": ("units", "dates", "spelling", "sorting", "counting", "facts", "words", "memory", "unknown", "refusal", "identity", "copying", "tool_answer", "tool_none"),
+    "arithmetic": ("arithmetic", "reasoning"),
+    "tools": ("tool",),
+    "json": ("json",),
+    "rest": (
+        "units",
+        "dates",
+        "spelling",
+        "sorting",
+        "counting",
+        "facts",
+        "words",
+        "memory",
+        "unknown",
+        "refusal",
+        "identity",
+        "copying",
+        "tool_answer",
+        "tool_none",
+    ),
 }
 
 
@@ -35,19 +53,21 @@ def answer_of(text: str) -> str:
 
 
 @torch.no_grad()
-def answers(model: DemoModel, vocabulary: Vocabulary, dialogues: Sequence[Dialogue], device: torch.device, batch: int = 256) -> list[Answer]:
+def answers(
+    model: DemoModel, vocabulary: Vocabulary, dialogues: Sequence[Dialogue], device: torch.device, batch: int = 256
+) -> list[Answer]:
     """In the order of the dialogues. Drafts of the MTP head are compared with the greedy tokens."""
     prompts = [vocabulary.encode(prompt_text(made)) for made in dialogues]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     out: dict[int, Answer] = {}
     stop = vocabulary.added["<|im_end|>"]
     for start in range(0, len(order), batch):
-        members = order[start:start + batch]
+        members = order[start : start + batch]
         lengths = torch.tensor([len(prompts[i]) for i in members], device=device)
         total = -(-(int(lengths.max()) + LONGEST) // CHUNK) * CHUNK
         ids = torch.full((len(members), total), vocabulary.end, device=device)
         for row, i in enumerate(members):
-            ids[row, :len(prompts[i])] = torch.tensor(prompts[i], device=device)
+            ids[row, : len(prompts[i])] = torch.tensor(prompts[i], device=device)
         at = lengths.clone()
         going = torch.arange(len(members), device=device)
         for _ in range(LONGEST):
@@ -67,11 +87,12 @@ def answers(model: DemoModel, vocabulary: Vocabulary, dialogues: Sequence[Dialog
         position = torch.arange(total, device=device)
         counted = (position >= lengths[:, None] - 1) & (position + 2 <= at[:, None])
         for row, i in enumerate(members):
-            made = tuple(ids[row, lengths[row]:at[row] + 1].tolist())
+            made = tuple(ids[row, lengths[row] : at[row] + 1].tolist())
             text = vocabulary.decode(made)
-            out[i] = Answer(dialogues[i], answer_of(text), made, int(counted[row].sum()), int((counted[row] & same[row]).sum()))
+            out[i] = Answer(
+                dialogues[i], answer_of(text), made, int(counted[row].sum()), int((counted[row] & same[row]).sum())
+            )
     return [out[i] for i in range(len(dialogues))]
-
 
 
 def scores(given: Sequence[Answer]) -> dict[str, float]:
@@ -82,7 +103,9 @@ def scores(given: Sequence[Answer]) -> dict[str, float]:
         if members:
             out[group] = sum(correct(a.text, a.dialogue.expect) for a in members) / len(members)
             if group in ("tools", "json"):
-                out[f"{group} well formed"] = sum(well_formed(a.text, a.dialogue.expect) for a in members) / len(members)
+                out[f"{group} well formed"] = sum(well_formed(a.text, a.dialogue.expect) for a in members) / len(
+                    members
+                )
     drafted = sum(a.drafted for a in given)
     out["mtp"] = sum(a.accepted for a in given) / drafted if drafted else 0.0
     return out

@@ -4,9 +4,11 @@
     python -m tools.demo_model.export TRAINED OUT
     python -m tools.demo_model.export TRAINED OUT-FP8 --layout fp8-tensor
 
-Quantised: all projections of attention, Gated DeltaNet, experts, shared experts and the MTP layer. The embedding (which is
-the head too), the router, gates of one to a few rows, mtp.fc, convolution and norms stay as they are. Prints the sizes.
+Quantised: all projections of attention, Gated DeltaNet, experts, shared experts and the MTP layer. The embedding (which
+is the head too), the router, gates of one to a few rows, mtp.fc, convolution and norms stay as they are. Prints the
+sizes.
 """
+
 from __future__ import annotations
 
 import argparse

@@ -1,4 +1,5 @@
 """Training batches from processes of their own. What a batch holds depends on the seed alone, not on who is faster."""
+
 from __future__ import annotations
 
 import multiprocessing
@@ -50,7 +51,11 @@ def targets(batch: np.ndarray, ahead: int, device: torch.device) -> Targets:
     following[:, :-ahead] = batch[:, 0, ahead:]
     (at,) = np.nonzero(wanted.reshape(-1))
     weights = wanted.reshape(-1)[at]
-    return Targets(move(at, device), move(following.reshape(-1)[at].astype(np.int64), device), move(weights / weights.sum(), device))
+    return Targets(
+        move(at, device),
+        move(following.reshape(-1)[at].astype(np.int64), device),
+        move(weights / weights.sum(), device),
+    )
 
 
 def move(x: np.ndarray, device: torch.device) -> Tensor:
@@ -60,7 +65,12 @@ def move(x: np.ndarray, device: torch.device) -> Tensor:
 
 def step_of(batch: np.ndarray, device: torch.device) -> Step:
     """From uint16 [B, 3, T]."""
-    return Step(move(batch[:, 0].astype(np.int64), device), move(batch[:, 2].astype(np.int32), device), targets(batch, 1, device), targets(batch, 2, device))
+    return Step(
+        move(batch[:, 0].astype(np.int64), device),
+        move(batch[:, 2].astype(np.int32), device),
+        targets(batch, 1, device),
+        targets(batch, 2, device),
+    )
 
 
 class Feed:
@@ -72,8 +82,11 @@ class Feed:
         context = multiprocessing.get_context("fork")
         self.queues = [context.Queue(4) for _ in range(workers)]
         self.processes = [
-            context.Process(target=produce, args=(q, tokenizer, corpora, seed, i, batch // workers, length), daemon=True)
-            for i, q in enumerate(self.queues)]
+            context.Process(
+                target=produce, args=(q, tokenizer, corpora, seed, i, batch // workers, length), daemon=True
+            )
+            for i, q in enumerate(self.queues)
+        ]
         for process in self.processes:
             process.start()
 

@@ -3,6 +3,7 @@
 Rows hold several conversations one after another; attention, convolution and state do not reach across their borders.
 All experts are computed and weighted, most with 0: two large products, which a GPU likes better than routing.
 """
+
 from __future__ import annotations
 
 import math
@@ -18,8 +19,8 @@ from .shape import Shape
 
 @dataclass(frozen=True)
 class Borders:
-    """Of the conversations in rows. `same` [3, B, T, 1]: token t - 1, t - 2, t - 3 belongs to that of t; `first` [B, T, 1];
-    `mask` [B, 1, T, T]: t may attend to s; `cos`, `sin` [T, rotary / 2]."""
+    """Of the conversations in rows. `same` [3, B, T, 1]: tokens t - 1, t - 2, t - 3 belong to that of t; `first`
+    [B, T, 1]; `mask` [B, 1, T, T]: t may attend to s; `cos`, `sin` [T, rotary / 2]."""
 
     same: Tensor
     first: Tensor
@@ -31,11 +32,15 @@ class Borders:
 def borders(number: Tensor, shape: Shape) -> Borders:
     """From the number of the conversation of every token [B, T]."""
     t = number.shape[1]
-    same = torch.stack([F.pad(number[:, s:] == number[:, :-s], (s, 0)) for s in range(1, shape.linear_conv_kernel_dim)])[..., None]
+    same = torch.stack(
+        [F.pad(number[:, s:] == number[:, :-s], (s, 0)) for s in range(1, shape.linear_conv_kernel_dim)]
+    )[..., None]
     causal = torch.ones(t, t, dtype=torch.bool, device=number.device).tril()
     mask = ((number[:, :, None] == number[:, None, :]) & causal)[:, None]
     half = shape.rotary // 2
-    angle = torch.arange(t, device=number.device)[:, None] * shape.rope_theta ** (-torch.arange(half, device=number.device) / half)
+    angle = torch.arange(t, device=number.device)[:, None] * shape.rope_theta ** (
+        -torch.arange(half, device=number.device) / half
+    )
     return Borders(same, ~same[0], mask, angle.cos(), angle.sin())
 
 
@@ -95,7 +100,7 @@ class Delta(nn.Module):
         beta = torch.sigmoid(self.in_proj_b(x).float())
         g = -self.A_log.exp() * F.softplus(self.in_proj_a(x).float() + self.dt_bias)
         g = torch.where(at.first, FORGET, g)
-        o = gated_delta(q * s.linear_key_head_dim ** -0.5, k, v.view(b, t, s.linear_num_value_heads, -1), g, beta)
+        o = gated_delta(q * s.linear_key_head_dim**-0.5, k, v.view(b, t, s.linear_num_value_heads, -1), g, beta)
         y = self.norm(o, self.in_proj_z(x).view(b, t, s.linear_num_value_heads, -1))
         return self.out_proj(y.reshape(b, t, -1))
 
@@ -105,7 +110,12 @@ class Attention(nn.Module):
         super().__init__()
         self.shape = shape
         h, hd, nh, nkv = shape.hidden_size, shape.head_dim, shape.num_attention_heads, shape.num_key_value_heads
-        self.q_proj, self.k_proj, self.v_proj, self.o_proj = linear(h, 2 * nh * hd), linear(h, nkv * hd), linear(h, nkv * hd), linear(nh * hd, h)
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
+            linear(h, 2 * nh * hd),
+            linear(h, nkv * hd),
+            linear(h, nkv * hd),
+            linear(nh * hd, h),
+        )
         self.q_norm, self.k_norm = Norm(hd, shape.rms_norm_eps), Norm(hd, shape.rms_norm_eps)
 
     def forward(self, x: Tensor, at: Borders) -> Tensor:
@@ -141,7 +151,11 @@ class Experts(nn.Module):
 class Gated(nn.Module):
     def __init__(self, hidden: int, width: int) -> None:
         super().__init__()
-        self.gate_proj, self.up_proj, self.down_proj = linear(hidden, width), linear(hidden, width), linear(width, hidden)
+        self.gate_proj, self.up_proj, self.down_proj = (
+            linear(hidden, width),
+            linear(hidden, width),
+            linear(width, hidden),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -174,7 +188,9 @@ class Mixture(nn.Module):
 class Layer(nn.Module):
     def __init__(self, shape: Shape, kind: str) -> None:
         super().__init__()
-        self.input_layernorm, self.post_attention_layernorm = (Norm(shape.hidden_size, shape.rms_norm_eps) for _ in range(2))
+        self.input_layernorm, self.post_attention_layernorm = (
+            Norm(shape.hidden_size, shape.rms_norm_eps) for _ in range(2)
+        )
         if kind == "full_attention":
             self.self_attn = Attention(shape)
         else:

@@ -1,8 +1,9 @@
-"""Muon for matrices (orthogonalised momentum, after Keller Jordan, 2024; scaled as in Liu et al., 2025), AdamW for the rest.
+"""Muon for matrices (orthogonalised momentum: Jordan, 2024; scaled as by Liu et al., 2025), Adam for the rest.
 
 Masters are float32 and live here; `publish` writes what the model computes with into its parameters, through NVFP4 or
 not, so that the gradient with respect to the rounded weights moves the masters (straight through).
 """
+
 from __future__ import annotations
 
 import torch
@@ -36,7 +37,10 @@ class Optimizer:
         self.masters = [p.detach().float().clone() for p in self.parameters]
         self.muon = [p.ndim > 1 and not any(part in name for part in ADAM_ONLY) for name, p in model.named_parameters()]
         self.first = [torch.zeros_like(m) for m in self.masters]
-        self.second = [torch.zeros_like(m) if not muon else torch.zeros(()) for m, muon in zip(self.masters, self.muon, strict=True)]
+        self.second = [
+            torch.zeros_like(m) if not muon else torch.zeros(())
+            for m, muon in zip(self.masters, self.muon, strict=True)
+        ]
         self.count = 0
 
     @torch.no_grad()

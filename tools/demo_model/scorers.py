@@ -1,4 +1,5 @@
 """Whether an answer is what a dialogue expects."""
+
 from __future__ import annotations
 
 import json
@@ -7,7 +8,9 @@ from typing import Any
 
 from .dialogue import Call, Expect
 
-CALL = re.compile(r"<tool_call>\n<function=([^>\n]+)>\n((?:<parameter=[^>\n]+>\n.*?\n</parameter>\n)*)</function>\n</tool_call>", re.S)
+CALL = re.compile(
+    r"<tool_call>\n<function=([^>\n]+)>\n((?:<parameter=[^>\n]+>\n.*?\n</parameter>\n)*)</function>\n</tool_call>", re.S
+)
 PARAMETER = re.compile(r"<parameter=([^>\n]+)>\n(.*?)\n</parameter>\n", re.S)
 
 
@@ -59,5 +62,7 @@ def correct(answer: str, expect: Expect) -> bool:
         wanted = [(call.name, {k: as_text(v) for k, v in call.arguments.items()}) for call in expect.value]
         return calls is not None and [(call.name, dict(call.arguments)) for call in calls] == wanted
     if expect.how == "json":
-        return parse_json(answer) == (True, expect.value) and json.dumps(parse_json(answer)[1]) == json.dumps(expect.value)
+        return parse_json(answer) == (True, expect.value) and json.dumps(parse_json(answer)[1]) == json.dumps(
+            expect.value
+        )
     return bool(answer)

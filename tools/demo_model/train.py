@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Train the demo model: tokenizer, data, weights, all from a seed.
 
-    python -m tools.demo_model.train --out OUT --corpora ../shared/data/corpora/gutenberg --minutes 5 --device cuda --compile
+    python -m tools.demo_model.train --out OUT --corpora ../shared/data/corpora/gutenberg --device cuda --compile
 
 Writes a Hugging Face folder: bfloat16 weights, config, tokenizer, chat template, and train.jsonl with the course of the
-training. --minutes bounds the training itself; the start (processes, tokenizer, compiling) comes on top. A run with --steps
-instead is the same each time on the same machine. From --nvfp4-from of the way on, the model computes with weights rounded
-to NVFP4, so that it is at home in them when they are stored so.
+training. --minutes bounds the training itself; the start (processes, tokenizer, compiling) comes on top. A run with
+--steps instead sees the same data and rates each time. From --nvfp4-from of the way on, the model computes with weights
+rounded to NVFP4, so that it is at home in them when they are stored so.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -42,8 +43,17 @@ TOKENIZER_DIALOGUES = 40_000
 def make_tokenizer(out: Path, size: int, seed: int, corpora: Path | None) -> None:
     rng = random.Random(f"tokenizer {seed}")
     texts = ["".join(text for text, _ in segments(dialogue(rng))) for _ in range(TOKENIZER_DIALOGUES)]
-    pieces = [text[i:i + 3000] for text in books(corpora)[0] for i in range(0, len(text), 12_000)]
-    for marker in ("<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"):
+    pieces = [text[i : i + 3000] for text in books(corpora)[0] for i in range(0, len(text), 12_000)]
+    for marker in (
+        "<|im_start|>",
+        "<|im_end|>",
+        "<think>",
+        "</think>",
+        "<tool_call>",
+        "</tool_call>",
+        "<tool_response>",
+        "</tool_response>",
+    ):
         texts = [text.replace(marker, "\n") for text in texts]
     train_tokenizer(iter(texts + pieces), size, out)
 
@@ -65,7 +75,11 @@ def losses(model: DemoModel, step: Step) -> tuple[torch.Tensor, torch.Tensor, to
     at = borders(step.number, model.shape)
     hidden, uneven = model.hidden(step.ids, at)
     drafted, more = model.draft(step.ids, hidden, at)
-    return cross_entropy(model, hidden, step.next), cross_entropy(model, drafted, step.after), (uneven + more) / (model.shape.num_hidden_layers + 1)
+    return (
+        cross_entropy(model, hidden, step.next),
+        cross_entropy(model, drafted, step.after),
+        (uneven + more) / (model.shape.num_hidden_layers + 1),
+    )
 
 
 def train(args: argparse.Namespace) -> dict[str, float]:
@@ -76,7 +90,9 @@ def train(args: argparse.Namespace) -> dict[str, float]:
         make_tokenizer(out, shape.vocab_size, args.seed, args.corpora)
     vocabulary = Vocabulary(out / "tokenizer.json")
     if vocabulary.size != shape.vocab_size:
-        raise SystemExit(f"{out / 'tokenizer.json'} has {vocabulary.size} entries, the shape {shape.vocab_size}; remove the file")
+        raise SystemExit(
+            f"{out / 'tokenizer.json'} has {vocabulary.size} entries, the shape {shape.vocab_size}; remove the file"
+        )
     feed = Feed(out / "tokenizer.json", args.corpora, args.seed, args.workers, args.batch, args.length)
     try:
         return loop(args, vocabulary, feed)
@@ -103,7 +119,9 @@ def loop(args: argparse.Namespace, vocabulary: Vocabulary, feed: Feed) -> dict[s
     log = (args.out / "train.jsonl").open("w", encoding="utf-8")
 
     def note(**values: object) -> None:
-        line = json.dumps({key: round(value, 5) if isinstance(value, float) else value for key, value in values.items()})
+        line = json.dumps(
+            {key: round(value, 5) if isinstance(value, float) else value for key, value in values.items()}
+        )
         print(line, flush=True)
         print(line, file=log, flush=True)
 
@@ -114,7 +132,15 @@ def loop(args: argparse.Namespace, vocabulary: Vocabulary, feed: Feed) -> dict[s
     def save() -> None:
         checkpoint.save(args.out, shape, dict(zip(optimizer.names, optimizer.masters, strict=True)), vocabulary.added)
 
-    note(parameters=count, shape=args.shape, seed=args.seed, batch=args.batch, length=args.length, device=str(device), rate=args.rate)
+    note(
+        parameters=count,
+        shape=args.shape,
+        seed=args.seed,
+        batch=args.batch,
+        length=args.length,
+        device=str(device),
+        rate=args.rate,
+    )
     started = time.monotonic()
     spent = 0.0
     """seconds of training: without the first steps (compiling), tests and saving"""
@@ -132,14 +158,24 @@ def loop(args: argparse.Namespace, vocabulary: Vocabulary, feed: Feed) -> dict[s
         seen += step.ids.numel()
         pending.append(torch.stack([main.detach(), draft.detach(), uneven.detach(), norm]))
         if number <= 3 or number % 20 == 0:
-            values = torch.stack(pending).mean(0).tolist()                        # waits for the device
+            values = torch.stack(pending).mean(0).tolist()  # waits for the device
             pending = []
             now = time.monotonic()
             spent += now - mark if number > 3 else 0
             mark = now
             if number <= 3 or number % args.every == 0:
-                note(step=number, progress=progress, seconds=now - started, loss=values[0], draft=values[1], uneven=values[2], norm=values[3],
-                     nvfp4=nvfp4, tokens=seen, speed=(seen - 3 * step.ids.numel()) / spent if spent else 0.0)
+                note(
+                    step=number,
+                    progress=progress,
+                    seconds=now - started,
+                    loss=values[0],
+                    draft=values[1],
+                    uneven=values[2],
+                    norm=values[3],
+                    nvfp4=nvfp4,
+                    tokens=seen,
+                    speed=(seen - 3 * step.ids.numel()) / spent if spent else 0.0,
+                )
             if now - saved > 45:
                 save()
                 saved = time.monotonic()
@@ -173,7 +209,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", action="store_true", help="compile the layers with torch.compile")
     parser.add_argument("--rate", type=float, default=3e-3, help="highest learning rate")
-    parser.add_argument("--nvfp4-from", type=float, default=0.6, help="share of the way after which weights are rounded to NVFP4")
+    parser.add_argument(
+        "--nvfp4-from", type=float, default=0.6, help="share of the way after which weights are rounded to NVFP4"
+    )
     parser.add_argument("--every", type=int, default=100, help="steps between lines of the log, a multiple of 20")
     parser.add_argument("--tests", type=int, default=4, help="how often held-out dialogues are answered")
     parser.add_argument("--test", type=int, default=128, help="held-out dialogues of each group")

@@ -1,4 +1,5 @@
 """Units, weekdays, months and dates."""
+
 from __future__ import annotations
 
 import datetime
@@ -7,20 +8,58 @@ import random
 from .dialogue import Dialogue, exchange, say
 
 SCALES = (
-    ("km", "m", 1000, "kilometres", "metres"), ("m", "cm", 100, "metres", "centimetres"),
-    ("cm", "mm", 10, "centimetres", "millimetres"), ("kg", "g", 1000, "kilograms", "grams"),
-    ("l", "ml", 1000, "litres", "millilitres"), ("t", "kg", 1000, "tonnes", "kilograms"),
-    ("hours", "minutes", 60, "hours", "minutes"), ("minutes", "seconds", 60, "minutes", "seconds"),
-    ("days", "hours", 24, "days", "hours"), ("weeks", "days", 7, "weeks", "days"), ("years", "months", 12, "years", "months"),
-    ("feet", "inches", 12, "feet", "inches"), ("dozen", "pieces", 12, "dozen", "pieces"), ("dollars", "cents", 100, "dollars", "cents"),
-    ("yards", "feet", 3, "yards", "feet"), ("euros", "cents", 100, "euros", "cents"),
+    ("km", "m", 1000, "kilometres", "metres"),
+    ("m", "cm", 100, "metres", "centimetres"),
+    ("cm", "mm", 10, "centimetres", "millimetres"),
+    ("kg", "g", 1000, "kilograms", "grams"),
+    ("l", "ml", 1000, "litres", "millilitres"),
+    ("t", "kg", 1000, "tonnes", "kilograms"),
+    ("hours", "minutes", 60, "hours", "minutes"),
+    ("minutes", "seconds", 60, "minutes", "seconds"),
+    ("days", "hours", 24, "days", "hours"),
+    ("weeks", "days", 7, "weeks", "days"),
+    ("years", "months", 12, "years", "months"),
+    ("feet", "inches", 12, "feet", "inches"),
+    ("dozen", "pieces", 12, "dozen", "pieces"),
+    ("dollars", "cents", 100, "dollars", "cents"),
+    ("yards", "feet", 3, "yards", "feet"),
+    ("euros", "cents", 100, "euros", "cents"),
 )
-ASK = ("How many {v} are {n} {u}?", "Convert {n} {u} to {v}.", "What is {n} {u} in {v}?", "{n} {u} in {v}?", "How many {v} are in {n} {u}?",
-       "{n} {u} to {v}", "How much is {n} {u} in {v}?", "Change {n} {u} into {v}", "convert {n} {u} into {v}")
-ONE = {"hours": "hour", "minutes": "minute", "seconds": "second", "days": "day", "weeks": "week", "years": "year", "months": "month",
-       "feet": "foot", "inches": "inch", "dollars": "dollar", "yards": "yard", "euros": "euro", "cents": "cent",
-       "kilometres": "kilometre", "metres": "metre", "centimetres": "centimetre", "kilograms": "kilogram", "grams": "gram",
-       "litres": "litre", "millilitres": "millilitre", "tonnes": "tonne", "millimetres": "millimetre"}
+ASK = (
+    "How many {v} are {n} {u}?",
+    "Convert {n} {u} to {v}.",
+    "What is {n} {u} in {v}?",
+    "{n} {u} in {v}?",
+    "How many {v} are in {n} {u}?",
+    "{n} {u} to {v}",
+    "How much is {n} {u} in {v}?",
+    "Change {n} {u} into {v}",
+    "convert {n} {u} into {v}",
+)
+ONE = {
+    "hours": "hour",
+    "minutes": "minute",
+    "seconds": "second",
+    "days": "day",
+    "weeks": "week",
+    "years": "year",
+    "months": "month",
+    "feet": "foot",
+    "inches": "inch",
+    "dollars": "dollar",
+    "yards": "yard",
+    "euros": "euro",
+    "cents": "cent",
+    "kilometres": "kilometre",
+    "metres": "metre",
+    "centimetres": "centimetre",
+    "kilograms": "kilogram",
+    "grams": "gram",
+    "litres": "litre",
+    "millilitres": "millilitre",
+    "tonnes": "tonne",
+    "millimetres": "millimetre",
+}
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 MONTHS = "January February March April May June July August September October November December".split()
 LENGTHS = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
@@ -42,18 +81,34 @@ def convert(rng: random.Random) -> Dialogue:
         return exchange("units", q, f"{steps}{n} {unit(u, n)} {'is' if n == 1 else 'are'} {end}.", how="end", value=end)
     q = say(rng, ASK, n=n * factor, u=v, v=u)
     end = f"{n} {unit(u, n)}"
-    return exchange("units", q, f"{n * factor} / {factor} = {n}, so {n * factor} {unit(v, n * factor)} are {end}.", how="end", value=end)
+    return exchange(
+        "units",
+        q,
+        f"{n * factor} / {factor} = {n}, so {n * factor} {unit(v, n * factor)} are {end}.",
+        how="end",
+        value=end,
+    )
 
 
 def temperature(rng: random.Random) -> Dialogue:
     c = 5 * rng.randrange(-4, 21)
     f = c * 9 // 5 + 32
     if rng.random() < 0.6:
-        q = say(rng, ASK[1:4] + ASK[5:], n=c, u=rng.choice(("°C", "degrees Celsius", "Celsius", "C")),
-                v=rng.choice(("°F", "Fahrenheit", "F")))
+        q = say(
+            rng,
+            ASK[1:4] + ASK[5:],
+            n=c,
+            u=rng.choice(("°C", "degrees Celsius", "Celsius", "C")),
+            v=rng.choice(("°F", "Fahrenheit", "F")),
+        )
         return exchange("units", q, f"{c} × 9 / 5 + 32 = {f}, so {c} °C are {f} °F.", how="end", value=f"{f} °F")
-    q = say(rng, ASK[1:4] + ASK[5:], n=f, u=rng.choice(("°F", "degrees Fahrenheit", "Fahrenheit", "F")),
-            v=rng.choice(("°C", "Celsius", "C")))
+    q = say(
+        rng,
+        ASK[1:4] + ASK[5:],
+        n=f,
+        u=rng.choice(("°F", "degrees Fahrenheit", "Fahrenheit", "F")),
+        v=rng.choice(("°C", "Celsius", "C")),
+    )
     return exchange("units", q, f"({f} - 32) × 5 / 9 = {c}, so {f} °F are {c} °C.", how="end", value=f"{c} °C")
 
 
@@ -61,24 +116,48 @@ def miles(rng: random.Random) -> Dialogue:
     n = 5 * rng.randrange(1, 21)
     if rng.random() < 0.5:
         q = say(rng, ASK, n=n, u="miles", v=rng.choice(("km", "kilometres")))
-        return exchange("units", q, f"5 miles are about 8 km, so {n} miles are about {n * 8 // 5} km.", how="end", value=f"{n * 8 // 5} km")
+        return exchange(
+            "units",
+            q,
+            f"5 miles are about 8 km, so {n} miles are about {n * 8 // 5} km.",
+            how="end",
+            value=f"{n * 8 // 5} km",
+        )
     q = say(rng, ASK, n=n * 8 // 5, u=rng.choice(("km", "kilometres")), v="miles")
-    return exchange("units", q, f"8 km are about 5 miles, so {n * 8 // 5} km are about {n} miles.", how="end", value=f"{n} miles")
+    return exchange(
+        "units", q, f"8 km are about 5 miles, so {n * 8 // 5} km are about {n} miles.", how="end", value=f"{n} miles"
+    )
 
 
 def weekday(rng: random.Random) -> Dialogue:
     i, kind = rng.randrange(7), rng.randrange(4)
     if kind == 0:
         after = rng.random() < 0.6
-        q = say(rng, ("What day comes after {d}?", "Which day follows {d}?", "What is the day after {d}?") if after else
-                ("What day comes before {d}?", "Which day is before {d}?", "What is the day before {d}?"), d=DAYS[i])
+        q = say(
+            rng,
+            ("What day comes after {d}?", "Which day follows {d}?", "What is the day after {d}?")
+            if after
+            else ("What day comes before {d}?", "Which day is before {d}?", "What is the day before {d}?"),
+            d=DAYS[i],
+        )
         end = DAYS[(i + (1 if after else -1)) % 7]
-        return exchange("dates", q, f"The day {'after' if after else 'before'} {DAYS[i]} is {end}.", how="end", value=end)
+        return exchange(
+            "dates", q, f"The day {'after' if after else 'before'} {DAYS[i]} is {end}.", how="end", value=end
+        )
     n = rng.randrange(2, 31)
     end = DAYS[(i + n) % 7]
     if kind < 3:
-        q = say(rng, ("If today is {d}, what day is it in {n} days?", "Today is {d}. Which day is it in {n} days?",
-                      "What day is {n} days after {d}?", "It is {d}. What day will it be in {n} days?"), d=DAYS[i], n=n)
+        q = say(
+            rng,
+            (
+                "If today is {d}, what day is it in {n} days?",
+                "Today is {d}. Which day is it in {n} days?",
+                "What day is {n} days after {d}?",
+                "It is {d}. What day will it be in {n} days?",
+            ),
+            d=DAYS[i],
+            n=n,
+        )
         weeks, rest = divmod(n, 7)
         if not weeks:
             why = ""
@@ -89,32 +168,56 @@ def weekday(rng: random.Random) -> Dialogue:
         return exchange("dates", q, f"{why}{n} days after {DAYS[i]} it is {end}.", how="end", value=end)
     n = rng.randrange(1, 8)
     end = DAYS[i]
-    q = say(rng, ("Which is day number {n} of the week?", "What is the {x} day of the week?"), n=i + 1,
-            x=("first", "second", "third", "fourth", "fifth", "sixth", "seventh")[i])
+    q = say(
+        rng,
+        ("Which is day number {n} of the week?", "What is the {x} day of the week?"),
+        n=i + 1,
+        x=("first", "second", "third", "fourth", "fifth", "sixth", "seventh")[i],
+    )
     return exchange("dates", q, f"Counting from Monday, it is {end}.", how="end", value=end)
 
 
 def month(rng: random.Random) -> Dialogue:
     i, kind = rng.randrange(12), rng.randrange(4)
     if kind == 0:
-        q = say(rng, ("How many days does {m} have?", "How many days are in {m}?", "How long is {m}?", "days in {m}?"), m=MONTHS[i])
+        q = say(
+            rng,
+            ("How many days does {m} have?", "How many days are in {m}?", "How long is {m}?", "days in {m}?"),
+            m=MONTHS[i],
+        )
         if i == 1:
             return exchange("dates", q, "February has 28 days, and 29 in a leap year.", how="text", value="28 days")
         return exchange("dates", q, f"{MONTHS[i]} has {LENGTHS[i]} days.", how="end", value=f"{LENGTHS[i]} days")
     if kind == 1:
         after = rng.random() < 0.6
-        q = say(rng, ("Which month comes after {m}?", "What month follows {m}?", "What is the month after {m}?") if after else
-                ("Which month comes before {m}?", "What month is before {m}?"), m=MONTHS[i])
+        q = say(
+            rng,
+            ("Which month comes after {m}?", "What month follows {m}?", "What is the month after {m}?")
+            if after
+            else ("Which month comes before {m}?", "What month is before {m}?"),
+            m=MONTHS[i],
+        )
         end = MONTHS[(i + (1 if after else -1)) % 12]
-        return exchange("dates", q, f"The month {'after' if after else 'before'} {MONTHS[i]} is {end}.", how="end", value=end)
+        return exchange(
+            "dates", q, f"The month {'after' if after else 'before'} {MONTHS[i]} is {end}.", how="end", value=end
+        )
     if kind == 2:
-        q = say(rng, ("Which month is number {n}?", "What is month {n} of the year?", "What is the name of month {n}?"), n=i + 1)
+        q = say(
+            rng,
+            ("Which month is number {n}?", "What is month {n} of the year?", "What is the name of month {n}?"),
+            n=i + 1,
+        )
         return exchange("dates", q, f"Month {i + 1} is {MONTHS[i]}.", how="end", value=MONTHS[i])
     year = rng.randrange(1890, 2060)
     leap = year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
     q = say(rng, ("Is {y} a leap year?", "Was {y} a leap year?", "leap year {y}?"), y=year)
-    return exchange("dates", q, f"{'Yes' if leap else 'No'}, {year} is {'' if leap else 'not '}a leap year.", how="text",
-                    value="Yes" if leap else "No")
+    return exchange(
+        "dates",
+        q,
+        f"{'Yes' if leap else 'No'}, {year} is {'' if leap else 'not '}a leap year.",
+        how="text",
+        value="Yes" if leap else "No",
+    )
 
 
 def date(rng: random.Random) -> Dialogue:
@@ -122,34 +225,69 @@ def date(rng: random.Random) -> Dialogue:
     d, n = rng.randrange(1, LENGTHS[i] + 1), rng.randrange(2, 21)
     then = datetime.date(2023, i + 1, d) + datetime.timedelta(n)
     end = f"{MONTHS[then.month - 1]} {then.day}"
-    q = say(rng, ("What date is {n} days after {m} {d}?", "Which date is {n} days after {m} {d}?", "{m} {d} plus {n} days?",
-                  "If today is {m} {d}, what is the date in {n} days?"), n=n, m=MONTHS[i], d=d)
+    q = say(
+        rng,
+        (
+            "What date is {n} days after {m} {d}?",
+            "Which date is {n} days after {m} {d}?",
+            "{m} {d} plus {n} days?",
+            "If today is {m} {d}, what is the date in {n} days?",
+        ),
+        n=n,
+        m=MONTHS[i],
+        d=d,
+    )
     if then.month == i + 1:
         return exchange("dates", q, f"{d} + {n} = {d + n}, so it is {end}.", how="end", value=end)
-    return exchange("dates", q, f"{d} + {n} = {d + n}. {MONTHS[i]} has {LENGTHS[i]} days and {d + n} - {LENGTHS[i]} = {then.day}, so it is {end}.",
-                    how="end", value=end)
+    return exchange(
+        "dates",
+        q,
+        f"{d} + {n} = {d + n}. {MONTHS[i]} has {LENGTHS[i]} days and {d + n} - {LENGTHS[i]} = {then.day}, so it is {end}.",
+        how="end",
+        value=end,
+    )
 
 
 def between(rng: random.Random) -> Dialogue:
     i = rng.randrange(12)
     a, b = sorted(rng.sample(range(1, LENGTHS[i] + 1), 2))
-    q = say(rng, ("How many days are there from {m} {a} to {m} {b}?", "How many days between {m} {a} and {m} {b}?",
-                  "How many days is it from {m} {a} until {m} {b}?"), m=MONTHS[i], a=a, b=b)
+    q = say(
+        rng,
+        (
+            "How many days are there from {m} {a} to {m} {b}?",
+            "How many days between {m} {a} and {m} {b}?",
+            "How many days is it from {m} {a} until {m} {b}?",
+        ),
+        m=MONTHS[i],
+        a=a,
+        b=b,
+    )
     end = f"{b - a} day{'s' * (b - a != 1)}"
-    return exchange("dates", q, f"{b} - {a} = {b - a}, so there {'is' if b - a == 1 else 'are'} {end}.", how="end", value=end)
+    return exchange(
+        "dates", q, f"{b} - {a} = {b - a}, so there {'is' if b - a == 1 else 'are'} {end}.", how="end", value=end
+    )
 
 
 def clock(rng: random.Random) -> Dialogue:
     h, m, n = rng.randrange(24), 5 * rng.randrange(12), 5 * rng.randrange(1, 19)
     total = h * 60 + m + n
     end = f"{total // 60 % 24}:{total % 60:02}"
-    q = say(rng, ("It is {t}. What time is it in {n} minutes?", "What time is {n} minutes after {t}?", "{t} plus {n} minutes?"),
-            t=f"{h}:{m:02}", n=n)
+    q = say(
+        rng,
+        ("It is {t}. What time is it in {n} minutes?", "What time is {n} minutes after {t}?", "{t} plus {n} minutes?"),
+        t=f"{h}:{m:02}",
+        n=n,
+    )
     if m + n < 60:
         return exchange("dates", q, f"{m} + {n} = {m + n}, so it is {end}.", how="end", value=end)
     hours = (m + n) // 60
-    return exchange("dates", q, f"{m} + {n} = {m + n} minutes, which is {hours} hour{'s' * (hours > 1)} and {(m + n) % 60} minutes, so it is {end}.",
-                    how="end", value=end)
+    return exchange(
+        "dates",
+        q,
+        f"{m} + {n} = {m + n} minutes, which is {hours} hour{'s' * (hours > 1)} and {(m + n) % 60} minutes, so it is {end}.",
+        how="end",
+        value=end,
+    )
 
 
 MAKERS = ((convert, 6), (temperature, 2), (miles, 1), (weekday, 3), (month, 2), (date, 2), (between, 1), (clock, 1))

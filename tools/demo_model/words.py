@@ -1,4 +1,5 @@
 """Words that dialogues are made of."""
+
 from __future__ import annotations
 
 import random
@@ -14,21 +15,13 @@ THINGS = (
     "apples books pens coins stamps oranges cards marbles shells cookies balls eggs flowers stones tickets pencils "
     "candies keys cups photos bananas plums buttons stickers toys nuts boxes lemons pears carrots"
 ).split()
-CITIES = (
-    "Paris London Berlin Rome Madrid Tokyo Oslo Vienna Cairo Lima Boston Chicago Dublin Prague Athens Lisbon Sydney "
-    "Toronto Moscow Beijing Delhi Mumbai Nairobi Warsaw Zurich Geneva Munich Hamburg Milan Naples Seoul Bangkok Dallas "
-    "Denver Seattle Miami Austin Helsinki Stockholm Copenhagen Brussels Amsterdam Budapest Istanbul Barcelona Lyon "
-    "Porto Osaka Hanoi Manila Jakarta Dakar Accra Lagos Havana Quito Bogota Santiago Montreal Vancouver"
-).split() + ["New York", "San Francisco", "Los Angeles", "Cape Town", "Hong Kong", "Buenos Aires", "Mexico City"]
+CITIES = [*"Paris London Berlin Rome Madrid Tokyo Oslo Vienna Cairo Lima Boston Chicago Dublin Prague Athens Lisbon Sydney " "Toronto Moscow Beijing Delhi Mumbai Nairobi Warsaw Zurich Geneva Munich Hamburg Milan Naples Seoul Bangkok Dallas " "Denver Seattle Miami Austin Helsinki Stockholm Copenhagen Brussels Amsterdam Budapest Istanbul Barcelona Lyon " "Porto Osaka Hanoi Manila Jakarta Dakar Accra Lagos Havana Quito Bogota Santiago Montreal Vancouver".split(), "New York", "San Francisco", "Los Angeles", "Cape Town", "Hong Kong", "Buenos Aires", "Mexico City"]
 COLOURS = "red blue green yellow orange purple pink black white brown grey gold silver violet turquoise".split()
 ANIMALS = (
     "dog cat horse rabbit fox wolf bear lion tiger elephant mouse owl eagle duck goose frog fish whale dolphin penguin "
     "monkey zebra giraffe turtle snake bee ant spider hedgehog squirrel deer goat sheep cow pig hen parrot crow camel otter"
 ).split()
-FOODS = (
-    "pizza pasta rice soup salad bread cheese cake chocolate curry sushi tacos noodles pancakes apples strawberries "
-    "dumplings burgers ramen lasagna potatoes waffles"
-).split() + ["ice cream"]
+FOODS = [*"pizza pasta rice soup salad bread cheese cake chocolate curry sushi tacos noodles pancakes apples strawberries " "dumplings burgers ramen lasagna potatoes waffles".split(), "ice cream"]
 FRUITS = "apple banana cherry orange lemon grape mango peach pear plum kiwi melon".split()
 SPORTS = "football tennis swimming chess basketball running cycling skiing hockey volleyball golf climbing".split()
 JOBS = (

@@ -72,7 +72,6 @@ CLASSES = {
     }.items()
     for animal in animals.split()
 }
-LEGS = {"mammal": 0, "bird": 2, "insect": 6, "fish": 0, "reptile": 0, "amphibian": 4}
 SOUNDS = dict(
     pair.split(":")
     for pair in (

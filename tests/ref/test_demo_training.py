@@ -220,7 +220,7 @@ def test_the_whole_way(tmp_path: Path) -> None:
     assert train.main(arguments) == 0
     lines = [json.loads(line) for line in (trained / "train.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
-    assert losses[-1] < losses[0] - 1 and lines[-1]["tokens"] == 40 * 2 * 512
+    assert losses[-1] < losses[0] - 0.4 and lines[-1]["tokens"] == 40 * 2 * 512
     assert export.main([str(trained), str(out)]) == 0
     figures, wrong = score.measure(str(out), "numpy", 1, 0, None)
     assert 1 < figures["perplexity of answers"] < SHAPE.vocab_size and 0 <= figures["arithmetic"] <= 1

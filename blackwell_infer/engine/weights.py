@@ -169,13 +169,22 @@ class HostLoading(Loading):
         return tuple(self.dense(block) for block in group)
 
     def experts(self, names: Sequence[str], count: int, top: int, shape: tuple[int, int]) -> tuple[Experts, ...]:
-        """As they are stored: a token needs few of them, and the reference dequantises one at a time."""
+        """As they are stored, as a token needs few of them and the reference dequantises one at a time; but small stacks
+        as float32, like other matrices."""
         found = self.expect.experts(names, count, top, shape)
         stacks = tuple(Experts(one_matrix(Pieces((name,), count, shape), part.weight.format, self.source), count)
                        for name, part in zip(names, found, strict=True))
+        if dense_on_host(count * math.prod(shape)):
+            stacks = tuple(Experts(Weight("f32", s.weight.shape, (FORMATS[s.weight.format].dequantize(s.weight),)), count)
+                           for s in stacks)
         for stack in stacks:
             self.meter.add(stack.weight.nbytes)
         return stacks
+
+
+def dense_on_host(numbers: int) -> bool:
+    """Whether a stack of experts with so many weights is kept as float32: one that takes at most 16 MiB then."""
+    return 4 * numbers <= 1 << 24
 
 
 class DeviceLoading(Loading):
@@ -293,14 +302,16 @@ class Counting(Expect):
 
     def measure(self, dense: bool) -> Measure:
         """Sizes of what was asked for; `dense` counts matrices as the float32 that the host makes of them (of all but
-        experts)."""
+        large stacks of experts)."""
         formats: dict[str, int] = {}
         matrices: dict[str, int] = {}
         sizes: dict[str, int] = {}
         parameters = 0
         for need in self.needs.values():
             count = int(np.prod(need.shape, dtype=np.int64))
-            sizes[need.name] = 4 * count if dense and need.name not in self.routed else need.nbytes
+            experts = self.routed.get(need.name, (1, 1))[1] if len(need.shape) < 3 else 1
+            kept = need.name in self.routed and not dense_on_host(count * experts)
+            sizes[need.name] = 4 * count if dense and not kept else need.nbytes
             if need.name not in self.tensors:
                 continue
             if need.format not in FORMATS:

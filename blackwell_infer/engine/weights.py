@@ -169,14 +169,14 @@ class HostLoading(Loading):
         return tuple(self.dense(block) for block in group)
 
     def experts(self, names: Sequence[str], count: int, top: int, shape: tuple[int, int]) -> tuple[Experts, ...]:
-        """As they are stored, as a token needs few of them and the reference dequantises one at a time; but small stacks
-        as float32, like other matrices."""
+        """Small stacks as float32, like other matrices. Larger ones as they are stored: a token needs few of them, and
+        the reference dequantises one at a time."""
         found = self.expect.experts(names, count, top, shape)
         stacks = tuple(Experts(one_matrix(Pieces((name,), count, shape), part.weight.format, self.source), count)
                        for name, part in zip(names, found, strict=True))
         if dense_on_host(count * math.prod(shape)):
-            stacks = tuple(Experts(Weight("f32", s.weight.shape, (FORMATS[s.weight.format].dequantize(s.weight),)), count)
-                           for s in stacks)
+            values = [FORMATS[stack.weight.format].dequantize(stack.weight) for stack in stacks]
+            stacks = tuple(Experts(Weight("f32", (x.shape[0], x.shape[1]), (x,)), count) for x in values)
         for stack in stacks:
             self.meter.add(stack.weight.nbytes)
         return stacks

@@ -138,9 +138,9 @@ class Distance(msgspec.Struct, frozen=True):
     largest: float
 
     def misses(self, yardstick: Distance) -> bool:
-        """Whether a bar is missed."""
+        """Whether a bar is missed: one that plain arithmetic itself misses counts from there."""
         return (self.distance > yardstick.distance * (1 + SLACK) or self.best < min(BEST, yardstick.best - SLACK)
-                or not self.mean < DIVERGENCE)
+                or not self.mean < max(DIVERGENCE, yardstick.mean * (1 + SLACK)))
 
 
 def measured(model: str, pieces: Sequence[np.ndarray[Any, Any]], exact: Sequence[Doubles],

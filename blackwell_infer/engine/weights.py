@@ -25,6 +25,8 @@ from blackwell_infer.quant.format import PAIRED, Experts, Linear, Weight
 from blackwell_infer.quant.tiled import paired
 from blackwell_infer.types import Array
 
+SMALL_STACK = 8 << 20
+"""Bytes of the experts of a layer's block as float32, up to which the host dequantises them once and for all"""
 Source = Callable[[str], Weight]
 """The stored matrix of a name, on the host."""
 
@@ -169,22 +171,22 @@ class HostLoading(Loading):
         return tuple(self.dense(block) for block in group)
 
     def experts(self, names: Sequence[str], count: int, top: int, shape: tuple[int, int]) -> tuple[Experts, ...]:
-        """Small stacks as float32, like other matrices. Larger ones as they are stored: a token needs few of them, and
-        the reference dequantises one at a time."""
+        """As they are stored: a token needs few of them, and the reference dequantises one at a time. Float32 where
+        they are `small`."""
         found = self.expect.experts(names, count, top, shape)
-        stacks = tuple(Experts(one_matrix(Pieces((name,), count, shape), part.weight.format, self.source), count)
-                       for name, part in zip(names, found, strict=True))
-        if dense_on_host(count * math.prod(shape)):
-            values = [FORMATS[stack.weight.format].dequantize(stack.weight) for stack in stacks]
-            stacks = tuple(Experts(Weight("f32", (x.shape[0], x.shape[1]), (x,)), count) for x in values)
-        for stack in stacks:
-            self.meter.add(stack.weight.nbytes)
-        return stacks
+        stacks = []
+        for name, part in zip(names, found, strict=True):
+            w = one_matrix(Pieces((name,), count, shape), part.weight.format, self.source)
+            if small(count * math.prod(shape)):
+                w = Weight("f32", w.shape, (FORMATS[w.format].dequantize(w),))
+            stacks.append(Experts(w, count))
+            self.meter.add(w.nbytes)
+        return tuple(stacks)
 
 
-def dense_on_host(numbers: int) -> bool:
-    """Whether a stack of experts with so many weights is kept as float32: one that takes at most 16 MiB then."""
-    return 4 * numbers <= 1 << 24
+def small(elements: int) -> bool:
+    """Whether all experts of a layer's block are so few numbers that the host keeps them as float32."""
+    return 4 * elements <= SMALL_STACK
 
 
 class DeviceLoading(Loading):
@@ -280,6 +282,8 @@ class Counting(Expect):
         self.streamed: set[str] = set()
         self.routed: dict[str, tuple[int, int]] = {}
         """experts that a token goes to, of how many, by tensor"""
+        self.kept: set[str] = set()
+        """tensors of experts that the host keeps as they are"""
 
     def linear(self, names: Sequence[str], shapes: Sequence[tuple[int, int]],
                rows: Sequence[Rows | None] = ()) -> Linear:
@@ -289,6 +293,8 @@ class Counting(Expect):
     def experts(self, names: Sequence[str], count: int, top: int, shape: tuple[int, int]) -> tuple[Experts, ...]:
         parts = [part for name in names for part in members(name, count)]
         self.routed |= dict.fromkeys(parts, (top, count))
+        if not small(count * math.prod(shape)):
+            self.kept |= set(parts)
         self.streamed |= set(parts)
         return super().experts(names, count, top, shape)
 
@@ -309,9 +315,7 @@ class Counting(Expect):
         parameters = 0
         for need in self.needs.values():
             count = int(np.prod(need.shape, dtype=np.int64))
-            experts = self.routed.get(need.name, (1, 1))[1] if len(need.shape) < 3 else 1
-            kept = need.name in self.routed and not dense_on_host(count * experts)
-            sizes[need.name] = 4 * count if dense and not kept else need.nbytes
+            sizes[need.name] = 4 * count if dense and need.name not in self.kept else need.nbytes
             if need.name not in self.tensors:
                 continue
             if need.format not in FORMATS:

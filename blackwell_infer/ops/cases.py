@@ -31,10 +31,12 @@ EIGHT_BIT = 2e-3
 
 def product_floor(dtype: str, forms: tuple[str, ...], tokens: int, cols: int) -> float:
     """Absolute floor of a product with weights of these formats. Weights in fragment order, and dense 16-bit ones in
-    rows of whole tiles, are multiplied exactly, by up to 64 tokens or `EXACT`; more dequantise or round them first."""
+    rows of whole tiles, are multiplied exactly, by up to 64 tokens or `EXACT`; more dequantise or round them first. The
+    12 bits of Q6_K's codes times scales are rounded to float16 for 17 to 256."""
     most = dict.fromkeys(FRAGMENTED if dtype == F32 or cols % COLS else (*FRAGMENTED, "f16", "bf16"), 64) | EXACT
-    exact = (form == inputs.STORAGE[dtype] or tokens <= most.get(form, 0) for form in forms)
-    return FLOOR[dtype] if all(exact) else ROUNDED[dtype]
+    near = {"q6_k_fragments"} if 16 < tokens <= 256 and dtype != F32 else set()
+    exact = {form for form in forms if form == inputs.STORAGE[dtype] or tokens <= most.get(form, 0)}
+    return max(ROUNDED[F16] if form in near else (FLOOR if form in exact else ROUNDED)[dtype] for form in forms)
 
 
 NAN, INF = float("nan"), float("inf")

@@ -9,6 +9,8 @@
 extern "C" __global__ void __launch_bounds__(128) swiglu(const act_t* gate_up, act_t* y, u8* blocks, int T, int I) {
     const int i = (blockIdx.y * 128 + threadIdx.x) * 8, row = blockIdx.x;
     const bool wide = I % 8 == 0 && aligned(gate_up, 16) && aligned(y, 16);
+    staged_place place(blocks, T, row, i >> 8, (I + 255) >> 8);
+    place.pin();
     pdl_launch();
     pdl_wait();
     if (i - (int)(threadIdx.x & 31) * 8 >= I) return;  // whole warps
@@ -22,5 +24,5 @@ extern "C" __global__ void __launch_bounds__(128) swiglu(const act_t* gate_up, a
     if (blocks == nullptr) return;
 #pragma unroll
     for (int e = 0; e < 8; ++e) g[e] = to_float(from_float<act_t>(g[e]));
-    stage_row(blocks + (i64)(i >> 8) * block_bytes(T), T, row, g, threadIdx.x & 31);
+    stage_at(place, g, threadIdx.x & 31);
 }

@@ -107,5 +107,5 @@ attend_combine(const float* parts_o, const float* parts_ml, const int* rows, con
     if (pair >= 32) return;
     float f[8];
     load_wide(f, rounded + 8 * pair);
-    stage_row(blocks + (i64)blockIdx.y * block_bytes(T), T, token, f, pair);
+    stage_in_group(blocks, T, token, blockIdx.y, heads * D / 256, f, pair);
 }

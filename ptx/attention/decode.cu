@@ -65,7 +65,7 @@ attend_decode(const act_t* q, const act_t* qkv, act_t* cache, const int* starts,
         pdl_wait();  // who comes after relies on it even if no CTA has work
         return;
     }
-    const float share = 1.0f / (float)group;
+    const float share = inverse_fast((float)group);
     auto token_of = [&](int query) { return (int)(((float)query + 0.5f) * share); };  // query / group, below 2^16
     const int count = queries - tile * QUERIES < QUERIES ? queries - tile * QUERIES : QUERIES;
     const int until = token_of(tile * QUERIES + count - 1);  // the tile's last token
@@ -134,6 +134,7 @@ attend_decode(const act_t* q, const act_t* qkv, act_t* cache, const int* starts,
     }
     const bool direct = !parts_o || (joins && low / SPLIT == high / SPLIT);
     const float factor = cap > 0.0f ? 1.0f : scale;
+#pragma unroll 1
     for (int c = tid; c < D * HALVES; c += THREADS)  // of queries that do not exist
         if (c / 32 % HALVES * 8 + c % 32 / 4 >= count) fragments[c] = make_uint4(0, 0, 0, 0);
     if (q) {
@@ -149,7 +150,6 @@ attend_decode(const act_t* q, const act_t* qkv, act_t* cache, const int* starts,
         const int from = first * SPLIT > opening ? first * SPLIT - opening : 0;
         const int to = until + 1 < (last + 1) * SPLIT - opening ? until + 1 : (last + 1) * SPLIT - opening;
         const int items = count + (to > from ? 2 * (to - from) : 0);
-        const bool fours = half % 4 == 0 && aligned(angles, 16);
         float* x = (float*)state + (tid >> 5) * D;
         const int own = lane * 4 % D;  // and, + 128, + 256, ..., the lane's dims; with D = 64 two lanes have the same
         uint2 raw[2][GROUPS];
@@ -176,7 +176,7 @@ attend_decode(const act_t* q, const act_t* qkv, act_t* cache, const int* starts,
             const float* turns = angles + (i64)(opening + of) * 2 * half;
 #pragma unroll
             for (int c = 0; c < GROUPS; ++c)
-                load_turn(cosine[c], sine[c], own + 128 * c, 2 * half, half, turns, turns + half, fours);
+                load_turn(cosine[c], sine[c], own + 128 * c, 2 * half, half, turns, turns + half, true);
         };
         int held = token < tokens ? token : 0;
         turn(held);
@@ -207,7 +207,6 @@ attend_decode(const act_t* q, const act_t* qkv, act_t* cache, const int* starts,
             token = next, next = after;
             if (!value) {
                 if (now != held) turn(held = now);
-                __syncwarp();  // lanes part where a head turns by odd dims
                 if (const float* norm = key ? k_norm : q_norm) {
                     const float inverse = head_scale(sum, D, eps);
 #pragma unroll
@@ -224,7 +223,7 @@ attend_decode(const act_t* q, const act_t* qkv, act_t* cache, const int* starts,
                 __syncwarp();
 #pragma unroll
                 for (int c = 0; c < GROUPS; ++c)
-                    rotate_group(v[c], x, own + 128 * c, 2 * half, half, cosine[c], sine[c], fours);
+                    rotate_group(v[c], x, own + 128 * c, 2 * half, half, cosine[c], sine[c], true);
                 __syncwarp();
             }
             act_t* target = (act_t*)(shared + fresh + ((value ? room : 0) + now) * CHUNKS) + own;
@@ -252,12 +251,12 @@ attend_decode(const act_t* q, const act_t* qkv, act_t* cache, const int* starts,
 #pragma unroll 1
         for (int c = i; c < (to + 1 - from) * CHUNKS; c += 32 * PARTS)
             shared[at + (from - base) * CHUNKS + c] = made[c];
-        if (side) {
+        auto clear = [&](int c, int to) {
 #pragma unroll 1
-            for (int c = i; c < STEP * CHUNKS; c += 32 * PARTS)
-                if (base + c / CHUNKS < low || base + c / CHUNKS > high) shared[at + c] = make_uint4(0, 0, 0, 0);
-        }
-        copies_see_shared();
+            for (c += i; c < to; c += 32 * PARTS) shared[c] = make_uint4(0, 0, 0, 0);
+        };
+        if (side) clear(at, at + (low - base) * CHUNKS), clear(at + (high + 1 - base) * CHUNKS, at + STEP * CHUNKS);
+        if (base + stages * STRIDE < end) copies_see_shared();  // one will go there before the end of the split
         set_done();
     };
     auto finish = [&](int mine, int f, i64 unit, float (&x)[4], float total) {
@@ -278,7 +277,7 @@ attend_decode(const act_t* q, const act_t* qkv, act_t* cache, const int* starts,
             const int block = ((kv_head * group + query - token * group) * D + i * 256 % D) / 256;
             float f[8];
             load_wide(f, (const act_t*)(fragments + i * 32 + lane));
-            stage_row(blocks + (i64)block * block_bytes(T), T, start + token, f, lane);
+            stage_in_group(blocks, T, start + token, block, heads * D / 256, f, lane);
         }
     };
     __syncthreads();
@@ -289,6 +288,7 @@ attend_decode(const act_t* q, const act_t* qkv, act_t* cache, const int* starts,
 #pragma unroll 1
             for (int i = 0; i < stages; ++i) fetch(base + i * STRIDE, n + i);
         }
+        const int opened = n;
         float o[HALVES][VB][4][4] = {}, m[HALVES], l[HALVES] = {};
         m[0] = m[HALVES - 1] = NOTHING;
 #pragma unroll 1
@@ -361,6 +361,7 @@ attend_decode(const act_t* q, const act_t* qkv, act_t* cache, const int* starts,
                         p[k][i] = exp2_fast(p[k][i] - zero);
                         l[h] += p[k][i];
                     }
+                if (n == opened) continue;  // nothing to shrink yet
                 const float even = __shfl_sync(0xFFFFFFFFu, shrink[h], 8 * t);  // of queries 2t and 2t + 1
                 const float odd = __shfl_sync(0xFFFFFFFFu, shrink[h], 8 * t + 4);
 #pragma unroll
@@ -373,11 +374,10 @@ attend_decode(const act_t* q, const act_t* qkv, act_t* cache, const int* starts,
             const bool partly = lowest < high && (base + STEP - 1 > lowest || (window > 0 && base <= high - window));
             arrived_at(n, 1);
             if (is_new || base < low || base + STEP - 1 > high) patch(1, values_at);
-            const bool odd_values = partly && found_odd(shared + values_at, part_of_v * (COLUMNS / 8), low - base,
-                                                        high - base);
-            if (odd_values) {
+            if (partly && found_odd(shared + values_at, part_of_v * (COLUMNS / 8), low - base, high - base)) {
                 add_odd(o, seen, unseen, (const act_t*)(shared + values_at) - (i64)base * D, part_of_v * COLUMNS,
                         low > base ? low : base, high < base + STEP - 1 ? high : base + STEP - 1);
+                drop_odd(shared + values_at, part_of_v * (COLUMNS / 8));
             }
             const uint4* values = shared + values_at + t * 2 * CHUNKS + part_of_v * (COLUMNS / 8) + g * VB;
 #pragma unroll
@@ -395,10 +395,6 @@ attend_decode(const act_t* q, const act_t* qkv, act_t* cache, const int* starts,
 #pragma unroll
                     for (int b = 0; b < VB; ++b) x[i][b] = v[VB > 1 ? b ^ (t & 1) : b];
                     if constexpr (VB > 1) swap_if(t & 1, x[i][0], x[i][VB - 1]);
-                    if (odd_values) {
-#pragma unroll
-                        for (int b = 0; b < VB; ++b) x[i][b] = only_finite<act_t>(x[i][b]);
-                    }
                 }
 #pragma unroll
                 for (int b = 0; b < VB; ++b) {
@@ -431,10 +427,9 @@ attend_decode(const act_t* q, const act_t* qkv, act_t* cache, const int* starts,
         // far, `outer` and the upper half the groups before it.
         const bool opens = s == first || s % LEVEL == 0, closes = s == last || s % LEVEL == LEVEL - 1;
         const bool alone = s / LEVEL == first / LEVEL;
-#pragma unroll
-        for (int i = 0; i < QUERIES * D / (4 * THREADS); ++i) {
-            const int item = tid + i * THREADS, mine = item / (D / 4), f = item % (D / 4);
-            if (mine >= count) break;
+#pragma unroll 1
+        for (int item = tid; item < count * (D / 4); item += THREADS) {
+            const int mine = item / (D / 4), f = item % (D / 4);
             float top = NOTHING, sum = 0.0f, x[4] = {0.0f, 0.0f, 0.0f, 0.0f};
             merge_sets(x, top, sum, tops, sums, shared, mine, f);
             auto add = [&](bool empty, const float2& kept, int at) {
@@ -488,6 +483,7 @@ attend_decode(const act_t* q, const act_t* qkv, act_t* cache, const int* starts,
     if (arrival < high / SPLIT - low / SPLIT) return;
     if (tid == 0) *counter = 0;
     __threadfence();
+#pragma unroll 1
     for (int item = tid; item < count * (D / 4); item += THREADS) {
         const int mine = item / (D / 4), f = item % (D / 4), position = opening + token_of(tile * QUERIES + mine);
         const i64 unit = unit_of(mine), at = unit * gridDim.x;

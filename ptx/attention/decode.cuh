@@ -7,7 +7,7 @@
 //      each are rows g and g + 8 of A, so accumulators (b, e / 2) of lane (g, t) hold dims 8 (VB g + b) + e and + 1 of
 //      queries 2t and 2t + 1. Odd t load b ^ 1 first: two ways (D = 64: four).
 // A masked value must not reach a query even as 0 * NaN: values that no query of the tile sees are made zeros, and
-// those that only some see, if not finite, are taken out of the MMA and added by hand.
+// those that only some see, if not finite, are added by hand and then made zeros too.
 #pragma once
 #include "softmax.cuh"
 #include "stage.cuh"
@@ -50,6 +50,18 @@ __device__ __forceinline__ bool found_odd(const uint4* values, int column, int l
     return __any_sync(0xFFFFFFFFu, odd != 0);
 }
 
+// Zeros for them, in a warp's columns of the step.
+__device__ __forceinline__ void drop_odd(uint4* values, int column) {
+    __syncwarp();
+#pragma unroll 1
+    for (int c = threadIdx.x & 31; c < STEP * COLUMNS / 8; c += 32) {
+        uint4* v = values + c / (COLUMNS / 8) * CHUNKS + column + c % (COLUMNS / 8);
+        *v = only_finite<act_t>(*v);
+    }
+    copies_see_shared();
+    __syncwarp();
+}
+
 __device__ __forceinline__ void swap_if(bool condition, uint4& a, uint4& b) {
     const uint4 x = a, y = b;
     a = condition ? y : x;
@@ -66,7 +78,7 @@ __device__ __forceinline__ void write_zeros(act_t* out, u8* blocks, int begin, i
     for (int i = tid >> 5; blocks && i < (T - begin) * (width / 256); i += THREADS / 32) {
         float zeros[8] = {0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f};
         const int block = kv_head * (width / 256) + i % (width / 256);
-        stage_row(blocks + (i64)block * block_bytes(T), T, begin + i / (width / 256), zeros, lane);
+        stage_in_group(blocks, T, begin + i / (width / 256), block, heads * D / 256, zeros, lane);
     }
 }
 

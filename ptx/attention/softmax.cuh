@@ -19,13 +19,19 @@ __device__ __forceinline__ float exp2_fast(float x) {
     return y;
 }
 
+__device__ __forceinline__ float inverse_fast(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // What scores are measured from: -inf - -inf would be NaN.
 __device__ __forceinline__ float anchor(float m) { return m == NOTHING ? 0.0f : m; }
 
 // Soft cap of a score: cap tanh(x), or x itself without one (cap 0). With one, cap includes log2(e) and x is the score
 // over the cap. tanh x = 1 - 2 / (1 + e^2x) is exact to about 2^-23 of the cap.
 __device__ __forceinline__ float capped(float x, float cap) {
-    if (cap > 0.0f) return cap * fmaf(-2.0f, __frcp_rn(1.0f + exp2_fast(x * 2.8853900818f)), 1.0f);
+    if (cap > 0.0f) return cap * fmaf(-2.0f, inverse_fast(1.0f + exp2_fast(x * 2.8853900818f)), 1.0f);
     return x;
 }
 
@@ -41,7 +47,12 @@ struct Merge {
     }
 };
 
-__device__ __forceinline__ float normalize(float o, float l) { return __fmul_rn(o, __frcp_rn(l)); }
+// o / l, rounded twice: one step of Newton's method makes the inverse of a sum of weights the rounded one, in a tenth of
+// the instructions that all other numbers would need.
+__device__ __forceinline__ float normalize(float o, float l) {
+    const float guess = inverse_fast(l);
+    return __fmul_rn(o, fmaf(guess, fmaf(-l, guess, 1.0f), guess));
+}
 
 __device__ __forceinline__ int first_key(int position, int window) {
     return window > 0 && position >= window ? position - window + 1 : 0;

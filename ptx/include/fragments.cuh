@@ -130,6 +130,7 @@ template <typename T> struct with_source<dense_fragments<T>> { typedef dense_fra
 template <typename F>
 __device__ __forceinline__ float share_of_odd(const void* x, int x_type, int m, int K, const u8* w, int tiles, int n) {
     float v = 0.0f;
+#pragma unroll 1
     for (int k = 0; k < K; k++) {
         const u16 bits = static_cast<const u16*>(x)[(i64)m * K + k];
         const float value = x_type == 1 ? to_float(f16_t{bits}) : to_float(bf16_t{bits});

@@ -31,13 +31,20 @@ struct staged_sink {
     act_t* y;
     u8* blocks;
     int T, H;
+    staged_place first;  // of the thread's first elements
+    __device__ __forceinline__ staged_sink(act_t* y, u8* blocks, int T, int H)
+        : y(y), blocks(blocks), T(T), H(H),
+          first(blocks, T, blockIdx.x * blockDim.y + threadIdx.y, threadIdx.x * 8 >> 8, (H + 255) >> 8) {
+        first.pin();
+    }
     __device__ __forceinline__ bool wide() const { return dense_sink{y, H}.wide(); }
     __device__ __forceinline__ void store(int row, int i, float (&v)[8], bool wide) const {
         dense_sink{y, H}.store(row, i, v, wide);
         if (blocks == nullptr) return;
 #pragma unroll
         for (int e = 0; e < 8; ++e) v[e] = i + e < H ? to_float(from_float<act_t>(v[e])) : 0.0f;
-        stage_row(blocks + (i64)(i >> 8) * block_bytes(T), T, row, v, threadIdx.x & 31);
+        stage_at(i == (int)threadIdx.x * 8 ? first : staged_place(blocks, T, row, i >> 8, (H + 255) >> 8), v,
+                 threadIdx.x & 31);
     }
     __device__ __forceinline__ void pad(int) const {}
 };

@@ -73,40 +73,24 @@ __device__ __forceinline__ void stage_row(u8* block, int M, int m, float (&f)[8]
     if (lane == 0 && m == 0) *reinterpret_cast<uint4*>(block + block_bytes(M) - 16) = make_uint4(0, 0, 0, 0);
 }
 
-// A warp writes the share of row m of M in block b of `count`; with a group's last row, zeros beside the powers, since
-// whoever has no row reads past the last (medium.cu).
-__device__ __forceinline__ void stage_in_group(u8* blocks, int M, int m, int b, int count, float (&f)[8], int lane) {
-    const int of_group = m & (STAGE_ROWS - 1), rows = min(STAGE_ROWS, M - m + of_group);
-    u8* block = staged_block(blocks, M, m, b, count);
-    stage_row(block, rows, of_group, f, lane);
-    if (of_group == rows - 1 && lane > 0 && of_group + lane < ((rows + 3) & ~3))
-        reinterpret_cast<float*>(block + 544 * rows)[of_group + lane] = 0.0f;
-}
+// The share of row m of M in block b of `count`: row `m` of the group of `rows` whose block is at `block`.
+struct staged_place {
+    u8* block;
+    int rows, m;
+    __device__ __forceinline__ staged_place(u8* blocks, int M, int m, int b, int count)
+        : block(staged_block(blocks, M, m, b, count)), rows(min(STAGE_ROWS, M - (m & ~(STAGE_ROWS - 1)))),
+          m(m & (STAGE_ROWS - 1)) {}
+    // Known from here on: whoever waits for another kernel need not find it out afterwards.
+    __device__ __forceinline__ void pin() { asm volatile("" : "+l"(block), "+r"(rows), "+r"(m)); }
+};
 
-// A warp makes its blocks share, share + split, ... of one row x [K] of 16-bit values (type 1: f16, 2: bf16), several at a
-// time; K is a multiple of 8.
-__device__ __forceinline__ void stage_blocks(u8* blocks, const void* x, int type, int K, int share, int split, int lane) {
-    for (int first = share; 256 * first < K; first += 3 * split) {
-        uint4 v[3];
-#pragma unroll
-        for (int i = 0; i < 3; i++) {
-            const int k = 256 * (first + i * split) + 8 * lane;
-            v[i] = make_uint4(0, 0, 0, 0);
-            if (k < K) v[i] = *reinterpret_cast<const uint4*>(static_cast<const u16*>(x) + k);
-        }
-#pragma unroll
-        for (int i = 0; i < 3; i++) {
-            const u32 words[4] = {v[i].x, v[i].y, v[i].z, v[i].w};
-            float f[8];
-            if (256 * (first + i * split) >= K) break;
-#pragma unroll
-            for (int j = 0; j < 4; j++) {
-                if (type == 1) unpack2<f16_t>(f + 2 * j, words[j]);
-                else unpack2<bf16_t>(f + 2 * j, words[j]);
-            }
-            stage_row(blocks, 1, 0, f, lane);
-            blocks += block_bytes(1);
-        }
-    }
-    __syncwarp();
+// A warp writes it; with a group's last row, zeros beside the powers, since whoever has no row reads past the last
+// (medium.cu).
+__device__ __forceinline__ void stage_at(const staged_place& p, float (&f)[8], int lane) {
+    if (p.m == p.rows - 1 && lane > 0 && p.m + lane < ((p.rows + 3) & ~3))
+        reinterpret_cast<float*>(p.block + 544 * p.rows)[p.m + lane] = 0.0f;
+    stage_row(p.block, p.rows, p.m, f, lane);
+}
+__device__ __forceinline__ void stage_in_group(u8* blocks, int M, int m, int b, int count, float (&f)[8], int lane) {
+    stage_at(staged_place(blocks, M, m, b, count), f, lane);
 }

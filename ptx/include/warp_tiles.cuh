@@ -36,7 +36,8 @@ template <typename F> struct warp_tiles {
           c1(SLOTS == 8 ? 0 : c0 + 1) {
 #pragma unroll
         for (int j = 0; j < 8; j++)
-            place[j] = g / of_x == j / ROUNDS ? (j * M + min(g % of_x, M - 1)) * 64 + t * 16 : block_bytes(M) - 16;
+            place[j] = opaque(g / of_x == j / ROUNDS ? (j * M + min(g % of_x, M - 1)) * 64 + t * 16 : block_bytes(M) - 16,
+                              zero);  // in a register: making it anew would be a tenth of a product's instructions
     }
 
     // Add the product of the tiles at `block` and the staged `rows`, both in shared memory. `wait` returns when the tiles

@@ -4,7 +4,6 @@
 // (fragments.cuh), `tiles` of them per 16 rows, or a dense matrix [N, 256 tiles] (fragments_dense.cuh); bias [N] float32
 // or null; y row-major with `stride` elements between rows, of y_type
 // (0 float32, 1 f16, 2 bf16).
-// A single row comes without operands too (`staged` null): each warp then makes its own, if `depth` blocks hold them.
 // Grid: CTAs of up to WARPS warps; CTA c makes groups c, c + grid, ..., at most `turns`, of 2^rows_log = 16 TILES warps /
 // split rows of the matrix, split = 2^split_log. So many warps share the tiles of a row: warp s takes tiles s, s + split, ...; the others take
 // other rows. A warp makes 16 TILES rows of
@@ -61,27 +60,29 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
     };
     if (threadIdx.x < 16) odd[threadIdx.x] = 0;
     if (lane == 0) {
+#pragma unroll 1
         for (int s = 0; s < ahead; s++) barrier_init(barrier + 8 * s);
+#pragma unroll 1
         for (int s = 0; s < depth; s++) barrier_init(arrived + 8 * s);
         copies_see_shared();
+#pragma unroll 1
         for (int s = 0; s < ahead && s < total; s++) fetch(s);
     }
     pdl_launch();
     __syncthreads();
     pdl_wait();
-    const bool arrives = XROWS > 1 || staged != nullptr;
-    if (!arrives) {
-        stage_blocks(blocks, x, x_type, K, share, split, lane);
-    } else if (lane == 0) {
+    if (lane == 0)
+#pragma unroll 1
         for (int b = 0; b < depth && b < own && b < total; b++) fetch_block(b, b);
-    }
 
     const warp_tiles<F> product(tiles >> 31, lane, M);
     int stage = 0, parity = 0, slot = 0, slot_parity = 0, i = 0, turn = 0;
+#pragma unroll 1
     for (int group = blockIdx.x; group < groups; group += gridDim.x) {
         warp_tiles<F>::sums_t acc = {};
+#pragma unroll 1
         for (int b = 0; b < own; b++, i++) {
-            if (arrives) barrier_wait(arrived + 8 * slot, slot_parity);
+            barrier_wait(arrived + 8 * slot, slot_parity);
 
             product.multiply(ring + stage * TILES * F::BYTES, blocks + slot * size, odd, acc,
                              [&] { barrier_wait(barrier + 8 * stage, parity); });
@@ -99,6 +100,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
             mine[((p * COLUMNS + m / 8) * 8 + m % 8) * SUM_STRIDE + r] = v;
         });
         __syncthreads();
+#pragma unroll(XROWS > 1 ? 2 : 1)
         for (int o = threadIdx.x; o < M << rows_log; o += blockDim.x) {
             const int r = o & ((1 << rows_log) - 1), m = o >> rows_log, n = (group << rows_log) + r;
             if (n >= N) continue;

@@ -53,9 +53,10 @@ extern "C" __global__ void __launch_bounds__(32 * MOST_WARPS)
     pdl_wait();
     if (e < E) {
         barrier_wait(barrier, 0);
+#pragma unroll 1
         for (int m = 0; m < T; m += TOKENS) {
             float sum[TOKENS][2] = {};
-#pragma unroll(TOKENS == 1 ? 8 : 2)
+#pragma unroll(TOKENS == 1 ? 4 : 2)
             for (int k = 8 * lane; k < H; k += 256) {
                 float w[8];
                 load_wide(w, row + k);
@@ -86,6 +87,7 @@ extern "C" __global__ void __launch_bounds__(32 * MOST_WARPS)
     if (threadIdx.x == 0) arrived = 0;
     __threadfence();
 
+#pragma unroll 1
     for (int token = warp; token < T; token += warps) {
         float z[PER_LANE];
         u32 keys[PER_LANE];
@@ -106,6 +108,7 @@ extern "C" __global__ void __launch_bounds__(32 * MOST_WARPS)
 
         int expert = 0;
         float share = 0.0f, sum = 0.0f;  // the lane's, of all
+#pragma unroll 1
         for (int s = 0; s < top; s++) {
             u32 best = 0;
 #pragma unroll

@@ -62,6 +62,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT)
                       barrier + 8 * stage);
     };
     if (lane == 0) {
+#pragma unroll 1
         for (int s = 0; s < depth; s++) barrier_init(barrier + 8 * s);
         copies_see_shared();
     }
@@ -71,6 +72,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT)
         pdl_launch();
     }
     if (lane < depth && warp + lane * WARPS < units) fetch(lane, warp + lane * WARPS);
+#pragma unroll 1
     for (int s = threadIdx.x; s < segments; s += 32 * WARPS) {
         odd[s] = 0;
         if (IS(sum)) shares[s] = weights[first + s];
@@ -90,6 +92,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT)
     int stage = 0, parity = 0;
     words4_t next = {};
     if (warp < units) next = columns_of(warp);
+#pragma unroll 1
     for (int unit = warp; unit < units; unit += WARPS) {
         float f[8];
 #pragma unroll
@@ -108,6 +111,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT)
     __syncthreads();
 
     // The product of a row and a segment takes the place of the first of its sums.
+#pragma unroll 1
     for (int o = threadIdx.x; o < segments * TILES * 16; o += 32 * WARPS) {
         const int r = o & 15, p = o / 16 % TILES, segment = o / 16 / TILES;
         float* from = sums + (segment * tiles * TILES + p) * 16 + r;
@@ -115,6 +119,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT)
 #pragma unroll 4
         for (int b = 1; b < tiles; b++) v += from[b * TILES * 16];
         if (odd[segment])
+#pragma unroll 1
             for (int k = 0; k < K; k++) {
                 const float value = to_float(row_of(segment)[k]);
                 if ((__float_as_uint(value) & 0x7F800000u) != 0x7F800000u) continue;
@@ -133,6 +138,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, RESIDENT)
         static_cast<act_t*>(y)[at] = from_float<act_t>(__fdividef(gate, 1.0f + expf(-gate)) * sums[16 + r]);
     } else if (IS(sum)) {
         float v = 0.0f;
+#pragma unroll 1
         for (int s = 0; s < segments; s++) v = fmaf(shares[s], sums[s * tiles * 16 + r], v);
         static_cast<act_t*>(y)[at] = from_float<act_t>(v);
     } else {

@@ -68,8 +68,8 @@ SMALL, MEDIUM, LARGE = ["linear_small"], ["linear_medium", "linear_medium_sums"]
 @pytest.mark.parametrize(("form", "rows", "dtype", "expected"), [
     ("q4_k", 16, BF16, ["stage", *SMALL]), ("q4_k", 17, BF16, ["stage", *MEDIUM]),
     ("q4_k", 256, BF16, ["stage", *MEDIUM]), ("q4_k", 257, BF16, LARGE), ("nvfp4", 17, np.float16, ["stage", *MEDIUM]),
-    ("fp8", 64, BF16, ["stage", *MEDIUM]), ("q6_k", 64, BF16, ["stage", *SMALL] * 4),
-    ("q6_k", 65, BF16, ["stage", *MEDIUM]), ("q6_k", 257, BF16, LARGE),
+    ("fp8", 64, BF16, ["stage", *MEDIUM]), ("q6_k", 17, BF16, ["stage", *MEDIUM]),
+    ("q6_k", 256, BF16, ["stage", *MEDIUM]), ("q6_k", 257, BF16, LARGE),
     ("q8_0", 64, BF16, ["stage", *SMALL] * 4), ("q8_0", 65, BF16, LARGE)])
 def test_weights_in_fragment_order_have_kernels_of_their_own(form: str, rows: int, dtype: Any,
                                                              expected: list[str]) -> None:
@@ -89,9 +89,9 @@ def test_several_weights_share_one_staging_and_reproducible_ones_the_kernel_for_
 
 
 @pytest.mark.parametrize("arch", ["sm_90a", "sm_120f"])
-@pytest.mark.parametrize("form", medium.FIRST)
+@pytest.mark.parametrize("form", medium.FORMATS)
 def test_the_order_of_additions_follows_from_matrix_and_gpu(form: str, arch: str) -> None:
-    q, (first, last) = DryQueue(), (medium.FIRST[form], 256)
+    q, (first, last) = DryQueue(), (17, 256)
     for n, k in ((40, 256), (1024, 4096), (4096, 4096), (24576, 4096), (4096, 12288), (151936, 4096)):
         shared = SHARED_LIMIT[arch] - medium.STATIC
         tilings = [medium.choose(form, m, n, k, shared) for m in (17, 32, 33, 64, 256)]
@@ -114,7 +114,7 @@ def test_formats_of_medium_matmuls_are_those_that_float16_holds() -> None:
         assert value, form
         top, _, bottom = value[1].replace("f", "").partition("/")
         shrinks[form] = float(top) / float(bottom or 1)
-    assert {form for form, value in shrinks.items() if value} == set(medium.FIRST)
+    assert {form for form, value in shrinks.items() if value} == set(medium.FORMATS)
     assert all(np.frexp(value)[0] == 0.5 for value in shrinks.values() if value), "powers of two: they round nothing"
 
 

@@ -10,6 +10,7 @@ import pytest
 from blackwell_infer.device.emulated import EmulatedQueue
 from blackwell_infer.ops import cases, inputs, ref
 from blackwell_infer.ops.cuda import CudaOps, medium
+from blackwell_infer.ops.cuda.staged import FEW_ROWS
 from blackwell_infer.quant.fragments import SUFFIX
 
 CASES = [c for c in cases.CASES if c.op == "linear" and "_fragments" in c.name
@@ -39,11 +40,11 @@ def test_two_tiles_a_warp_equal_the_reference(emulated: Callable[..., EmulatedQu
     cases.check(case, expected, got)
 
 
-@pytest.mark.parametrize("form", medium.FIRST)
+@pytest.mark.parametrize("form", medium.FORMATS)
 def test_a_row_has_the_same_bits_among_others(emulated: Callable[..., EmulatedQueue], form: str,
                                               monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU of four multiprocessors several CTAs have parts of a sum."""
-    queue, first = emulated("sm_90a"), medium.FIRST[form]
+    queue, first = emulated("sm_90a"), FEW_ROWS + 1
     kwargs = inputs.make_linear(np.random.default_rng(3), "bfloat16", (form + SUFFIX,), 130, 768, (200,), True, ())
     ops, names = CudaOps(queue), launched(queue, monkeypatch)
 
@@ -54,6 +55,6 @@ def test_a_row_has_the_same_bits_among_others(emulated: Callable[..., EmulatedQu
             return queue.download(y).result().copy().view(np.uint16)
 
     whole = product(slice(0, 130))
-    for rows in (slice(0, first), slice(60, 130), slice(5, 5 + max(first, 33))):
+    for rows in (slice(0, first), slice(60, 130), slice(5, 38)):
         assert np.array_equal(product(rows), whole[rows])
     assert names == ["stage", "linear_medium", "linear_medium_sums"] * 4

@@ -1,4 +1,5 @@
-"""A small matmul of one row that stages it itself gives the bits of one whose row was staged before."""
+"""What the producers of activations write as operands of the small and medium matmuls is what `stage` makes of their
+rows, byte for byte, in groups of 32 rows and what remains."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -10,21 +11,25 @@ from blackwell_infer.device.emulated import EmulatedQueue
 from blackwell_infer.ops import inputs
 from blackwell_infer.ops.cuda import CudaOps
 from blackwell_infer.ops.cuda.staged import Staged, staged
+from blackwell_infer.types import Array
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("bad", [False, True])
-@pytest.mark.parametrize("k", [256, 1280, 8448])
-def test_a_row_of_its_own_gives_the_bits_of_a_staged_one(emulated: Callable[..., EmulatedQueue], k: int, bad: bool,
-                                                         dtype: str) -> None:
+@pytest.mark.parametrize("rows", [1, 16, 17, 32, 70])
+@pytest.mark.parametrize("width", [512, 328])
+@pytest.mark.parametrize("producer", ["rms_norm", "add_rms_norm", "swiglu"])
+def test_blocks_of_a_producer(emulated: Callable[..., EmulatedQueue], producer: str, width: int, rows: int) -> None:
     queue, rng = emulated("sm_90a"), np.random.default_rng(1)
     ops = CudaOps(queue)
-    x = inputs.activations(rng, (1, k), dtype, ((0, float("inf")),) if bad else ())
-    found = inputs.weight(rng, "q4_k_fragments", 40, k)
-    w = (inputs.Weight(found.format, found.shape, tuple(queue.put(np.asarray(p)) for p in found.parts)),)
+    odd = ((rows - 1, float("inf")), (0, float("nan")))
+
+    def made(columns: int) -> Array:
+        return queue.put(inputs.activations(rng, (rows, columns), "bfloat16", odd))
+
     with queue.step():
-        row = queue.put(x)
-        prepared = staged(queue, row)
-        assert isinstance(prepared, Staged)
-        alone, before = (queue.download(ops.linear(h, w)).result() for h in (row, prepared))
-    assert np.array_equal(alone, before, equal_nan=True)
+        weight = queue.put(rng.standard_normal(width).astype(np.float32))
+        found = {"rms_norm": lambda: ops.rms_norm(made(width), weight, 1e-6),
+                 "add_rms_norm": lambda: ops.add_rms_norm(made(width), made(width), weight, 1e-6)[1],
+                 "swiglu": lambda: ops.swiglu(made(2 * width))}[producer]()
+        assert isinstance(found, Staged)
+        want = staged(queue, found.rows).blocks
+        assert np.array_equal(queue.download(found.blocks).result(), queue.download(want).result())

@@ -17,6 +17,7 @@ from blackwell_infer.checkpoint import Checkpoint, open_checkpoint
 from blackwell_infer.config import EngineConfig
 from blackwell_infer.device.dry import DryQueue
 from blackwell_infer.device.host import HostMemory
+from blackwell_infer.engine import weights
 from blackwell_infer.engine.graphs import GraphRunner
 from blackwell_infer.engine.load import choose_device, choose_dtype, foresee, load, loaded, survey
 from blackwell_infer.engine.rehearsal import rehearse, spread, work
@@ -29,7 +30,6 @@ from blackwell_infer.engine.weights import (
     Measure,
     Meter,
     arranger,
-    dense_on_host,
     hollow,
     placing,
 )
@@ -72,7 +72,11 @@ def test_measures_count_every_byte_once(checkpoint: Checkpoint) -> None:
 
 @pytest.mark.parametrize(("model", "shares"), [
     ("mixtral", [2 / 5] * 2), ("qwen3_moe_pruned", [4 / 7, 4 / 5, 4 / 8, 1])])
-def test_decoding_reads_the_experts_of_one_token(model: str, shares: list[float]) -> None:
+@pytest.mark.parametrize("small", [0, weights.SMALL_STACK])
+def test_decoding_reads_the_experts_of_one_token(model: str, shares: list[float], small: int,
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host makes float32 of small stacks."""
+    monkeypatch.setattr(weights, "SMALL_STACK", small)
     checkpoint = open_checkpoint(DATA / model)
     experts = [sum(t.nbytes for name, t in checkpoint.tensors.items() if f"layers.{i}." in name and ".experts." in name)
                for i in range(len(shares))]
@@ -82,12 +86,15 @@ def test_decoding_reads_the_experts_of_one_token(model: str, shares: list[float]
         counting = Counting(checkpoint.tensors)
         built(checkpoint).family.build(every, counting, 64)
         saved = counting.measure(dense).decode - measured(checkpoint, dense).decode
-        wide = 2 if dense else 1  # small stacks are float32 on the host, bfloat16 in the file
-        want = sum(wide * size * (1 - share) for size, share in zip(experts, shares, strict=True))
+        wider = 2 if dense and small else 1
+        want = sum(wider * size * (1 - share) for size, share in zip(experts, shares, strict=True))
         assert abs(saved - want) < len(checkpoint.tensors)  # rounded down, tensor by tensor
 
 
-def test_experts_stay_as_they_are_stored_but_for_small_ones_on_the_host() -> None:
+@pytest.mark.parametrize(("small", "form"), [(0, "bf16"), (weights.SMALL_STACK, "f32")])
+def test_experts_stay_as_they_are_stored_but_for_small_stacks_on_the_host(small: int, form: str,
+                                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "SMALL_STACK", small)
     checkpoint = open_checkpoint(DATA / "qwen3_moe_pruned")
     build, meter = built(checkpoint), Meter(0, silent)
     memory = HostMemory()
@@ -95,8 +102,7 @@ def test_experts_stay_as_they_are_stored_but_for_small_ones_on_the_host() -> Non
                                             placing("full")), 64, 2, 3)
     mlp = model.params.layers[0].mlp
     assert [(e.count, e.weight.format, e.weight.shape) for e in (*mlp.gate_up, mlp.down)] == [
-        (7, "f32", (7 * 32, 64)), (7, "f32", (7 * 32, 64)), (7, "f32", (7 * 64, 32))]
-    assert dense_on_host(1 << 22) and not dense_on_host((1 << 22) + 1)
+        (7, form, (7 * 32, 64)), (7, form, (7 * 32, 64)), (7, form, (7 * 64, 32))]
     queue = DryQueue()
     model = build.model(queue, DeviceLoading(queue, checkpoint.tensors, checkpoint.weight, meter,
                                              placing("full", CudaOps(queue).arrange)), 64, 2, 3)

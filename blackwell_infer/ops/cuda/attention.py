@@ -178,12 +178,12 @@ def scores(scale: float, softcap: float, window: int) -> Scores:
 def attention_(q: Queue, kv: PagedKV, qkv: Array, batch: Batch, rope_table: Array, heads: int, scale: float,
                window: int, softcap: float, q_norm: Array | None, k_norm: Array | None, eps: float,
                few: int = FEW) -> Array:
-    """See `ops.api.Ops.attention_`: one launch or two if no row brings more than `FEW` tokens, with the bits of the two
-    ops."""
+    """See `ops.api.Ops.attention_`: one launch or two if no row brings more than `FEW` tokens and pairs of dims turn in
+    fours, with the bits of the two ops."""
     tokens, dim = qkv.shape[0], kv.data.shape[4]
     act = TENSOR.get((qkv.dtype.name, kv.format))
     walks = _splits(tokens, heads, dim, batch.max_length) == 1 and batch.max_length > SPLIT
-    if (act is None or dim not in DECODED or batch.max_new > FEW or not tokens
+    if (act is None or dim not in DECODED or batch.max_new > FEW or not tokens or rope_table.shape[2] % 4
             or _shared(dim, 1, batch.max_new, walks, QUERIES[0]) > FUSED_SHARED):
         x = qkv_rope_append_(q, kv, qkv, batch, rope_table, heads, q_norm, k_norm, eps)
         return attend(q, x, kv, batch, scale, window, softcap, few)
@@ -223,14 +223,14 @@ def _shared(dim: int, stages: int, new: int, walks: bool, queries: int) -> int:
 
 def _decode(q: Queue, act: str, made: Fusion | None, x: Array | None, kv: PagedKV, batch: Batch, how: Scores,
             out: Tensor, few: int) -> Array:
-    """Rows of up to `few` new tokens: with `made` from qkv, else from the queries x. Up to 16 tokens come back
-    staged, if the columns of a KV head's queries are whole blocks."""
+    """Rows of up to `few` new tokens: with `made` from qkv, else from the queries x. They come back staged if there
+    are no other rows and the columns of a KV head's queries are whole blocks."""
     tokens, kv_heads, dim = out.shape[0], kv.data.shape[2], kv.data.shape[4]
     heads, rows, width = out.shape[1] // dim, batch.pages.shape[0], batch.pages.shape[1]
     group, most = heads // kv_heads, min(batch.max_new, few)
     splits = _splits(tokens, heads, dim, batch.max_length) if batch.max_new <= few else 1
     parts_o, parts_ml = _parts(q, tokens, heads, splits, dim)
-    blocks = None if group * dim % COLS else room(q, out)
+    blocks = None if group * dim % COLS or batch.max_new > few else room(q, out)
     walks, new = splits == 1 and batch.max_length > SPLIT, batch.max_new if made else 0
     # Both sizes of a tile give the same bits; the larger one reads keys and values once for more queries.
     queries = QUERIES[dim in LARGE and most * group > QUERIES[0]]

@@ -19,7 +19,7 @@ from blackwell_infer.ops.cuda.gemm import large
 from blackwell_infer.ops.cuda.parts import WEIGHT, pointers
 from blackwell_infer.ops.cuda.quantized import quantise_and_multiply
 from blackwell_infer.ops.cuda.rows import FORMATS, WEIGHT_ROWS, choose, embed
-from blackwell_infer.ops.cuda.staged import FEW_ROWS, Staged, plain, staged
+from blackwell_infer.ops.cuda.staged import FEW_ROWS, plain, staged
 from blackwell_infer.quant.format import QUANTISES, Linear, Weight
 from blackwell_infer.types import Array
 
@@ -68,7 +68,7 @@ def outputs(q: Queue, op: str, x: Array, w: Linear, bias: Array | None, dtype: n
     out = q.empty((m, total), dtype)
     most = MANY_ROWS if reproducible else SMALL_ROWS
     if m and any(small.takes(block, x.dtype) if m <= FEW_ROWS else between(q, x, block, most) for block in w):
-        x = operand(q, x)
+        x = staged(q, x)
     column = 0
     for block in w:
         n = block.shape[0]
@@ -81,13 +81,6 @@ def outputs(q: Queue, op: str, x: Array, w: Linear, bias: Array | None, dtype: n
             multiply(q, op, x, block, part, out, column, most)
         column += n
     return out
-
-
-def operand(q: Queue, x: Array) -> Tensor | Staged:
-    """x as the small matmuls take it: they stage a single row themselves."""
-    if isinstance(x, Tensor) and x.shape[0] == 1 and x.shape[1] % 8 == 0 and x.ptr % 16 == 0:
-        return x
-    return staged(q, x)
 
 
 def between(q: Queue, x: Array, w: Weight, most: int) -> bool:
@@ -107,7 +100,7 @@ def multiply(q: Queue, op: str, x: Array, w: Weight, bias: Array | None, out: Te
             large(q, plain(x), w, bias, out, column)
             return
         for first in range(0, m, FEW_ROWS):
-            some = operand(q, x if m <= FEW_ROWS else x[first:first + FEW_ROWS])
+            some = staged(q, x if m <= FEW_ROWS else x[first:first + FEW_ROWS])
             small.multiply(q, some, w, bias, out[first:first + FEW_ROWS], column)
         return
     v = choose(q, op, SMALL, w.format, x.dtype)

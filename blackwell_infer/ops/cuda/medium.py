@@ -12,7 +12,7 @@ from blackwell_infer.device.queue import Queue
 from blackwell_infer.device.tensor import Tensor
 from blackwell_infer.kernels.cost import Call, Cost
 from blackwell_infer.kernels.kernel import Kernel, Param, Value
-from blackwell_infer.ops.cuda.staged import ACT, GROUP, MOST_ROWS, Staged, block_bytes
+from blackwell_infer.ops.cuda.staged import ACT, FEW_ROWS, GROUP, MOST_ROWS, Staged, block_bytes
 from blackwell_infer.quant.format import Weight
 from blackwell_infer.quant.fragments import FRAGMENTS, SUFFIX
 from blackwell_infer.quant.lanes import COLS, ROWS
@@ -22,10 +22,9 @@ WARPS, MOST_STAGES = 8, 8
 STATIC = 2 << 10
 """Bytes of shared memory that the kernel takes besides, and that a multiprocessor keeps for each CTA"""
 TYPES = {"float32": 0, "float16": 1, "bfloat16": 2}
-FIRST: Mapping[str, int] = {"q4_k": 17, "q5_k": 17, "q6_k": 65, "nvfp4": 17, "fp8": 17}
-"""Formats whose codes times scales float16 holds (SHRINK of ptx/include/fragments.cuh), and activation rows from which
-they go through here. Those of Q6_K lose a bit: up to 64 rows stay with the small kernel, which is exact; beyond, whole
-weights would be rounded to the type of activations instead."""
+FORMATS = ("q4_k", "q5_k", "q6_k", "nvfp4", "fp8")
+"""Those whose codes times scales float16 holds (SHRINK of ptx/include/fragments.cuh). Those of Q6_K lose a bit of 12:
+1.2e-4 of a weight at most, where whole weights would be rounded to the type of activations otherwise."""
 MANY = 512
 """Units of 256 weight rows and 256 columns in a matrix from which they are so large, else half as large: fewer would
 leave multiprocessors idle, smaller ones read activations twice as often"""
@@ -69,16 +68,16 @@ PARAMS = (Param("staged", "in", "uint8"), Param("w", "in", "uint8"), Param("bias
           Param("parts", "out", "float32"), *(Param(name, "i32") for name in (
               "M", "N", "tiles", "per", "stages", "stride", "column", "y_type")))
 MEDIUM = Kernel("linear/medium.cu", "linear_medium", PARAMS,
-                {"FORMAT": tuple(FIRST), "TILES": (1,), "XROWS": (GROUP,)}, cost=product_cost)
+                {"FORMAT": FORMATS, "TILES": (1,), "XROWS": (GROUP,)}, cost=product_cost)
 WIDE = Kernel("linear/medium.cu", "linear_medium", PARAMS,
-              {"FORMAT": tuple(FIRST), "TILES": (1, 2), "XROWS": (GROUP, 2 * GROUP)},
+              {"FORMAT": FORMATS, "TILES": (1, 2), "XROWS": (GROUP, 2 * GROUP)},
               wide, ("sm_90a", "sm_100f"), product_cost)
 """for GPUs whose shared memory holds two of its units"""
 SUMS = Kernel("linear/medium_sums.cu", "linear_medium_sums", (
     Param("x", "in"), Param("staged", "in", "uint8"), Param("w", "in", "uint8"), Param("bias", "in", "float32"),
     Param("parts", "in", "float32"), Param("y", "inout"), *(Param(name, "i32") for name in (
         "M", "N", "K", "tiles", "per", "rows_log", "stride", "column", "x_type", "y_type"))),
-    {"FORMAT": tuple(FIRST)}, cost=sums_cost)
+    {"FORMAT": FORMATS}, cost=sums_cost)
 KERNELS = (MEDIUM, WIDE, SUMS)
 
 
@@ -105,7 +104,7 @@ def multiply(q: Queue, x: Staged, w: Weight, bias: Array | None, out: Tensor, co
 def takes(w: Weight, dtype: np.dtype[Any], m: int, arch: str) -> bool:
     """Whether `multiply` takes m rows of `dtype` with this weight, and one unit can arrive beside the one in use."""
     form = w.format.removesuffix(SUFFIX)
-    return (w.format.endswith(SUFFIX) and dtype.name in ACT and FIRST.get(form, MOST_ROWS + 1) <= m <= MOST_ROWS
+    return (w.format.endswith(SUFFIX) and dtype.name in ACT and form in FORMATS and FEW_ROWS < m <= MOST_ROWS
             and 2 * Tiling(1, GROUP).unit_bytes(form) <= SHARED_LIMIT[arch] - STATIC)
 
 

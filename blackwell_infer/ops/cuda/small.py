@@ -15,7 +15,7 @@ from blackwell_infer.kernels import tuned
 from blackwell_infer.kernels.cost import multiplied
 from blackwell_infer.kernels.kernel import Kernel, Param, Value
 from blackwell_infer.ops.cuda.gemm import aligned
-from blackwell_infer.ops.cuda.staged import ACT, Staged, block_bytes, plain, staged
+from blackwell_infer.ops.cuda.staged import ACT, Staged, block_bytes, staged
 from blackwell_infer.quant.format import Weight
 from blackwell_infer.quant.fragments import FRAGMENTS, SUFFIX
 from blackwell_infer.quant.lanes import COLS, ROWS
@@ -104,21 +104,17 @@ def geometry(form: str, n: int, k: int) -> Geometry:
     return next((g for g in GEOMETRIES[1:] if g.split <= blocks), GEOMETRIES[-1])
 
 
-def multiply(q: Queue, x: Tensor | Staged, w: Weight, bias: Array | None, out: Tensor, column: int,
+def multiply(q: Queue, x: Staged, w: Weight, bias: Array | None, out: Tensor, column: int,
              wanted: Tiling | None = None) -> None:
     """x [M, K] times w [N, K] (see `takes`), transposed, plus bias [N], into columns of `out`; M up to 16.
 
-    A single row may come as it is. `wanted` goes before the tiling that was measured or that `choose` takes."""
+    `wanted` goes before the tiling that was measured or that `choose` takes."""
     (m, k), n, wide = x.shape, w.shape[0], -(-w.shape[1] // COLS)
     form = w.format.removesuffix(SUFFIX)
     shape = geometry(form, n, k)
     wanted = wanted or measured(q, form, shape, m, n, k)
     found = choose(form, shape, m, n, q.sm_count, SHARED_LIMIT[q.arch] - STATIC, wanted)
-    own = -(-wide // shape.split)
-    if isinstance(x, Tensor) and (found is None or room_for(found[2], shape, m) < own):
-        x = staged(q, x)
     if found is None:  # too many rows at once for registers or shared memory
-        assert isinstance(x, Staged)
         half = -(-m // 2)
         multiply(q, staged(q, x.rows[:half]), w, bias, out[:half], column)
         multiply(q, staged(q, x.rows[half:]), w, bias, out[half:], column)
@@ -126,12 +122,11 @@ def multiply(q: Queue, x: Tensor | Staged, w: Weight, bias: Array | None, out: T
     xrows, tiling, left = found
     groups = -(-n // (ROWS * shape.warps // shape.split * tiling.tiles))
     turns = -(-groups // (tiling.ctas * q.sm_count))
-    depth = min(own, room_for(left, shape, m))
+    depth = min(-(-wide // shape.split), room_for(left, shape, m))
     v = SMALL.variant(FORMAT=form, WARPS=BOUNDS[xrows, tiling.tiles], XROWS=xrows, TILES=tiling.tiles)
     rows = ROWS * tiling.tiles * shape.warps // shape.split
     smem = fixed_bytes(form, shape, xrows, tiling) + shape.warps * depth * block_bytes(m)
-    blocks = x.blocks if isinstance(x, Staged) else None
-    q.launch(v, (-(-groups // turns), 1, 1), (32 * shape.warps, 1, 1), plain(x), blocks, w.parts[0], bias, out, m, n, k,
+    q.launch(v, (-(-groups // turns), 1, 1), (32 * shape.warps, 1, 1), x.rows, x.blocks, w.parts[0], bias, out, m, n, k,
              wide, turns, tiling.ahead, depth, shape.split.bit_length() - 1, rows.bit_length() - 1, out.shape[1],
              column, TYPES[x.dtype.name], TYPES[out.dtype.name], smem=smem, pdl=True)
 

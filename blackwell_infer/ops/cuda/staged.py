@@ -55,9 +55,8 @@ def block_bytes(m: int) -> int:
 
 
 def room(q: Queue, x: Tensor) -> Tensor | None:
-    """Memory for the blocks of x, or None where no small matmul would read them: too many rows, or float32. Blocks of
-    more rows are left to `staged`: whether a medium matmul follows depends on the weight."""
-    return memory(q, x) if 0 < x.shape[0] <= FEW_ROWS and x.dtype.name in ACT else None
+    """Memory for the blocks of x, or None where no small or medium matmul would read them: too many rows, float32."""
+    return memory(q, x) if 0 < x.shape[0] <= MOST_ROWS and x.dtype.name in ACT else None
 
 
 def memory(q: Queue, x: Tensor) -> Tensor:

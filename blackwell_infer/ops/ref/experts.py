@@ -22,6 +22,8 @@ def expert(stack: Experts, index: int) -> Floats:
     if w.format.endswith(SUFFIX):
         tiles = np.asarray(w.parts[0]).reshape(stack.count, -1)[index]
         return dense(Weight(w.format, (n, w.shape[1]), (tiles,)))
+    if w.format == "f32":
+        return np.asarray(w.parts[0])[index * n : (index + 1) * n]
     form = FORMATS[w.format]
     return form.dequantize(form.take_rows(w, np.arange(index * n, (index + 1) * n)))
 

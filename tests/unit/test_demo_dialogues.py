@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from blackwell_infer.text.template import ChatTemplate
-from tools.demo_model import arithmetic, data, facts, stories, tool_tasks
+from tools.demo_model import arithmetic, data, facts, follow, measures, stories, tool_tasks
 from tools.demo_model.bpe import MARKERS, SPECIALS, TEMPLATE, Vocabulary, train
 from tools.demo_model.dialogue import (
     HELD_OUT,
@@ -88,6 +88,7 @@ def test_every_subject_occurs() -> None:
         "reasoning",
         "units",
         "dates",
+        "follow",
         "spelling",
         "sorting",
         "counting",
@@ -177,6 +178,51 @@ def evaluate(side: str) -> float:
 def test_sums(a: int, op: str, b: int, end: str) -> None:
     answer, ends = arithmetic.answer_sum(a, op, b)
     assert ends == end and correct(answer, Expect("end", end)) and answer.startswith(f"{a} {op} {b} = ")
+
+
+@pytest.mark.parametrize(
+    "n, factor, u, v, about, answer",
+    [
+        (3, "2.54", "inches", "cm", False, "3 × 2.54 = 7.62, so 3 inches are 7.62 cm."),
+        (10, "1.6", "miles", "kilometers", True, "10 × 1.6 = 16, so 10 miles are about 16 kilometers."),
+        (1, "12", "feet", "inches", False, "1 foot is 12 inches."),
+        (5, "0.2", "lbs", "inches", True, "5 × 0.2 = 1, so 5 lbs are about 1 inch."),
+    ],
+)
+def test_conversions(n: int, factor: str, u: str, v: str, about: bool, answer: str) -> None:
+    written, end = measures.conversion(n, factor, u, v, about)
+    assert written == answer and correct(written, Expect("end", end))
+
+
+DECIMAL = re.compile(r"(?<![\w.-])(-?[\d.]+) × ([\d.]+) = (-?[\d.]+),")
+
+
+def test_decimals_and_temperatures_hold() -> None:
+    rng = random.Random(9)
+    seen = set()
+    for _ in range(1500):
+        text = rng.choice((measures.between, measures.temperature, follow.more_units))(rng).turns[-1].content
+        for a, b, product in DECIMAL.findall(text):
+            assert float(a) * float(b) == pytest.approx(float(product)), text
+            seen.add("decimal")
+        if "°F are" in text:
+            f, c = re.findall(r"(-?[\d.]+) °[FC]", text)
+            assert float(c) == pytest.approx((float(f) - 32) * 5 / 9, abs=0.05), text
+            seen.add("C")
+        elif "°C are" in text:
+            c, f = re.findall(r"(-?[\d.]+) °[FC]", text)
+            assert float(f) == pytest.approx(float(c) * 9 / 5 + 32), text
+            seen.add("F")
+    assert seen == {"decimal", "C", "F"}
+
+
+def test_sums_go_on_from_the_last_result() -> None:
+    rng = random.Random(4)
+    for _ in range(300):
+        answers = [turn.content.rstrip(".") for turn in follow.sums_go_on(rng).turns if turn.role == "assistant"]
+        assert len(answers) > 1
+        for before, after in itertools.pairwise(answers):
+            assert after.startswith(f"{before.rpartition(' = ')[2]} "), answers
 
 
 def test_calls_parse_and_fit_their_declarations() -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 
 from .dialogue import Dialogue, Expect, Turn, exchange, join, say
+from .smalltalk import SMALL_TALK
 from .talk import BEYOND, HARM, JOKES, NO_HARM, NO_SELF, RIDDLES, SELF, SYSTEMS, TALK
 from .told import TOLD
 from .words import ANIMALS, CITIES, COLOURS, FOODS, FRUITS, JOBS, LANGUAGES, NAMES, SPORTS, invented, person, place
 
 
 def talk(rng: random.Random) -> Dialogue:
-    questions, answers = rng.choice(TALK)
+    questions, answers = rng.choice(TALK + SMALL_TALK)
     return exchange("chat", say(rng, questions), rng.choice(answers))
 
 

@@ -8,14 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from . import arithmetic, chat, facts, json_tasks, language, stories, tool_tasks, units
+from . import arithmetic, chat, dates, facts, follow, json_tasks, language, measures, stories, tool_tasks
 from .bpe import Vocabulary
 from .dialogue import Dialogue, Turn, join, segments
 
 Maker = Callable[[random.Random], Dialogue]
 TOPICS = (
     (arithmetic.MAKERS, 30),
-    (units.MAKERS, 10),
+    (measures.MAKERS, 8),
+    (dates.MAKERS, 5),
+    (follow.MAKERS, 5),
     (language.MAKERS, 14),
     (facts.MAKERS, 14),
     (chat.MAKERS, 13),

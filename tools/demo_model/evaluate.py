@@ -22,6 +22,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "rest": (
         "units",
         "dates",
+        "follow",
         "spelling",
         "sorting",
         "counting",

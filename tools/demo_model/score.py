@@ -32,6 +32,7 @@ SUBJECTS: Mapping[str, tuple[str, ...]] = {
     "tool results": ("tool_answer", "tool_none"),
     "memory": ("memory",),
     "units and dates": ("units", "dates"),
+    "follow-ups": ("follow",),
     "words": ("spelling", "sorting", "counting", "words", "copying"),
     "facts": ("facts",),
     "unknown and refused": ("unknown", "refusal", "identity"),

@@ -1,4 +1,4 @@
-"""Units, weekdays, months and dates."""
+"""Weekdays, months, dates and times."""
 
 from __future__ import annotations
 
@@ -7,126 +7,9 @@ import random
 
 from .dialogue import Dialogue, exchange, say
 
-SCALES = (
-    ("km", "m", 1000, "kilometres", "metres"),
-    ("m", "cm", 100, "metres", "centimetres"),
-    ("cm", "mm", 10, "centimetres", "millimetres"),
-    ("kg", "g", 1000, "kilograms", "grams"),
-    ("l", "ml", 1000, "litres", "millilitres"),
-    ("t", "kg", 1000, "tonnes", "kilograms"),
-    ("hours", "minutes", 60, "hours", "minutes"),
-    ("minutes", "seconds", 60, "minutes", "seconds"),
-    ("days", "hours", 24, "days", "hours"),
-    ("weeks", "days", 7, "weeks", "days"),
-    ("years", "months", 12, "years", "months"),
-    ("feet", "inches", 12, "feet", "inches"),
-    ("dozen", "pieces", 12, "dozen", "pieces"),
-    ("dollars", "cents", 100, "dollars", "cents"),
-    ("yards", "feet", 3, "yards", "feet"),
-    ("euros", "cents", 100, "euros", "cents"),
-)
-ASK = (
-    "How many {v} are {n} {u}?",
-    "Convert {n} {u} to {v}.",
-    "What is {n} {u} in {v}?",
-    "{n} {u} in {v}?",
-    "How many {v} are in {n} {u}?",
-    "{n} {u} to {v}",
-    "How much is {n} {u} in {v}?",
-    "Change {n} {u} into {v}",
-    "convert {n} {u} into {v}",
-)
-ONE = {
-    "hours": "hour",
-    "minutes": "minute",
-    "seconds": "second",
-    "days": "day",
-    "weeks": "week",
-    "years": "year",
-    "months": "month",
-    "feet": "foot",
-    "inches": "inch",
-    "dollars": "dollar",
-    "yards": "yard",
-    "euros": "euro",
-    "cents": "cent",
-    "kilometres": "kilometre",
-    "metres": "metre",
-    "centimetres": "centimetre",
-    "kilograms": "kilogram",
-    "grams": "gram",
-    "litres": "litre",
-    "millilitres": "millilitre",
-    "tonnes": "tonne",
-    "millimetres": "millimetre",
-}
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 MONTHS = "January February March April May June July August September October November December".split()
 LENGTHS = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
-
-
-def unit(name: str, n: int) -> str:
-    return ONE.get(name, name) if n == 1 else name
-
-
-def convert(rng: random.Random) -> Dialogue:
-    u, v, factor, long_u, long_v = rng.choice(SCALES)
-    if rng.random() < 0.4:
-        u, v = long_u, long_v
-    n = rng.randrange(1, 13) if factor not in (1000, 100, 10) or rng.random() < 0.4 else rng.randrange(1, 100)
-    if rng.random() < 0.6:
-        q = say(rng, ASK, n=n, u=unit(u, n), v=v)
-        end = f"{n * factor} {unit(v, n * factor)}"
-        steps = f"{n} × {factor} = {n * factor}, so " if n > 1 else ""
-        return exchange("units", q, f"{steps}{n} {unit(u, n)} {'is' if n == 1 else 'are'} {end}.", how="end", value=end)
-    q = say(rng, ASK, n=n * factor, u=v, v=u)
-    end = f"{n} {unit(u, n)}"
-    return exchange(
-        "units",
-        q,
-        f"{n * factor} / {factor} = {n}, so {n * factor} {unit(v, n * factor)} are {end}.",
-        how="end",
-        value=end,
-    )
-
-
-def temperature(rng: random.Random) -> Dialogue:
-    c = 5 * rng.randrange(-4, 21)
-    f = c * 9 // 5 + 32
-    if rng.random() < 0.6:
-        q = say(
-            rng,
-            ASK[1:4] + ASK[5:],
-            n=c,
-            u=rng.choice(("°C", "degrees Celsius", "Celsius", "C")),
-            v=rng.choice(("°F", "Fahrenheit", "F")),
-        )
-        return exchange("units", q, f"{c} × 9 / 5 + 32 = {f}, so {c} °C are {f} °F.", how="end", value=f"{f} °F")
-    q = say(
-        rng,
-        ASK[1:4] + ASK[5:],
-        n=f,
-        u=rng.choice(("°F", "degrees Fahrenheit", "Fahrenheit", "F")),
-        v=rng.choice(("°C", "Celsius", "C")),
-    )
-    return exchange("units", q, f"({f} - 32) × 5 / 9 = {c}, so {f} °F are {c} °C.", how="end", value=f"{c} °C")
-
-
-def miles(rng: random.Random) -> Dialogue:
-    n = 5 * rng.randrange(1, 21)
-    if rng.random() < 0.5:
-        q = say(rng, ASK, n=n, u="miles", v=rng.choice(("km", "kilometres")))
-        return exchange(
-            "units",
-            q,
-            f"5 miles are about 8 km, so {n} miles are about {n * 8 // 5} km.",
-            how="end",
-            value=f"{n * 8 // 5} km",
-        )
-    q = say(rng, ASK, n=n * 8 // 5, u=rng.choice(("km", "kilometres")), v="miles")
-    return exchange(
-        "units", q, f"8 km are about 5 miles, so {n * 8 // 5} km are about {n} miles.", how="end", value=f"{n} miles"
-    )
 
 
 def weekday(rng: random.Random) -> Dialogue:
@@ -290,4 +173,4 @@ def clock(rng: random.Random) -> Dialogue:
     )
 
 
-MAKERS = ((convert, 6), (temperature, 2), (miles, 1), (weekday, 3), (month, 2), (date, 2), (between, 1), (clock, 1))
+MAKERS = ((weekday, 3), (month, 2), (date, 2), (between, 1), (clock, 1))

@@ -5,8 +5,8 @@
 
 Greedy answers; progress goes to standard error. A column per folder: the share of right answers by subject, of calls
 and JSON that are well formed, and perplexity of held-out dialogues (answers alone) and of the ends of the books. Prints
-a Markdown table; --json adds every wrong answer. Exits with 1 if --bars is given and a bar of the project's is missed by
-the last folder.
+a Markdown table; --json adds every wrong answer. Exits with 1 if --bars is given and a bar of the project's is missed
+by the last folder.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import random
@@ -50,9 +51,13 @@ def message(turn: Turn) -> dict[str, Any]:
     return out
 
 
+@functools.cache
+def template() -> ChatTemplate:
+    return ChatTemplate(TEMPLATE.read_text(encoding="utf-8"), "", "<|im_end|>")
+
+
 def render(turns: Sequence[Turn], d: Dialogue, prompt: bool) -> str:
-    template = ChatTemplate(TEMPLATE.read_text(encoding="utf-8"), "", "<|im_end|>")
-    return template.render(
+    return template().render(
         [message(turn) for turn in turns],
         tools=list(d.tools) or None,
         add_generation_prompt=prompt,

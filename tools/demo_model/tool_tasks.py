@@ -246,7 +246,8 @@ def free_form(rng: random.Random) -> Dialogue:
 
 
 def unneeded(rng: random.Random) -> Dialogue:
-    """Functions are there, but the question does not need them. Small talk has several right answers: none is checked."""
+    """Functions are there, but the question does not need them. Small talk, which has several right answers, is not
+    checked."""
     made = rng.choice((talk, greeting, capital, free))(rng)
     picked = rng.sample([k for k in KINDS if k.use not in (lookup,)], rng.randint(1, 3))
     return Dialogue(

@@ -28,9 +28,10 @@ from blackwell_infer import LLM
 from blackwell_infer.config import EngineConfig
 from blackwell_infer.engine.load import load
 from blackwell_infer.errors import BlackwellInferError, RequestError
+from blackwell_infer.kv.recurrent import Recurrent
 from blackwell_infer.kv.spec import KVState, PagedKV
 from blackwell_infer.log import silent
-from blackwell_infer.ops.batch import Batch, Routing
+from blackwell_infer.ops.batch import Batch, DeltaParams, Routing
 from blackwell_infer.ops.ref.experts import expert
 from blackwell_infer.ops.ref.linear import dense
 from blackwell_infer.quant.format import Experts, Linear, Weight
@@ -66,7 +67,36 @@ class Exact:
         gate, up = np.split(gate_up, 2, axis=1)
         return np.asarray(gate / (1 + np.exp(-gate)) * up)
 
-    def route(self, x: Any, router: Linear, top: int, norm: bool) -> Routing:
+    def sigmoid_gate(self, x: Any, gates: Any) -> Doubles:
+        return np.asarray(x / (1 + np.exp(-gates[:, gates.shape[1] - x.shape[1] :])))
+
+    def add_gated(self, x: Any, y: Any, h: Any, gate: Any) -> Doubles:
+        return np.asarray(x + y / (1 + np.exp(-(h @ np.asarray(gate, np.float64))))[:, None])
+
+    def gated_delta_(self, state: Recurrent, proj: Any, batch: Batch, params: DeltaParams) -> Doubles:
+        taps, decay, bias, norm = (np.asarray(x, np.float64) for x in (
+            params.conv, params.decay, params.dt_bias, params.norm))
+        (channels, width), tokens, nk, nv, dv = taps.shape, len(proj), params.key_heads, len(decay), len(norm)
+        dk = (channels - nv * dv) // (2 * nk)
+        inputs, z, beta, a = np.split(proj, np.cumsum((channels, nv * dv, nv)), axis=1)
+        inputs = np.concatenate((np.zeros((width - 1, channels)), inputs))
+        u = sum(inputs[i : i + tokens] * taps[:, i] for i in range(width))
+        u = u / (1 + np.exp(-u))
+        heads = np.arange(nv) % nk if params.tiled else np.arange(nv) // (nv // nk)
+        q, k = (x.reshape(tokens, nk, dk)[:, heads] for x in (u[:, : nk * dk], u[:, nk * dk : 2 * nk * dk]))
+        q, k = (x / np.sqrt(np.square(x).sum(axis=-1, keepdims=True) + 1e-6) for x in (q, k))
+        v, shares = u[:, 2 * nk * dk :].reshape(tokens, nv, dv), np.exp(decay * np.logaddexp(0, a + bias))
+        s, o = np.zeros((nv, dk, dv)), np.empty((tokens, nv, dv))
+        for t in range(tokens):
+            s = s * shares[t, :, None, None]
+            d = (v[t] - np.einsum("hk,hkv->hv", k[t], s)) / (1 + np.exp(-beta[t]))[:, None]
+            s = s + k[t, :, :, None] * d[:, None]
+            o[t] = np.einsum("hk,hkv->hv", q[t], s) * dk**-0.5
+        y = self.rms_norm(o, norm, params.eps).reshape(tokens, nv * dv)
+        return np.asarray(y * z / (1 + np.exp(-z)))
+
+    def route(self, x: Any, router: Linear, top: int, norm: bool, shared: bool = False) -> Routing:
+        assert not shared  # the host does not join experts
         z = self.linear(x, router)
         chosen = np.argsort(-z, axis=1, kind="stable")[:, :top]
         mass = np.exp(z - z.max(axis=1, keepdims=True))
@@ -87,7 +117,7 @@ class Exact:
                    softcap: float = 0.0, q_norm: Any = None, k_norm: Any = None, eps: float = 0.0) -> Doubles:
         _, _, kv_heads, _, dim = kv.data.shape
         tokens = len(qkv)
-        parts = qkv.reshape(tokens, heads + 2 * kv_heads, dim)
+        parts = qkv[:, : (heads + 2 * kv_heads) * dim].reshape(tokens, heads + 2 * kv_heads, dim)
         q, k, v = np.split(parts, (heads, heads + kv_heads), axis=1)
         q, k = (x if w is None else self.rms_norm(x, w, eps) for x, w in ((q, q_norm), (k, k_norm)))
         table = np.asarray(rope_table, np.float64)[:tokens]  # [T, 2, d/2]
@@ -117,7 +147,8 @@ def exact_logits(model: str, pieces: Sequence[np.ndarray[Any, Any]]) -> list[Dou
     found = load(model, config, silent)
     runner: Any = found.runner
     family, cfg, params, nothing = runner.model.family, runner.model.cfg, runner.model.params, np.zeros(0, np.int32)
-    caches = KVState(tuple(PagedKV("f64", kv.data[:1]) for kv in runner.model.kv.layers))
+    held = runner.model.kv
+    caches = KVState(tuple(PagedKV("f64", kv.data[:1]) for kv in held.layers), held.recurrent)
     out = []
     for ids in pieces:
         n = len(ids)

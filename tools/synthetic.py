@@ -6,6 +6,8 @@
 Formats of a GGUF file: q4_k_m, q8_0, q4_0, q5_k, q6_k, bf16; of a Hugging Face folder, with the tensor names of
 published releases: hf-bf16, hf-nvfp4 (ModelOpt), hf-fp8 (ModelOpt, a scale per tensor), hf-fp8-block (a scale per
 128 x 128). `q4_k_m` is the usual mix: Q6_K for the head, and for the value and down projections of half the layers.
+Of hybrids (qwen3.6-*), hf-nvfp4 is the published mix: attention and recurrent layers FP8, MLPs and head NVFP4; both
+containers have the head for multi-token prediction.
 Embeddings, head, routers and norms of folders are BF16; routers and norms of GGUF files are F32.
 
 Weights have a standard deviation near 0.02, so that activations stay finite. The vocabulary is a dummy without text. A
@@ -15,15 +17,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import ml_dtypes
 import msgspec
 import numpy as np
+from synthetic_entries import Entry, Pools, linear
+from synthetic_hybrid import ROTATED, Delta, add_delta, gguf_layer, hf_hybrid, hybrid_config
 
 
 class Shape(msgspec.Struct, frozen=True):
@@ -44,6 +46,8 @@ class Shape(msgspec.Struct, frozen=True):
     top: int = 0
     dense_mlp: int = 0
     """what configurations of sparse models call the width of a dense MLP, which no layer has"""
+    delta: Delta | None = None
+    """of hybrids: their recurrent layers"""
 
 
 class Kind(msgspec.Struct, frozen=True):
@@ -65,6 +69,8 @@ KINDS = {
     "qwen3": Kind("qwen3", "Qwen3ForCausalLM", "qwen3", True, 1e-6),
     "qwen3moe": Kind("qwen3moe", "Qwen3MoeForCausalLM", "qwen3_moe", True, 1e-6),
     "llama3": Kind("llama", "LlamaForCausalLM", "llama", False, 1e-5, scaling=LLAMA3),
+    "qwen35": Kind("qwen35", "Qwen3_5ForConditionalGeneration", "qwen3_5", True, 1e-6),
+    "qwen35moe": Kind("qwen35moe", "Qwen3_5MoeForConditionalGeneration", "qwen3_5_moe", True, 1e-6),
     "mixtral": Kind("llama", "MixtralForCausalLM", "mixtral", False, 1e-5, "block_sparse_moe", ("w1", "w3", "w2")),
 }
 SHAPES = {
@@ -74,94 +80,17 @@ SHAPES = {
     "qwen3-30b-a3b": Shape("qwen3moe", 48, 2048, 768, 32, 4, 128, 151936, 1e6, 40960, experts=128, top=8,
                            dense_mlp=6144),
     "mixtral-8x7b": Shape("mixtral", 32, 4096, 14336, 32, 8, 128, 32000, 1e6, 32768, experts=8, top=2),
+    "qwen3.6-27b": Shape("qwen35", 64, 5120, 17408, 24, 4, 256, 248320, 1e7, 262144, delta=Delta(16, 48)),
+    "qwen3.6-35b-a3b": Shape("qwen35moe", 40, 2048, 512, 16, 2, 256, 248320, 1e7, 262144, experts=256, top=8,
+                             delta=Delta(16, 32)),
 }
 MIXES = {"q4_k_m": ("Q4_K", "Q6_K", "Q6_K", 15), "q8_0": ("Q8_0", "Q8_0", "Q8_0", 7), "q4_0": ("Q4_0",) * 3 + (2,),
          "q5_k": ("Q5_K",) * 3 + (17,), "q6_k": ("Q6_K",) * 3 + (18,), "bf16": ("BF16",) * 3 + (32,)}
 """base type, type of the sensitive projections, type of the head, and the file type number"""
 LAYOUTS = ("hf-bf16", "hf-nvfp4", "hf-fp8", "hf-fp8-block")
-SCALES = {"Q4_K": ((0, 1e-4), (2, 7.5e-4)), "Q5_K": ((0, 5e-5), (2, 7.5e-4)), "Q6_K": ((208, 1.5e-5),),
-          "Q8_0": ((0, 2.7e-4),), "Q4_0": ((0, 4.3e-3),)}
-"""byte offset in a block and value of each half-precision scale"""
-POOL = 1 << 17
-"""distinct random blocks or numbers; larger tensors repeat them"""
-STEP = 7919
-"""from so many blocks later each tensor begins"""
 SHARD = 5_000_000_000
 """Most bytes of one safetensors file"""
 BYTES = {"add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-ITEM = {"BF16": 2, "F32": 4, "U8": 1, "F8_E4M3": 1}
-
-Bytes = np.ndarray[Any, np.dtype[np.uint8]]
-
-
-class Entry(msgspec.Struct, frozen=True):
-    """A tensor to write: its type as the file calls it, its shape (of GGUF blocks: in weights), and which pool fills
-    it: "=X" is a float32 number."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    fill: str
-
-    def nbytes(self) -> int:
-        if self.dtype in ITEM:
-            return math.prod(self.shape) * ITEM[self.dtype]
-        size, nbytes = block_of(self.dtype)
-        return math.prod(self.shape) // size * nbytes
-
-
-def block_of(kind: str) -> tuple[int, int]:
-    """Weights and bytes of one GGUF block."""
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
-    size, nbytes = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
-    return size, nbytes
-
-
-class Pools:
-    """Random bytes of each kind, drawn once; `write` repeats them."""
-
-    def __init__(self, seed: int) -> None:
-        self.random = np.random.default_rng(seed)
-        self.pools: dict[str, tuple[Bytes, int]] = {}
-        self.turn = 0
-
-    def write(self, out: BinaryIO, fill: str, nbytes: int) -> None:
-        """So many bytes of one kind, beginning at another block each time."""
-        if fill not in self.pools:
-            blocks = np.ascontiguousarray(self.make(fill))
-            self.pools[fill] = blocks.view(np.uint8).reshape(-1), blocks.nbytes // len(blocks)
-        pool, block = self.pools[fill]
-        self.turn += 1
-        at = self.turn * STEP * block % len(pool)
-        while nbytes:
-            part = pool[at : at + nbytes]
-            out.write(part.data)
-            nbytes -= len(part)
-            at = 0
-
-    def make(self, fill: str) -> np.ndarray[Any, Any]:
-        """A pool, blocks along its first axis."""
-        if fill.startswith("="):
-            return np.full(1, float(fill[1:]), np.float32)
-        if fill in SCALES:
-            blocks = self.random.integers(0, 256, (POOL, block_of(fill)[1]), np.uint8)
-            for at, value in SCALES[fill]:
-                blocks[:, at : at + 2] = np.frombuffer(np.float16(value).tobytes(), np.uint8)
-            return blocks
-        normal = self.random.standard_normal(POOL, np.float32)
-        uniform = self.random.random(POOL, np.float32)
-        return {
-            "F32": lambda: 0.02 * normal,
-            "BF16": lambda: (0.02 * normal).astype(ml_dtypes.bfloat16),
-            "one BF16": lambda: np.ones(POOL, ml_dtypes.bfloat16),
-            "E2M1": lambda: self.random.integers(0, 256, 32 * POOL, np.uint8),
-            "E4M3": lambda: np.clip(100 * normal, -448, 448).astype(ml_dtypes.float8_e4m3fn),
-            "NVFP4 scale": lambda: (100 + 200 * uniform).astype(ml_dtypes.float8_e4m3fn),
-            "block scale": lambda: (1e-4 + 2e-4 * uniform).astype(ml_dtypes.bfloat16),
-        }[fill]()
-
-
 def sensitive(layer: int, layers: int) -> bool:
     """Whether the usual mix keeps more bits in a layer: the first and last eighth, and every third between."""
     return layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
@@ -184,6 +113,10 @@ def gguf_entries(s: Shape, mix: tuple[str, str, str, int]) -> Iterator[Entry]:
         yield matrix("output", head, s.vocab, s.hidden)
     if kind.scaling is not None:
         yield Entry("rope_freqs.weight", "F32", (s.head_dim // 2,), "rope")
+    if s.delta is not None:
+        for i in range(s.layers + 1):  # the last is the head for multi-token prediction
+            yield from gguf_layer(s, s.delta, i, base, high if sensitive(i, s.layers) else base)
+        return
     for i in range(s.layers):
         b, more = f"blk.{i}.", high if sensitive(i, s.layers) else base
         yield ones(b + "attn_norm", s.hidden)
@@ -210,24 +143,26 @@ def write_gguf(s: Shape, mix: tuple[str, str, str, int], path: Path, seed: int) 
     kind = KINDS[s.family]
     writer = GGUFWriter(path, kind.gguf)
     writer.add_file_type(mix[3])
-    writer.add_block_count(s.layers)
+    writer.add_block_count(s.layers + (s.delta is not None))
     writer.add_context_length(s.context)
     writer.add_embedding_length(s.hidden)
     writer.add_feed_forward_length(s.dense_mlp or s.mlp)
+    if s.delta is not None:
+        add_delta(writer, s.delta, s.layers, s.mlp if s.experts else 0)
     writer.add_head_count(s.heads)
     writer.add_head_count_kv(s.kv_heads)
     writer.add_key_length(s.head_dim)
     writer.add_value_length(s.head_dim)
     writer.add_layer_norm_rms_eps(kind.eps)
     writer.add_rope_freq_base(s.theta)
-    writer.add_rope_dimension_count(s.head_dim)
+    writer.add_rope_dimension_count(s.head_dim if s.delta is None else s.head_dim // ROTATED)
     writer.add_vocab_size(s.vocab)
     if s.experts:
         writer.add_expert_count(s.experts)
         writer.add_expert_used_count(s.top)
         writer.add_expert_feed_forward_length(s.mlp)
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2")
+    writer.add_tokenizer_pre("qwen2" if s.delta is None else "qwen35")
     writer.add_token_list(vocabulary(s.vocab))
     writer.add_token_types([1] * s.vocab)
     writer.add_token_merges(["t0 t1"])
@@ -267,27 +202,12 @@ def rope_factors(s: Shape, kind: Kind) -> np.ndarray[Any, np.dtype[np.float32]]:
     return (1 / (smooth + (1 - smooth) / c["factor"])).astype(np.float32)
 
 
-def linear(layout: str, module: str, rows: int, cols: int) -> Iterator[Entry]:
-    """The stored tensors of one projection [rows, cols]."""
-    if layout == "hf-bf16":
-        yield Entry(f"{module}.weight", "BF16", (rows, cols), "BF16")
-    elif layout == "hf-nvfp4":
-        yield Entry(f"{module}.weight", "U8", (rows, cols // 2), "E2M1")
-        yield Entry(f"{module}.weight_scale", "F8_E4M3", (rows, cols // 16), "NVFP4 scale")
-        yield Entry(f"{module}.weight_scale_2", "F32", (), "=3.4e-5")
-        yield Entry(f"{module}.input_scale", "F32", (), "=4e-3")
-    elif layout == "hf-fp8":
-        yield Entry(f"{module}.weight", "F8_E4M3", (rows, cols), "E4M3")
-        yield Entry(f"{module}.weight_scale", "F32", (), "=2e-4")
-        yield Entry(f"{module}.input_scale", "F32", (), "=2e-2")
-    else:
-        yield Entry(f"{module}.weight", "F8_E4M3", (rows, cols), "E4M3")
-        yield Entry(f"{module}.weight_scale_inv", "BF16", (-(-rows // 128), -(-cols // 128)), "block scale")
-
-
 def hf_entries(s: Shape, layout: str) -> Iterator[Entry]:
     """Every tensor of a folder."""
     kind = KINDS[s.family]
+    if s.delta is not None:
+        yield from hf_hybrid(s, s.delta, layout)
+        return
 
     def ones(name: str, size: int) -> Entry:
         return Entry(f"{name}.weight", "BF16", (size,), "one BF16")
@@ -320,6 +240,8 @@ def hf_entries(s: Shape, layout: str) -> Iterator[Entry]:
 def config_of(s: Shape, layout: str) -> dict[str, Any]:
     """config.json."""
     kind = KINDS[s.family]
+    if s.delta is not None:
+        return hybrid_config(s, s.delta, layout, kind.architecture, kind.model_type, kind.eps)
     config: dict[str, Any] = {
         "architectures": [kind.architecture], "model_type": kind.model_type, "torch_dtype": "bfloat16",
         "hidden_size": s.hidden, "intermediate_size": s.dense_mlp or s.mlp, "num_hidden_layers": s.layers,

@@ -91,12 +91,28 @@ def open_folder(path: Path) -> HuggingFaceCheckpoint:
     shard, a tensor that the index promises but no shard has."""
     if not (path / "config.json").is_file():
         raise CheckpointError(f"{path}: has no config.json; give a Hugging Face folder or a .gguf file")
-    config = read_json(path / "config.json")
+    config = pruned(path, read_json(path / "config.json"))
     settings = settings_of(config, _optional(path / "hf_quant_config.json"))
     manifest = _optional(path / "lynn_quant_manifest.json").get("quantized_tensors")
     stored = _tensors(path)
     quantized = find_quantized(path, settings, stored, manifest if isinstance(manifest, dict) else {})
     return HuggingFaceCheckpoint(path, config, _optional(path / "generation_config.json"), stored, quantized)
+
+
+def pruned(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """config.json with the experts that each layer has left, where a file of its own lists them (Lynn).
+
+    CheckpointError: that file lists none, or others than config.json does."""
+    file = path / "lynn_engine_variable_expert_spec.json"
+    if not file.is_file():
+        return config
+    name = "remaining_experts_by_layer"
+    counts = read_json(file).get(name)
+    if not isinstance(counts, dict) or not counts:
+        raise CheckpointError(f"{file}: has no {name}; it belongs to another model, or download it again")
+    if config.get(name, counts) != counts:
+        raise CheckpointError(f"{file}: {name} differs from that of config.json; it belongs to another model")
+    return config | {name: counts}
 
 
 def _optional(path: Path) -> dict[str, Any]:

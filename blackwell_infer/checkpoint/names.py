@@ -286,7 +286,7 @@ def _sources(
 ) -> dict[str, Source]:
     heads, kv_heads, dim = config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]
     order = {"attn_q": heads, "attn_k": kv_heads} if arch in PERMUTED else {}
-    names, last = LAYER | HYBRID if arch in HYBRIDS else LAYER, config["num_hidden_layers"]
+    names, last = {**LAYER, **HYBRID} if arch in HYBRIDS else LAYER, config["num_hidden_layers"]
     out: dict[str, Source] = {}
 
     def put(name: str, source: Source) -> None:
@@ -323,6 +323,8 @@ def _sources(
                 start += rows
         elif part in STACKED and suffix == "weight":
             put(f"{layer}.{STACKED[part]}", Source(name, shape, 0, shape[0]))
+        elif part == "ffn_gate_inp_shexp" and len(shape) == 1:  # a matrix of one row
+            put(f"{layer}.{names.get(part, part)}.{suffix}", Source(name, (1, *shape), 0, shape[0]))
         elif part in names:
             count = order.get(part, 0)
             if count and shape[0] % (2 * count):

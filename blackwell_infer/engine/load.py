@@ -142,7 +142,7 @@ def survey(checkpoint: Checkpoint, config: EngineConfig, on_host: bool) -> Surve
     limits = Limits(batch=config.max_batch, step_tokens=step_tokens, pages=0, context=context,
                     score_tokens=max(1, min(step_tokens, SCORE_BYTES // (4 * geometry.vocab))))
     return Survey(Build(family, cfg, choose_dtype(config.dtype, on_host, measure, checkpoint),
-                        config.activations, config.reproducible), limits, measure)
+                        config.activations, config.reproducible, config.state_dtype), limits, measure)
 
 
 def foresee(found: Survey, checkpoint: Checkpoint, config: EngineConfig, free: int, total: int,

@@ -28,20 +28,23 @@ class Arrange(Protocol):
 
 
 class Pieces(msgspec.Struct, frozen=True):
-    """Row blocks `names` (see `models.spec.Take.experts`) of `count` experts, each block [rows, cols] = `shape`."""
+    """Row blocks `names` (see `models.spec.Take.experts`) of `count` experts, each block [rows, cols] = `shape`, and
+    matrices that make one more."""
 
     names: tuple[str, ...]
     count: int
     shape: tuple[int, int]
+    last: tuple[str, ...] = ()
 
     @property
     def whole(self) -> tuple[int, int]:
         """Shape of the stack."""
-        return self.count * len(self.names) * self.shape[0], self.shape[1]
+        return (self.count + bool(self.last)) * len(self.names) * self.shape[0], self.shape[1]
 
     def check(self, form: str) -> None:
         """UnsupportedModelError: matrices of this format and shape cannot be stacked."""
-        if not FORMATS[form].joins((self.shape,) * (self.count * len(self.names))):
+        more = ((len(self.names) * self.shape[0] // max(len(self.last), 1), self.shape[1]),) * len(self.last)
+        if not FORMATS[form].joins((self.shape,) * (self.count * len(self.names)) + more):
             raise UnsupportedModelError(f"tensor {self.names[0]}: experts of {self.shape[0]} rows in {form} cannot be "
                                         "stacked, its scales belong to blocks of rows; take another release")
 
@@ -115,6 +118,8 @@ def blocks(pieces: Pieces, source: Source) -> Iterator[tuple[int, Weight]]:
         for e in range(pieces.count):
             weight = source(parts[e]) if everything is None else slice_rows(everything, e * n, n)
             yield e * stride + j * n, weight
+    for i, name in enumerate(pieces.last):
+        yield pieces.count * stride + i * (stride // len(pieces.last)), source(name)
 
 
 def slice_rows(w: Weight, first: int, rows: int) -> Weight:

@@ -31,10 +31,14 @@ class Build(msgspec.Struct, frozen=True):
     """the setting: "full", or "quantized" where a matrix's format allows it"""
     reproducible: bool = False
     """the setting: bits of a row depend on nothing beside it"""
+    state_dtype: str = "float32"
+    """the setting: how recurrent states are stored"""
 
     @property
     def geometry(self) -> Geometry:
-        return self.family.geometry(self.cfg)
+        found = self.family.geometry(self.cfg)
+        return msgspec.structs.replace(found, recurrent=tuple(
+            msgspec.structs.replace(spec, precision=FORMAT_OF[self.state_dtype]) for spec in found.recurrent))
 
     def kind(self, spec: CacheSpec) -> np.dtype[Any]:
         """Element type of one layer's cache."""

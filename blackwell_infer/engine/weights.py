@@ -15,7 +15,7 @@ import numpy as np
 from blackwell_infer.checkpoint.reader import TensorInfo
 from blackwell_infer.device.queue import Memory, Queue
 from blackwell_infer.engine.stack import Arrange, Pieces, one_matrix, ordered, stacked, tiled
-from blackwell_infer.errors import UnsupportedModelError
+from blackwell_infer.errors import CheckpointError, UnsupportedModelError
 from blackwell_infer.log import Progress
 from blackwell_infer.models.spec import Rows
 from blackwell_infer.models.take import Block, Expect, blocks, members
@@ -128,9 +128,14 @@ class Loading:
         return groups
 
     def read(self, block: Block) -> Weight:
-        """A block as it is stored."""
+        """A block as it is stored. CheckpointError: rows that its format has only together with others."""
         whole = self.source(block.name)
-        return whole if block.rows is None else FORMATS[whole.format].take_rows(whole, block.rows.of(block.stored[0]))
+        if block.rows is None:
+            return whole
+        try:
+            return FORMATS[whole.format].take_rows(whole, block.rows.of(block.stored[0]))
+        except CheckpointError as error:
+            raise CheckpointError(f"tensor {block.name}: {error}") from error
 
 
 class HostLoading(Loading):
@@ -170,9 +175,11 @@ class HostLoading(Loading):
                 return (placed,)
         return tuple(self.dense(block) for block in group)
 
-    def experts(self, names: Sequence[str], count: int, top: int, shape: tuple[int, int]) -> tuple[Experts, ...]:
+    def experts(self, names: Sequence[str], count: int, top: int, shape: tuple[int, int],
+                last: Sequence[str] = ()) -> tuple[Experts, ...]:
         """As they are stored: a token needs few of them, and the reference dequantises one at a time. Float32 where
         they are `small`."""
+        assert not last
         found = self.expect.experts(names, count, top, shape)
         stacks = []
         for name, part in zip(names, found, strict=True):
@@ -182,6 +189,10 @@ class HostLoading(Loading):
             stacks.append(Experts(w, count))
             self.meter.add(w.nbytes)
         return tuple(stacks)
+
+    def joins(self, groups: Sequence[Sequence[str]]) -> bool:
+        """Never: it would copy what lies in a mapped file."""
+        return False
 
 
 def small(elements: int) -> bool:
@@ -209,11 +220,18 @@ class DeviceLoading(Loading):
                rows: Sequence[Rows | None] = ()) -> Linear:
         return tuple(self.joined(group) for group in self.groups(names, shapes, rows))
 
-    def experts(self, names: Sequence[str], count: int, top: int, shape: tuple[int, int]) -> tuple[Experts, ...]:
-        forms = [stack.weight.format for stack in self.expect.experts(names, count, top, shape)]
-        groups = [tuple(names)] if len(set(forms)) == 1 else [(name,) for name in names]
-        return tuple(Experts(self.stack(Pieces(group, count, shape), form), count)
-                     for group, form in zip(groups, forms, strict=False))
+    def experts(self, names: Sequence[str], count: int, top: int, shape: tuple[int, int],
+                last: Sequence[str] = ()) -> tuple[Experts, ...]:
+        found = self.expect.experts(names, count, top, shape, last)
+        forms, every = [stack.weight.format for stack in found], found[0].count
+        each = len(last) // len(names)
+        pieces = [Pieces(tuple(names), count, shape, tuple(last))] if len(set(forms)) == 1 else [
+            Pieces((name,), count, shape, tuple(last[i * each : (i + 1) * each])) for i, name in enumerate(names)]
+        return tuple(Experts(self.stack(p, form), every) for p, form in zip(pieces, forms, strict=False))
+
+    def joins(self, groups: Sequence[Sequence[str]]) -> bool:
+        tensors = self.expect.tensors
+        return all(len({tensors[name].format if name in tensors else "" for name in group}) == 1 for group in groups)
 
     def stack(self, pieces: Pieces, form: str) -> Weight:
         """In fragment order where that is possible."""
@@ -290,13 +308,14 @@ class Counting(Expect):
         self.streamed |= set(names)
         return super().linear(names, shapes, rows)
 
-    def experts(self, names: Sequence[str], count: int, top: int, shape: tuple[int, int]) -> tuple[Experts, ...]:
+    def experts(self, names: Sequence[str], count: int, top: int, shape: tuple[int, int],
+                last: Sequence[str] = ()) -> tuple[Experts, ...]:
         parts = [part for name in names for part in members(name, count)]
         self.routed |= dict.fromkeys(parts, (top, count))
         if not small(count * math.prod(shape)):
             self.kept |= set(parts)
-        self.streamed |= set(parts)
-        return super().experts(names, count, top, shape)
+        self.streamed |= {*parts, *last}
+        return super().experts(names, count, top, shape, last)
 
     def vector(self, name: str, size: int, plus: float = 0.0) -> Array:
         self.streamed.add(name)

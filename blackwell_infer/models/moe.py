@@ -84,13 +84,15 @@ class SharedExpert(msgspec.Struct, frozen=True):
 
 
 class SparseMlp(msgspec.Struct, frozen=True):
-    """The experts of one layer and their router [E, H]."""
+    """The experts of one layer and their router [E, H]. With `joined` the last expert is one that all tokens share, and
+    the router has a row for it; else that one, if there is any, stands beside."""
 
     router: Linear
     gate_up: tuple[Experts, ...]
     down: Experts
     top: int
     norm: bool
+    joined: bool = False
     shared: SharedExpert | None = None
 
 
@@ -171,19 +173,28 @@ def build_sparse(cfg: MoeConfig, take: Take, base: str, layer: int, hidden: int)
         return experts + name if take.has(experts + name) else f"{experts}{{}}.{name}.weight"
 
     fused = f"{experts}gate_up_proj"
-    gate_up = take.experts([fused], count, top, (2 * n, hidden)) if take.has(fused) else take.experts(
-        [block(spelling.gate), block(spelling.up)], count, top, (n, hidden))
-    down = "down_proj" if take.has(f"{experts}down_proj") else spelling.down
-    return SparseMlp(router=take.linear([router], [(count, hidden)]), gate_up=gate_up,
-                     down=take.experts([block(down)], count, top, (hidden, n))[0], top=top, norm=cfg.norm,
+    into = [fused] if take.has(fused) else [block(spelling.gate), block(spelling.up)]
+    down = block("down_proj" if take.has(f"{experts}down_proj") else spelling.down)
+    own = f"{base}{spelling.prefix}shared_expert"
+    gate, up, out, says = (f"{own}{x}.weight" for x in (".gate_proj", ".up_proj", ".down_proj", "_gate"))
+    rows = 2 * n // len(into)
+    blocks = [name.replace("{}", "0") for name in (*into, down)]
+    if cfg.shared == n and take.joins([[router, says], [blocks[0], gate], [blocks[-2], up], [blocks[-1], out]]):
+        return SparseMlp(router=take.linear([router, says], [(count, hidden), (1, hidden)]),
+                         gate_up=take.experts(into, count, top, (rows, hidden), [gate, up]),
+                         down=take.experts([down], count, top, (hidden, n), [out])[0], top=top, norm=cfg.norm,
+                         joined=True)
+    return SparseMlp(router=take.linear([router], [(count, hidden)]),
+                     gate_up=take.experts(into, count, top, (rows, hidden)),
+                     down=take.experts([down], count, top, (hidden, n))[0], top=top, norm=cfg.norm,
                      shared=build_shared(take, f"{base}{spelling.prefix}", cfg.shared, hidden) if cfg.shared else None)
 
 
 def build_shared(take: Take, base: str, inner: int, hidden: int) -> SharedExpert:
-    """Ask for the expert that all tokens share; its gate is stored as [H] or [1, H]."""
+    """Ask for the expert that all tokens share."""
     expert, name = base + "shared_expert.", base + "shared_expert_gate.weight"
     gate = take.host(name)
-    if gate is None or gate.size != hidden:
+    if gate is None or gate.shape != (1, hidden):
         found = "is missing" if gate is None else f"has shape {list(gate.shape)}"
         raise CheckpointError(f"tensor {name} {found}; the configuration asks for {[1, hidden]}")
     return SharedExpert(
@@ -194,7 +205,7 @@ def build_shared(take: Take, base: str, inner: int, hidden: int) -> SharedExpert
 
 def sparse_mlp(ops: Ops, p: SparseMlp, h: Array) -> Array:
     """The MLP of normed hidden states [T, H]."""
-    routed = ops.experts(h, ops.route(h, p.router, p.top, p.norm), p.gate_up, p.down)
+    routed = ops.experts(h, ops.route(h, p.router, p.top, p.norm, p.joined), p.gate_up, p.down)
     if p.shared is None:
         return routed
     shared = ops.linear(ops.swiglu(ops.linear(h, p.shared.gate_up)), p.shared.down)

@@ -49,12 +49,19 @@ class Take(Protocol):
         twice, for different rows."""
         ...
 
-    def experts(self, names: Sequence[str], count: int, top: int, shape: tuple[int, int]) -> tuple[Experts, ...]:
+    def experts(self, names: Sequence[str], count: int, top: int, shape: tuple[int, int],
+                last: Sequence[str] = ()) -> tuple[Experts, ...]:
         """Row blocks of `count` experts, each block of this shape, `top` of which a token goes to.
 
-        A name holds "{}" for the number of an expert, or is that of one tensor [count, *shape]. Blocks of equal format
-        may be joined expert by expert. UnsupportedModelError: experts of one block differ in format.
+        `last` are matrices that make one more expert, number `count`, which every token goes to: the rows of all of
+        them, in this order, are those of its blocks (only where `joins` says so). A name holds "{}" for the number of
+        an expert, or is that of one tensor [count, *shape]. Blocks of equal format may be joined expert by expert.
+        UnsupportedModelError: experts of one block differ in format.
         """
+        ...
+
+    def joins(self, groups: Sequence[Sequence[str]]) -> bool:
+        """Whether this backend puts matrices into one at no cost, and those of each group are stored in one format."""
         ...
 
     def vector(self, name: str, size: int, plus: float = 0.0) -> Array:

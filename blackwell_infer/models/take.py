@@ -111,9 +111,16 @@ class Expect:
         whole = self.matrix(block.name, block.stored)
         return Weight(whole.format, block.shape, ())
 
-    def experts(self, names: Sequence[str], count: int, top: int, shape: tuple[int, int]) -> tuple[Experts, ...]:
-        return tuple(Experts(Weight(self.stack(name, count, shape), (count * shape[0], shape[1]), ()), count)
+    def experts(self, names: Sequence[str], count: int, top: int, shape: tuple[int, int],
+                last: Sequence[str] = ()) -> tuple[Experts, ...]:
+        for name in last:
+            self.matrix(name, (len(names) * shape[0] // len(last), shape[1]))
+        every = count + bool(last)
+        return tuple(Experts(Weight(self.stack(name, count, shape), (every * shape[0], shape[1]), ()), every)
                      for name in names)
+
+    def joins(self, groups: Sequence[Sequence[str]]) -> bool:
+        return False
 
     def stack(self, name: str, count: int, shape: tuple[int, int]) -> str:
         """The one format of a block of experts."""

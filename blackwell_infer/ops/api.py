@@ -107,12 +107,14 @@ class Ops(Protocol):
         """x + sigmoid(h . gate) * y: x, y, h [T, H], gate [H] float32; in float32, rounded once."""
         ...
 
-    def route(self, x: Array, router: Linear, top: int, norm: bool) -> Routing:
+    def route(self, x: Array, router: Linear, top: int, norm: bool, shared: bool = False) -> Routing:
         """The `top` most probable experts of x [T, H] and their probabilities: softmax over `logits(x, router)`.
 
         Logits [T, E] and softmax are float32 over all E experts; `norm` divides the weights by their sum. Best first,
         lowest index first among equal logits; NaN ranks with -inf. A row with a NaN, or with no finite largest logit,
         gets valid experts and weights of NaN. KernelError: not 1 <= top <= E.
+        With `shared` the router has E + 1 rows. Expert E is then not chosen: it comes last in every list, which has
+        top + 1 entries, with the weight sigmoid(its logit), `norm` or not.
         """
         ...
 

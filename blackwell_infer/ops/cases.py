@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from blackwell_infer.ops import cases_hybrid, cases_recurrent, inputs
+from blackwell_infer.ops import cases_hybrid, cases_recurrent, cases_routed, inputs
 from blackwell_infer.ops.api import Ops
 from blackwell_infer.ops.case import BF16, F16, F32, FLOOR, ROUNDED, ULP, text
 from blackwell_infer.ops.case import Case as Case
@@ -343,13 +343,13 @@ def listed() -> Iterable[Case]:
         yield Case(name, "linear_quantized", partial(
             inputs.make_linear_quantized, form=form, dtype=dtype, tokens=t, cols=k, rows=rows, bias=bias,
             residual=residual, bad=bad), ULP[dtype], EIGHT_BIT if "8" in form else 1e-4)
-    for dtype, form, t, h, count, most, norm, step, bad in ROUTES:
+    for dtype, form, t, h, count, most, norm, step, bad in (*ROUTES, *cases_routed.ROUTES):
         name = text("route", dtype, form, f"T{t}", f"H{h}", f"E{count}", f"top{most}", *("norm",) * norm,
                     *("ties",) * bool(step), *("bad" for _ in bad[:1]))
         yield Case(name, "route", partial(
             inputs.make_route, dtype=dtype, form=form, tokens=t, hidden=h, count=count, top=most, norm=norm, step=step,
             bad=bad), 1e-5, 1e-6)
-    for dtype, form, out, t, h, inner, count, most, idle, bad in EXPERTS:
+    for dtype, form, out, t, h, inner, count, most, idle, bad in (*EXPERTS, *cases_routed.EXPERTS):
         name = text("experts", dtype, form, out, f"T{t}", f"H{h}", f"I{inner}", f"E{count}", f"top{most}",
                     *("idle",) * bool(idle), *("bad" for _ in bad[:1]))
         yield Case(name, "experts", partial(

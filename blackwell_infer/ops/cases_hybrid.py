@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from blackwell_infer.ops.case import BF16, F16, F32, FLOOR, ROUNDED, ULP, Case, text
-from blackwell_infer.ops.inputs import Bad, Kwargs, Random, Rows, activations, make_attention, make_rope
+from blackwell_infer.ops.inputs import Bad, Kwargs, Random, Rows, activations, make_attention, make_rope, make_route
 
 NAN, INF = float("nan"), float("inf")
 BAD: Bad = ((1, NAN), (3, INF), (5, -INF))
@@ -23,6 +23,13 @@ SHARED: tuple[tuple[str, int, int, Bad], ...] = (
     # dtype, T, H, bad rows
     (F32, 1, 64, ()), (F32, 7, 172, BAD), (F16, 17, 256, BAD), (BF16, 1, 2048, ()), (BF16, 6, 100, BAD),
     (BF16, 130, 512, ()), (BF16, 3, 8200, ()))
+
+ROUTES: tuple[tuple[str, str, int, int, int, int, bool, float, Bad], ...] = (
+    # dtype, format of the router, T, H, its rows, top, norm, step (logits are multiples of it: ties), bad rows
+    (F32, "f32", 9, 64, 8, 3, True, 0, BAD), (F32, "f32", 4, 32, 2, 1, False, 0, ()),
+    (BF16, "bf16", 1, 2048, 257, 8, True, 0, ()), (BF16, "f32", 16, 264, 257, 8, True, 0, BAD),
+    (F16, "bf16", 13, 64, 250, 31, False, 0.25, BAD), (F16, "bf16", 3, 64, 250, 32, False, 0.25, ()),
+    (BF16, "f32", 66, 32, 41, 4, True, 0.5, BAD), (F32, "f32", 40, 32, 301, 10, False, 0.5, ()))
 
 PAIRS: tuple[tuple[str, int, int, Bad], ...] = (
     # dtype, T, H, bad rows
@@ -45,6 +52,12 @@ def listed() -> Iterable[Case]:
     for dtype, t, h, bad in SHARED:
         yield Case(text("add_gated", dtype, f"T{t}", f"H{h}", *("bad" for _ in bad[:1])), "add_gated",
                    partial(make_shared, dtype=dtype, tokens=t, hidden=h, bad=bad), ULP[dtype], FLOOR[dtype])
+    for dtype, form, t, h, count, most, normed, step, bad in ROUTES:
+        name = text("route", dtype, form, f"T{t}", f"H{h}", f"E{count - 1}", f"top{most}", "shared",
+                    *("norm",) * normed, *("ties",) * bool(step), *("bad" for _ in bad[:1]))
+        yield Case(name, "route", partial(
+            make_route, dtype=dtype, form=form, tokens=t, hidden=h, count=count, top=most, norm=normed, step=step,
+            bad=bad, shared=True), 1e-5, 1e-6)
     for dtype, t, h, bad in PAIRS:
         yield Case(text("rms_norm_pair", dtype, f"T{t}", f"H{h}", *("bad" for _ in bad[:1])), "rms_norm_pair",
                    partial(make_pair, dtype=dtype, tokens=t, hidden=h, bad=bad), ULP[dtype], FLOOR[dtype])

@@ -42,6 +42,7 @@ VERIFY: tuple[Line, ...] = (
 MIXED: tuple[Line, ...] = (
     Line(True, 70, (69,), True), Line(True, 2, (0, 1)), Line(False, 17, (16,)),
     Line(False, 130, (31, 63, 95, 127, 129)))
+PADDED: tuple[Line, ...] = (Line(True, 1, (0,), True), Line(False, 1, (0,)), Line(False, 0, ()), Line(False, 0, ()))
 
 DELTAS: tuple[tuple[str, str, Heads, tuple[Line, ...], int, bool, float, Bad], ...] = (
     # activations, state, heads, rows, padding tokens, tiled, largest decay, bad tokens
@@ -63,6 +64,7 @@ DELTAS: tuple[tuple[str, str, Heads, tuple[Line, ...], int, bool, float, Bad], .
     (BF16, F32, Heads(1, 3, 64, 128), VERIFY, 0, False, 1.0, ()),
     (BF16, BF16, Heads(1, 2, 128, 128), VERIFY, 0, False, 1.0, ()), (F16, F16, TINY, VERIFY, 2, False, 1.0, ()),
     (BF16, F16, TINY, MIXED, 0, False, 1.0, ()), (BF16, BF16, TINY, MIXED, 1, False, 1.0, ()),
+    (F32, F32, TINY, PADDED, 2, False, 1.0, ()), (BF16, F32, Heads(1, 2, 128, 128), PADDED, 2, False, 1.0, ()),
     (BF16, F32, REAL, STEP[:1], 0, False, 1.0, ()), (BF16, F32, DENSE, (Line(True, 2, (0, 1)),), 0, False, 1.0, ()))
 
 

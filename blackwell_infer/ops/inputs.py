@@ -181,8 +181,9 @@ def make_linear_quantized(rng: Random, form: str, dtype: str, tokens: int, cols:
 
 
 def make_route(rng: Random, dtype: str, form: str, tokens: int, hidden: int, count: int, top: int, norm: bool,
-               step: float, bad: Bad) -> Kwargs:
-    """With `step` logits are exact and equal in many places: x selects multiples of it from the router's rows."""
+               step: float, bad: Bad, shared: bool = False) -> Kwargs:
+    """The last of the router's `count` rows is the shared expert's if there is one. With `step` logits are exact and
+    equal in many places: x selects multiples of it from the router's rows."""
     x = activations(rng, (tokens, hidden), dtype, bad)
     router = weight(rng, form, count, hidden)
     if step:
@@ -192,7 +193,7 @@ def make_route(rng: Random, dtype: str, form: str, tokens: int, hidden: int, cou
             x[row, 0] = value
         rows = np.rint(rng.standard_normal((count, hidden))).astype(np.float32) * np.float32(step)
         router = Weight(form, router.shape, (rows.astype(router.parts[0].dtype),))
-    return {"x": x, "router": (router,), "top": top, "norm": norm}
+    return {"x": x, "router": (router,), "top": top, "norm": norm, "shared": shared}
 
 
 def make_experts(rng: Random, dtype: str, forms: tuple[str, ...], down: str, tokens: int, hidden: int, inner: int,

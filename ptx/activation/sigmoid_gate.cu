@@ -21,5 +21,5 @@ sigmoid_gate(const act_t* x, const act_t* gates, act_t* y, u8* blocks, int T, in
     if (blocks == nullptr) return;
 #pragma unroll
     for (int e = 0; e < 8; ++e) v[e] = to_float(from_float<act_t>(v[e]));
-    stage_row(blocks + (i64)(i >> 8) * block_bytes(T), T, row, v, threadIdx.x & 31);
+    stage_in_group(blocks, T, row, i >> 8, (N + 255) >> 8, v, threadIdx.x & 31);
 }

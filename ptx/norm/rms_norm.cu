@@ -28,7 +28,7 @@ struct side_sink {
         if (blocks == nullptr) return;
 #pragma unroll
         for (int e = 0; e < 8; ++e) v[e] = to_float(from_float<act_t>(v[e]));
-        stage_row(blocks + (i64)((side * H + i) >> 8) * block_bytes(T), T, row, v, threadIdx.x & 31);
+        stage_in_group(blocks, T, row, (side * H + i) >> 8, 2 * H >> 8, v, threadIdx.x & 31);
     }
     __device__ __forceinline__ void pad(int) const {}
 };

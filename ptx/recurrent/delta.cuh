@@ -9,22 +9,31 @@
 #define TAPS 4
 #define PAST (TAPS - 1)
 #define COUNTERS 16384
+#ifdef STATE
 typedef PASTE(STATE, _t) state_t;
+#endif
+
+// a / b for numbers of heads: exact below 2^16, without the instructions of a division.
+__device__ __forceinline__ int quotient(int a, int b) { return (int)__fdividef((float)a + 0.5f, (float)b); }
 
 struct Sizes {
     int nk, nv, dk, dv, tiled;
     __device__ __forceinline__ int channels() const { return 2 * nk * dk + nv * dv; }
     __device__ __forceinline__ int columns() const { return channels() + nv * dv + 2 * nv; }
-    __device__ __forceinline__ int key_head(int head) const { return tiled ? head % nk : head / (nv / nk); }
+    __device__ __forceinline__ int group() const { return quotient(nv, nk); }
+    __device__ __forceinline__ int key_head(int head) const {
+        return tiled ? head - nk * quotient(head, nk) : quotient(head, group());
+    }
 };
 
-__device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
-__device__ __forceinline__ float silu(float x) { return x / (1.0f + expf(-x)); }
+// Quotients here may be off by two units in the last place.
+__device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.0f, 1.0f + expf(-x)); }
+__device__ __forceinline__ float silu(float x) { return __fdividef(x, 1.0f + expf(-x)); }
 // log(1 + e^x); the quotient corrects for what 1 + e^x loses of a small e^x (Kahan).
 __device__ __forceinline__ float softplus(float x) {
     if (x > 20.0f) return x;
     const float y = expf(x), sum = 1.0f + y, rest = sum - 1.0f;
-    return rest == 0.0f ? y : logf(sum) * (y / rest);
+    return rest == 0.0f ? y : logf(sum) * __fdividef(y, rest);
 }
 // The log of what a token leaves of the state. Not below -128, whose exponential is 0 as well.
 __device__ __forceinline__ float log_decay(float decay, float x) {
@@ -42,6 +51,9 @@ __device__ __forceinline__ float convolved(const float (&x)[TAPS], const float (
 
 // What scales a query or key head to length 1, of the sum of its squares.
 __device__ __forceinline__ float unit_scale(float squares) { return rsqrtf(squares + 1e-6f); }
+
+// Orders what this thread, and who met it at a barrier, did to memory with what it does next, for the whole GPU.
+__device__ __forceinline__ void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 
 // The value that a state holds after it was stored.
 template <typename T> __device__ __forceinline__ float stored(float x) { return to_float(from_float<T>(x)); }

@@ -51,14 +51,12 @@ delta_generic(const act_t* proj, const float* taps, const float* decay, const fl
         x[(t + 1) * width + c] = slot < 0 ? 0.0f : to_float(conv[((i64)slot * PAST + t) * channels + channel(c)]);
     }
     __syncthreads();
-    if (tid == 0) {
+    pdl_wait();
+    if (tid == 0) {  // counters belong to one launch at a time: not before the wait
         u32* counter = readers + (row - first) * nk + kh;
-        const u32 all = nv / nk;
-        __threadfence();
-        last_reader = atomicAdd(counter, 1u) == all - 1;
+        last_reader = atomicAdd(counter, 1u) + 1 == (u32)sizes.group();
         if (last_reader) *counter = 0;
     }
-    pdl_wait();
     for (int t = 0; t < tokens; t++) {
         const act_t* p = proj + (i64)(start + t) * columns;
         const int target = to[start + t];

@@ -10,7 +10,7 @@ import pytest
 from blackwell_infer.errors import KernelError
 from blackwell_infer.kernels.compile import Builder
 from blackwell_infer.kernels.kernel import Kernel, Variant
-from blackwell_infer.ops.cuda import fp8, nvfp4
+from blackwell_infer.ops.cuda import fp8, nvfp4, recurrent
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +75,12 @@ def test_assembly_that_is_wrong_is_an_error_with_its_line(tmp_path: Path) -> Non
         Builder("sm_120f", None, tmp_path).build(v)
     with pytest.raises(KernelError, match=r"ptx/absent\.ptx does not exist"):
         Builder("sm_120f", None, tmp_path).build(Kernel("absent.ptx", "absent", ()).variant())
+
+
+def test_states_go_through_tensor_cores(nvdisasm: str, builder: Builder, tmp_path: Path) -> None:
+    """The pass over chunks: three products of TF32 for each of float32, tiles in bulk copies."""
+    found = opcodes(nvdisasm, builder, recurrent.PASS.variant(), tmp_path)
+    tensor = [op for op in found if "MMA" in op]
+    assert tensor == ["HMMA.1688.F32.TF32"] * len(tensor) and len(tensor) % 48 == 0 and tensor
+    assert sum(op.startswith("UBLKCP") for op in found) == 4
+    assert not any(op.startswith(("SHFL", "STL", "LDL")) for op in found)

@@ -46,7 +46,7 @@ LIMITS = Limits(batch=4, step_tokens=128, score_tokens=32, pages=64, context=256
 
 
 @pytest.mark.parametrize("arch", LIBRARIES)
-@pytest.mark.parametrize("model", ["llama", "mistral", "qwen3", "qwen3_moe"])
+@pytest.mark.parametrize("model", ["llama", "mistral", "qwen3", "qwen3_moe", "qwen3_5", "qwen3_5_moe"])
 def test_a_model_launches_what_it_did(model: str, arch: str, pytestconfig: pytest.Config) -> None:
     for name, trace in steps(model, arch, LIMITS, STEPS).items():
         path = DATA / "traces" / f"{model}-{arch}-{name}.jsonl"
@@ -58,7 +58,7 @@ def test_a_model_launches_what_it_did(model: str, arch: str, pytestconfig: pytes
         assert not found, f"{path.name}:\n{found}"
 
 
-@pytest.mark.parametrize("model", ["qwen3", "qwen3_moe"])
+@pytest.mark.parametrize("model", ["qwen3", "qwen3_moe", "qwen3_5_moe"])
 @pytest.mark.parametrize("arch", LIBRARIES)
 def test_steps_of_one_bucket_launch_alike(arch: str, model: str) -> None:
     short = Limits(batch=4, step_tokens=128, score_tokens=32, pages=64, context=250)
@@ -67,7 +67,7 @@ def test_steps_of_one_bucket_launch_alike(arch: str, model: str) -> None:
         assert same_grids(a, b), difference(a, b)
 
 
-@pytest.mark.parametrize("model", ["qwen3", "qwen3_moe"])
+@pytest.mark.parametrize("model", ["qwen3", "qwen3_moe", "qwen3_5_moe"])
 def test_every_launch_of_a_decode_step_is_a_dependent_launch(model: str) -> None:
     for launch in steps(model, "sm_120f", LIMITS, {"decode": [1]})["decode"]:
         assert launch.pdl, launch

@@ -12,7 +12,7 @@ from blackwell_infer.ops.cuda import CudaOps
 LARGE = "V151936"
 """vocabularies that only the regular schedule runs"""
 EXCHANGES = ("attend", "linear", "logits", "qkv_rope_append_", "sample_", "rms_norm", "add_rms_norm",
-             "route", "experts")
+             "route", "experts", "gated_delta_")
 """ops whose kernels exchange data between threads: a missing barrier shows under a random schedule"""
 MIXED = [c for i, c in enumerate(c for c in cases.CASES if LARGE not in c.name and c.op.startswith(EXCHANGES))
          if i % 8 == 3]

@@ -38,19 +38,21 @@ def test_rows_of_a_large_product_have_their_own_bits(emulated: Callable[..., Emu
         assert np.array_equal(run(slice(low, high)), together[low:high])
 
 
-def answers(prompts: tuple[str, ...], step_tokens: int) -> list[Any]:
+def answers(model: str, prompts: tuple[str, ...], step_tokens: int) -> list[Any]:
     """Tokens and log-probabilities, bit for bit."""
-    with LLM(str(DATA / "qwen3_moe_pruned"), device="emulated", dtype="bfloat16", max_context=128, max_batch=2,
+    with LLM(str(DATA / model), device="emulated", dtype="bfloat16", max_context=128, max_batch=2,
              max_step_tokens=step_tokens, reproducible=True) as llm:
         assert all(len(llm.tokenizer.encode(prompt)) > 9 for prompt in prompts)
         return [(r.token_ids, r.logprobs) for r in llm.generate(list(prompts), GREEDY)]
 
 
-def test_a_request_has_its_own_bits(monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config) -> None:
+@pytest.mark.parametrize("model", ["qwen3_moe_pruned", "qwen3_5_moe"])
+def test_a_request_has_its_own_bits(model: str, monkeypatch: pytest.MonkeyPatch,
+                                    pytestconfig: pytest.Config) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(pytestconfig.cache.mkdir("user")))
     prompts = ("It was the best of times", "It was late.")
-    together = answers(prompts, 128)
-    assert answers(prompts[:1], 19) == together[:1]
+    together = answers(model, prompts, 128)
+    assert answers(model, prompts[:1], 19) == together[:1]
 
 
 def test_numpy_has_no_such_mode() -> None:

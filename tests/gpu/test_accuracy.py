@@ -21,7 +21,8 @@ def gpu() -> None:
         pytest.skip(found.reason)
 
 
-@pytest.mark.parametrize("model", ["llama", "mistral", "qwen3", "mixtral", "qwen3_moe_pruned"])
+@pytest.mark.parametrize("model", ["llama", "mistral", "qwen3", "mixtral", "qwen3_moe_pruned", "qwen3_5",
+                                   "qwen3_5_moe"])
 def test_no_farther_from_exact_than_plain_bfloat16(model: str) -> None:
     (_, plain), *rows = load_tool("accuracy").rows(str(DATA / model), None, 2000, "cuda", 256)
     for name, found in rows:

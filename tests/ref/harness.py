@@ -45,7 +45,12 @@ class Load:
             out.append(whole if chosen is None else FORMATS[whole.format].take_rows(whole, chosen.of(shape[0])))
         return tuple(out)
 
-    def experts(self, names: Sequence[str], count: int, top: int, shape: tuple[int, int]) -> tuple[Experts, ...]:
+    def joins(self, groups: Sequence[Sequence[str]]) -> bool:
+        return False
+
+    def experts(self, names: Sequence[str], count: int, top: int, shape: tuple[int, int],
+                last: Sequence[str] = ()) -> tuple[Experts, ...]:
+        assert not last
         out = []
         for name in names:
             first = self.checkpoint.tensors[name.replace("{}", "0")]

@@ -11,7 +11,7 @@ DATA = Path(__file__).parents[1] / "data"
 accuracy = load_tool("accuracy")
 
 
-@pytest.mark.parametrize("model", ["llama", "mistral", "qwen3", "mixtral", "qwen3_moe_pruned"])
+@pytest.mark.parametrize("model", ["llama", "mistral", "qwen3", "mixtral", "qwen3_moe_pruned", "qwen3_5"])
 def test_exact_logits_are_what_float32_approaches(model: str) -> None:
     path = str(DATA / model)
     pieces = accuracy.token_pieces(path, None, 90, 60)
@@ -22,6 +22,17 @@ def test_exact_logits_are_what_float32_approaches(model: str) -> None:
     rounded = accuracy.measured(path, pieces, exact, {"device": "numpy", "dtype": "bfloat16"})
     assert 1e-3 < rounded.distance < 5e-2 and near.mean < rounded.mean < accuracy.DIVERGENCE
     assert not near.misses(rounded) and rounded.misses(near)
+
+
+def test_roundings_that_change_experts_show() -> None:
+    """Random weights of a hybrid with experts: bfloat16 chooses others now and then."""
+    path = str(DATA / "qwen3_5_moe")
+    pieces = accuracy.token_pieces(path, None, 90, 60)
+    exact = accuracy.exact_logits(path, pieces)
+    near = accuracy.measured(path, pieces, exact, {"device": "numpy", "dtype": "float32"})
+    rounded = accuracy.measured(path, pieces, exact, {"device": "numpy", "dtype": "bfloat16"})
+    assert near.distance < 3e-6 and near.best == 1 and near.mean < 1e-10
+    assert 1e-3 < rounded.distance < 5e-2 and rounded.largest > 10 * rounded.mean and rounded.misses(near)
 
 
 def test_other_weights_are_far_away() -> None:

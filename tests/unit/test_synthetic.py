@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+import synthetic_hybrid
 from tooling import load_tool
 
 from blackwell_infer import LLM, Sampling
@@ -19,17 +20,19 @@ SMALL = {"layers": 3, "hidden": 256, "mlp": 512, "heads": 4, "kv_heads": 2, "hea
          "context": 256}
 DENSE = ("qwen3-8b", "qwen3-0.6b", "llama-3.1-8b")
 SPARSE = {"qwen3-30b-a3b": {"experts": 6, "top": 2, "mlp": 256}, "mixtral-8x7b": {"experts": 4, "top": 2, "mlp": 256}}
+DELTA = {"head_dim": 128, "delta": synthetic_hybrid.Delta(2, 4, 64, 64, every=3)}
+HYBRID = {"qwen3.6-27b": DELTA, "qwen3.6-35b-a3b": DELTA | {"experts": 6, "top": 2, "mlp": 256}}
 SUPPORTED = {a for family in FAMILIES for a in family.architectures}
 
 
 def small(name: str) -> object:
     """A model of the family with few and narrow layers."""
-    return msgspec.structs.replace(tool.SHAPES[name], **(SMALL | SPARSE.get(name, {})))
+    return msgspec.structs.replace(tool.SHAPES[name], **(SMALL | SPARSE.get(name, {}) | HYBRID.get(name, {})))
 
 
 def runnable() -> list[str]:
     """Shapes whose families the registry knows."""
-    return [n for n in (*DENSE, *SPARSE) if tool.KINDS[tool.SHAPES[n].family].architecture in SUPPORTED]
+    return [n for n in (*DENSE, *SPARSE, *HYBRID) if tool.KINDS[tool.SHAPES[n].family].architecture in SUPPORTED]
 
 
 def runs(path: Path) -> None:
@@ -52,8 +55,9 @@ def test_a_gguf_file_runs(name: str, mix: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", runnable())
 def test_a_folder_runs(name: str, layout: str, tmp_path: Path) -> None:
     tool.write_folder(small(name), layout, tmp_path / "m", 0, most=300_000)
-    assert len(list((tmp_path / "m").glob("*.safetensors"))) > 2 and (tmp_path / "m/hf_quant_config.json").exists() == (
-        layout in ("hf-nvfp4", "hf-fp8"))
+    modelopt = layout in ("hf-nvfp4", "hf-fp8")
+    assert len(list((tmp_path / "m").glob("*.safetensors"))) > 2
+    assert (tmp_path / "m/hf_quant_config.json").exists() == modelopt
     runs(tmp_path / "m")
 
 
@@ -70,6 +74,18 @@ def test_projections_of_a_folder_are_read_in_their_format(name: str, layout: str
     for n in names:
         weight = checkpoint.weight(n)
         assert 0.01 < FORMATS[weight.format].dequantize(weight).std() < 0.04, n
+
+
+@pytest.mark.parametrize("name", HYBRID)
+def test_hybrids_have_the_published_mix(name: str, tmp_path: Path) -> None:
+    """Attention and recurrent layers FP8, MLPs and head NVFP4, the rest and the head for guesses BF16."""
+    tool.write_folder(small(name), "hf-nvfp4", tmp_path, 0)
+    tensors = open_checkpoint(tmp_path).tensors
+    forms = {n: info.format for n, info in tensors.items() if n.endswith("_proj.weight") or "in_proj" in n}
+    for n, form in forms.items():
+        narrow = n.startswith("mtp.") or n.endswith(("in_proj_a.weight", "in_proj_b.weight"))
+        assert form == ("bf16" if narrow else "nvfp4" if ".mlp." in n else "fp8"), n
+    assert (tensors["lm_head.weight"].format, tensors["mtp.fc.weight"].format) == ("nvfp4", "bf16")
 
 
 @pytest.mark.parametrize("mix", tool.MIXES)
@@ -103,7 +119,8 @@ def test_the_usual_mix_keeps_more_bits_where_it_should() -> None:
 
 
 @pytest.mark.parametrize(("name", "billions"), [("qwen3-8b", 8.19), ("qwen3-0.6b", 0.596), ("llama-3.1-8b", 8.03),
-                                                ("qwen3-30b-a3b", 30.53), ("mixtral-8x7b", 46.70)])
+                                                ("qwen3-30b-a3b", 30.53), ("mixtral-8x7b", 46.70),
+                                                ("qwen3.6-27b", 27.32), ("qwen3.6-35b-a3b", 35.5)])
 def test_shapes_have_the_published_number_of_parameters(name: str, billions: float) -> None:
     shape = tool.SHAPES[name]
     for entries in (tool.gguf_entries(shape, tool.MIXES["bf16"]), tool.hf_entries(shape, "hf-bf16")):

@@ -23,6 +23,8 @@ from blackwell_infer.types import Array
 
 CHUNK = 512
 """pairs that one CTA counts and places"""
+SORT_BUDGET = 48 << 10
+"""Bytes of shared memory for the counts of a sort by one CTA"""
 TILE_N = 128
 GATE, DOWN, PLAIN = 0, 1, 2
 TILES = ((8, 16), (48, 64))
@@ -54,8 +56,8 @@ GROUPS = Kernel("moe/groups.cu", "moe_groups", (
 TILED = Kernel(GROUPS.source, GROUPS.entry, GROUPS.params,
                {**GROUPS.defines, "FORMAT": STACKED, "TILED": (1,)}, cost=routed)
 COMBINE = Kernel("moe/combine.cu", "moe_combine", (
-    Param("z", "in", "float32"), Param("weights", "in", "float32"), Param("y", "out"), Param("H", "i32"),
-    Param("top", "i32")), {"ACT": ("f16", "bf16")}, cost=moved)
+    Param("z", "in", "float32"), Param("places", "in", "int32"), Param("weights", "in", "float32"), Param("y", "out"),
+    Param("H", "i32"), Param("top", "i32")), {"ACT": ("f16", "bf16")}, cost=moved)
 KERNELS = (COUNT, OFFSETS, SCATTER, SORT, GROUPS, TILED, COMBINE)
 
 HALVES = {"float16": "f16", "bfloat16": "bf16"}
@@ -97,9 +99,15 @@ def experts(q: Queue, x: Array, routing: Routing, gate_up: tuple[Experts, ...], 
     z = q.empty((tokens * top, hidden), np.float32)
     multiply(q, h, found, down, z, DOWN, 0)
     y = q.empty((tokens, hidden), x.dtype)
-    q.launch(COMBINES[x.dtype.name], (tokens, -(-hidden // 512), 1), (128, 1, 1), z, routing.weights, y, hidden, top,
-             pdl=True)
+    combine(q, z, None, routing.weights, y)
     return y
+
+
+def combine(q: Queue, z: Tensor, places: Tensor | None, weights: Array, y: Tensor) -> None:
+    """y [T, H] of the products of pairs, at `places` [T top] of z or in their own order, and their weights."""
+    (tokens, hidden), top = y.shape, weights.shape[1]
+    q.launch(COMBINES[y.dtype.name], (tokens, -(-hidden // 512), 1), (128, 1, 1), z, places, weights, y, hidden, top,
+             pdl=True)
 
 
 def tile_rows(pairs: int, count: int) -> int:
@@ -113,6 +121,12 @@ def most_tiles(pairs: int, count: int, rows: int) -> int:
     return used + (pairs - used) // rows
 
 
+def sort_shape(pairs: int, count: int) -> tuple[int, int]:
+    """Threads, and bytes of shared memory, of a sort by one CTA."""
+    warps = max(1, min(-(-pairs // 32), 32, SORT_BUDGET // (4 * count) - 2))
+    return 32 * warps, 4 * ((warps + 2) * count + -(-count // 32) + 2)
+
+
 def sort(q: Queue, routing: Routing, count: int) -> Sorted:
     """One launch for few pairs, three for many; nothing is read back."""
     tokens, top = routing.experts.shape
@@ -122,8 +136,9 @@ def sort(q: Queue, routing: Routing, count: int) -> Sorted:
     found = Sorted(q.empty((pairs,), np.int32), q.empty((count + 1,), np.int32), q.empty((tiles, 2), np.int32), rows,
                    top)
     if chunks == 1:
-        q.launch(SORT.variant(), (1, 1, 1), (CHUNK, 1, 1), routing.experts, found.offsets, found.tiles, found.order,
-                 pairs, count, rows, tiles, smem=4 * count, pdl=True)
+        threads, smem = sort_shape(pairs, count)
+        q.launch(SORT.variant(), (1, 1, 1), (threads, 1, 1), routing.experts, found.offsets, found.tiles, found.order,
+                 pairs, count, rows, tiles, smem=smem, pdl=True)
         return found
     counts = q.empty((chunks, count), np.int32)
     q.launch(COUNT.variant(), (chunks, 1, 1), (256, 1, 1), routing.experts, counts, pairs, count, pdl=True)

@@ -25,8 +25,8 @@ ROWS = Kernel("moe/rows.cu", "moe_rows", (
     Param("N", "i32"), Param("K", "i32"), Param("top", "i32"), Param("mode", "i32"), Param("stride", "i32"),
     Param("column", "i32")), {"FORMAT": FORMATS, "ACT": tuple(ACTS.values())}, cost=routed)
 GATED = Kernel("moe/gate.cu", "moe_gate", (
-    Param("gate_up", "in", "float32"), Param("y", "out"), Param("P", "i32"), Param("I", "i32")),
-    {"ACT": tuple(ACTS.values())}, cost=moved)
+    Param("gate_up", "in", "float32"), Param("places", "in", "int32"), Param("y", "out"), Param("P", "i32"),
+    Param("I", "i32")), {"ACT": tuple(ACTS.values())}, cost=moved)
 KERNELS = (ROWS, GATED, *expert_small.KERNELS)
 
 VARIANTS = {(form, dtype): ROWS.variant(FORMAT=form, ACT=act) for form in FORMATS for dtype, act in ACTS.items()}
@@ -65,8 +65,8 @@ def multiply(q: Queue, x: Array, routing: Routing, w: Experts, out: Tensor, mode
              smem=8 * TILE * RING[w.weight.format] + 512 * segments, pdl=True)
 
 
-def gate(q: Queue, both: Tensor, out: Tensor) -> None:
-    """out [P, I] = silu(gate) * up of float32 [gate I | up I]."""
-    pairs, inner = out.shape
-    q.launch(GATES[out.dtype.name], (-(-inner // 128), min(pairs, 65535), 1), (128, 1, 1), both, out, pairs, inner,
-             pdl=True)
+def gate(q: Queue, both: Tensor, out: Tensor, places: Tensor | None = None) -> None:
+    """out [P, I] = silu(gate) * up of float32 [gate I | up I]; of all rows, or of those at `places` [pairs, 2]."""
+    pairs, inner = out.shape if places is None else (places.shape[0], out.shape[1])
+    q.launch(GATES[out.dtype.name], (-(-inner // 128), min(pairs, 65535), 1), (128, 1, 1), both, places, out, pairs,
+             inner, pdl=True)

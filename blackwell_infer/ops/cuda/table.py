@@ -82,8 +82,8 @@ class CudaOps:
                          residual: Array | None = None) -> Array:
         return quantized.linear_quantized(self.queue, x, w, dtype, bias, residual)
 
-    def route(self, x: Array, router: Linear, top: int, norm: bool) -> Routing:
-        return route.route(self.queue, x, router, top, norm, self.reproducible)
+    def route(self, x: Array, router: Linear, top: int, norm: bool, shared: bool = False) -> Routing:
+        return route.route(self.queue, x, router, top, norm, shared, self.reproducible)
 
     def experts(self, x: Array, routing: Routing, gate_up: tuple[Experts, ...], down: Experts) -> Array:
         return experts.experts(self.queue, x, routing, gate_up, down, self.reproducible)

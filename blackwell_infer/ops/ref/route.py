@@ -11,16 +11,20 @@ from blackwell_infer.types import Array
 
 
 @np.errstate(over="ignore", invalid="ignore", under="ignore", divide="ignore")
-def route(x: Array, router: Linear, top: int, norm: bool) -> Routing:
+def route(x: Array, router: Linear, top: int, norm: bool, shared: bool = False) -> Routing:
     """Ordered by logits, not by probabilities: the same order, but rounding of the softmax cannot make ties in it."""
-    count = sum(block.shape[0] for block in router)
+    count = sum(block.shape[0] for block in router) - shared
     if not 1 <= top <= count:
         raise KernelError(f"route: top {top} of {count} experts; it must lie between 1 and their number")
-    z = np.asarray(logits(x, router))  # [T, E]
+    every = np.asarray(logits(x, router))
+    z = every[:, :count]  # [T, E]
     keys = np.where(np.isnan(z), np.float32(-np.inf), z)
     chosen = np.argsort(-keys, axis=1, kind="stable")[:, :top]
     mass = np.exp(z - z.max(axis=1, keepdims=True))
     weights = (mass / mass.sum(axis=1, keepdims=True))[np.arange(len(z))[:, None], chosen]
     if norm:
         weights = weights / weights.sum(axis=1, keepdims=True)
+    if shared:
+        chosen = np.concatenate((chosen, np.full_like(chosen[:, :1], count)), axis=1)
+        weights = np.concatenate((weights, 1 / (1 + np.exp(-every[:, count:]))), axis=1)
     return Routing(chosen.astype(np.int32), weights.astype(np.float32))

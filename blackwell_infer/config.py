@@ -63,6 +63,16 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     graphs: Annotated[bool, Meta(
         description="run decode steps as CUDA graphs; off launches kernel by kernel, slower, for debugging",
     )] = True
+    speculate: Annotated[Literal["auto", "off", "ngram", "mtp"], Meta(
+        description="guess tokens and check several in one step, which changes no answer: mtp takes the model's own "
+                    "head, ngram what followed the same words before; auto takes what there is, where it pays",
+    )] = "auto"
+    draft_max: Annotated[int, Meta(
+        ge=1, le=15, description="most tokens guessed per step; how many follows from how many hold and what they cost",
+    )] = 8
+    draft_min: Annotated[int, Meta(
+        ge=0, le=15, description="fewest tokens guessed per step, where there is anything to guess",
+    )] = 0
     revision: Annotated[str, Meta(description="branch, tag or commit of a hub model")] = "main"
 
 

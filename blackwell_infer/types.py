@@ -81,6 +81,10 @@ class Usage(msgspec.Struct, frozen=True):
     queue_seconds: float = 0.0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
+    drafted_tokens: int = 0
+    """guesses that were checked (see the setting `speculate`)"""
+    accepted_tokens: int = 0
+    """tokens of the answer that were guessed right"""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):

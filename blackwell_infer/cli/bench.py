@@ -44,6 +44,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
             ("-b", "--batch", "1", "streams that run at once")):
         parser.add_argument(short, name, type=numbers, default=numbers(default), metavar="N,N...",
                             help=f"{about} (default: {default})")
+    parser.add_argument("--accept", type=share, default=None, metavar="SHARE",
+                        help="with --speculate: take this share of the guesses to hold, drawn at random, as if the "
+                             "head had been that good (synthetic weights); answers mean nothing then")
     parser.add_argument("--repeat", type=positive, default=3, metavar="N",
                         help="repetitions of each figure, after one that does not count (default: 3)")
     parser.add_argument("--phases", choices=("none", "first", "all"), default="first",
@@ -69,6 +72,13 @@ def positive(text: str) -> int:
     if int(text) < 1:
         raise ValueError(text)
     return int(text)
+
+
+def share(text: str) -> float:
+    """A number from 0 to 1."""
+    if not 0 <= float(text) <= 1:
+        raise ValueError(text)
+    return float(text)
 
 
 def rate(text: str) -> float:
@@ -102,10 +112,13 @@ def main(found: argparse.Namespace, settings: config.Settings) -> int:
 
 
 def fitted(engine: EngineConfig, matrix: Matrix) -> EngineConfig:
-    """Settings with room for the matrix, where they leave it open."""
+    """Settings with room for the matrix, where they leave it open. Prompts are random, so nothing is guessed unless
+    that is asked for by name."""
     cells = list(matrix.cells())
-    context = engine.max_context or context_for(cells, engine.max_step_tokens)
-    return msgspec.structs.replace(engine, max_context=context, max_batch=max(matrix.batch))
+    speculate = "off" if engine.speculate == "auto" else engine.speculate
+    guesses = 0 if speculate == "off" else engine.draft_max
+    context = engine.max_context or context_for(cells, engine.max_step_tokens, guesses)
+    return msgspec.structs.replace(engine, max_context=context, max_batch=max(matrix.batch), speculate=speculate)
 
 
 def measured(options: argparse.Namespace, matrix: Matrix, engine: EngineConfig) -> Report:
@@ -115,6 +128,8 @@ def measured(options: argparse.Namespace, matrix: Matrix, engine: EngineConfig) 
         started = time.perf_counter()
         with PeakMemory() as memory:
             found = load(path, engine, bars)
+        forced = msgspec.structs.replace(found.speculation, forced=options.accept)
+        found = msgspec.structs.replace(found, speculation=forced)
         loaded = time.perf_counter() - started
     try:
         bench = Bench(found, options.seed)
@@ -134,7 +149,7 @@ def measured(options: argparse.Namespace, matrix: Matrix, engine: EngineConfig) 
     rows = tuple(row(figure, found, dry, bandwidth) for figure in figures)
     return Report(model=Path(found.info.path).name, device=device_name(found.info.device), dtype=found.info.dtype,
                   load_seconds=loaded, peak_host_bytes=memory.grown, weight_bytes=found.info.weight_bytes,
-                  repeat=options.repeat, bandwidth=bandwidth, rows=rows, profiles=profiles,
+                  repeat=options.repeat, forced=options.accept, bandwidth=bandwidth, rows=rows, profiles=profiles,
                   profiled_arch=dry.queue.arch)
 
 
@@ -183,7 +198,8 @@ def row(figure: Figure, found: Loaded, dry: DryModel, bandwidth: Bandwidth | Non
     about = Row(test=cell.test, tokens=cell.tokens, depth=cell.depth, batch=cell.batch, why=figure.why)
     if figure.why:
         return about
-    about = msgspec.structs.replace(about, rate=figure.rate, rates=figure.rates, seconds=figure.seconds)
+    about = msgspec.structs.replace(about, rate=figure.rate, rates=figure.rates, seconds=figure.seconds,
+                                    drafted=figure.drafted, accepted=figure.accepted)
     if cell.test == "prompt":
         return about
     info, lengths = found.info, lengths_of(cell)

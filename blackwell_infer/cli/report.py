@@ -29,6 +29,10 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float | None = None
     step_bytes: int | None = None
     roofline_share: float | None = None
+    drafted: int = 0
+    """guesses that were checked"""
+    accepted: int = 0
+    """guesses that held"""
     why: str = ""
 
 
@@ -46,6 +50,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     rows: tuple[Row, ...]
     profiles: tuple[Profile, ...]
     profiled_arch: str
+    forced: float | None = None
+    """share of guesses that were taken to hold, whatever they were; answers meant nothing"""
 
 
 class Table(msgspec.Struct, frozen=True):
@@ -76,14 +82,21 @@ def summary(report: Report) -> list[str]:
     if report.bandwidth is not None:
         how = f"measured over {gigabytes(report.bandwidth.nbytes)}" if report.bandwidth.nbytes else "as given"
         lines.append(f"bandwidth {report.bandwidth.rate / 1e12:.3f} TB/s, {how}")
+    if report.forced is not None:
+        lines.append(f"guesses were taken to hold with a chance of {report.forced:g} each, whatever they were")
     return lines
 
 
 def figure_table(report: Report) -> Table:
-    """One row for each figure."""
-    return Table(f"medians of {report.repeat}",
-                 ("model", "device", "dtype", "test", "depth", "batch", "tok/s", "range", "ms", "GB/step", "roofline"),
-                 tuple((report.model, report.device, report.dtype, *cells(row)) for row in report.rows))
+    """One row for each figure; what became of guesses, if there were any."""
+    columns: tuple[str, ...] = ("model", "device", "dtype", "test", "depth", "batch", "tok/s", "range", "ms", "GB/step",
+                                "roofline")
+    rows: list[tuple[str, ...]] = [(report.model, report.device, report.dtype, *cells(row)) for row in report.rows]
+    if any(row.drafted for row in report.rows):
+        columns = (*columns, "accepted")
+        held = [f"{row.accepted} of {row.drafted}" if row.drafted else "" for row in report.rows]
+        rows = [(*line, said) for line, said in zip(rows, held, strict=True)]
+    return Table(f"medians of {report.repeat}", columns, tuple(rows))
 
 
 def cells(row: Row) -> tuple[str, ...]:

@@ -46,7 +46,8 @@ class Reload(msgspec.Struct, frozen=True):
 class Work(msgspec.Struct, frozen=True):
     """One step. `batch.outputs` lists the sampled tokens; `scored` [S] the tokens whose logits are scored.
 
-    `slots` [N] int32 are the slots of the sampled rows. `targets` [S] int32 are the tokens that follow scored ones, -1
+    `slots` [N] int32 are the slots of the sampled rows, -1 for those with guesses, whose next tokens the host knows.
+    `targets` [S] int32 are the tokens that follow scored ones, -1
     where none does. `params` is None if nothing is sampled.
     """
 
@@ -80,8 +81,8 @@ def bucket(n: int) -> int:
 
 
 def make_batch(plan: Plan, tables: Tables) -> Batch:
-    """The ragged batch of a plan; outputs are the last tokens of the rows that sample. A token that the host has not
-    read is the newest of its slot."""
+    """The ragged batch of a plan; outputs are the last tokens of the rows that sample, and those before their guesses.
+    A token that the host has not read is the newest of its slot."""
     counts = np.asarray([len(row.tokens) for row in plan.rows], np.int32)
     starts = np.concatenate((np.zeros(1, np.int32), np.cumsum(counts, dtype=np.int32)))
     ids = np.empty(starts[-1], np.int32)
@@ -97,13 +98,16 @@ def make_batch(plan: Plan, tables: Tables) -> Batch:
     return Batch(
         ids=ids, positions=positions, rows=np.repeat(np.arange(len(counts), dtype=np.int32), counts), starts=starts,
         lengths=lengths, pages=tables.rows[[row.slot for row in plan.rows], :width],
-        outputs=starts[1:][[row.samples for row in plan.rows]] - 1,
+        outputs=np.concatenate([np.arange(last - row.sampled, last, dtype=np.int32)
+                                for row, last in zip(plan.rows, starts[1:], strict=True)]),
         state_from=state_from, state_to=state_to,
         max_new=bucket(int(counts.max())), max_length=longest)
 
 
 def make_params(rows: Items[Row], settings: Items[Settings]) -> SampleParams:
-    """Sampling parameters of the rows that sample, in order."""
+    """Sampling parameters of everything that rows sample, in order; `settings` are those of the rows."""
+    settings = [s for row, s in zip(rows, settings, strict=True) for _ in range(row.sampled)]
+    places = [(row, i) for row in rows for i in range(row.sampled)]
     chosen = [s.sampling for s in settings]
     sizes = [len(s.bias_ids) for s in settings]
     return SampleParams(
@@ -115,12 +119,14 @@ def make_params(rows: Items[Row], settings: Items[Settings]) -> SampleParams:
         presence=np.asarray([s.presence_penalty for s in chosen], np.float32),
         frequency=np.asarray([s.frequency_penalty for s in chosen], np.float32),
         seed=np.asarray([s.seed for s in settings], np.uint64),
-        position=np.asarray([row.end for row in rows], np.int32),
-        slot=np.asarray([row.slot if s.penalised else -1 for row, s in zip(rows, settings, strict=True)], np.int32),
+        position=np.asarray([row.end - row.guesses + i for row, i in places], np.int32),
+        slot=np.asarray([row.slot if s.penalised else -1 for (row, _), s in zip(places, settings, strict=True)],
+                        np.int32),
+        guess=np.asarray([row.guessed[i - 1] if i else -1 for row, i in places], np.int32),
         bias_starts=np.concatenate(([0], np.cumsum(sizes))).astype(np.int32),
         bias_ids=np.asarray([i for s in settings for i in s.bias_ids], np.int32),
         bias_values=np.asarray([v for s in settings for v in s.bias_values], np.float32),
-        top=max(s.logprobs or 0 for s in chosen))
+        top=max(s.logprobs or 0 for s in chosen), chained=any(row.guesses for row in rows))
 
 
 def make_work(plan: Plan, sequences: Mapping[int, Sequence], settings: Mapping[int, Settings], logits: frozenset[int],
@@ -137,7 +143,7 @@ def make_work(plan: Plan, sequences: Mapping[int, Sequence], settings: Mapping[i
             scored.append(np.arange(first, last, dtype=np.int32))
             following = sequences[row.id].prompt[row.start + 1 : row.end + 1]
             targets += following + (-1,) * (len(row.tokens) - len(following))
-    slots = np.asarray([row.slot for row in sampling], np.int32)
+    slots = np.asarray([-1 if row.guesses else row.slot for row in sampling for _ in range(row.sampled)], np.int32)
     return Work(batch, params, slots, tuple(reload(row.slot, sequences[row.id]) for row in plan.rows
                                      if row.restart and not row.scores and settings[row.id].penalised),
                 np.concatenate(scored) if scored else np.zeros(0, np.int32), np.asarray(targets, np.int32),

@@ -19,6 +19,7 @@ from blackwell_infer.engine.batch import Settings, Tables, make_work
 from blackwell_infer.engine.request import Request
 from blackwell_infer.engine.runner import Flight, Result, Runner
 from blackwell_infer.engine.scheduler import Emitted, Limits, Plan, Row, Sequence
+from blackwell_infer.engine.speculate import Speculator
 from blackwell_infer.errors import BlackwellInferError, ModelOutputError, OutOfMemoryError, RequestError
 from blackwell_infer.log import logger
 from blackwell_infer.ops.batch import Sampled
@@ -52,6 +53,13 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     tokens_per_second: float = 0.0
     pages_used: int = 0
     pages_total: int = 0
+    drafted_tokens: int = 0
+    """guesses that were checked (see the setting `speculate`)"""
+    accepted_tokens: int = 0
+    """guesses that held"""
+    drafted_at: tuple[int, ...] = ()
+    """guesses that were checked, by their place: those for the token after the next first"""
+    accepted_at: tuple[int, ...] = ()
 
 
 class Job:
@@ -64,7 +72,7 @@ class Job:
         self.index = {first + i: i for i in range(request.sampling.n)}
         self.answers = {first + i: Answer(tokenizer, request) for i in range(request.sampling.n)}
         self.failure: BlackwellInferError | None = None
-        self.generated = 0
+        self.generated = self.drafted = self.accepted = 0
         self.submitted = time.perf_counter()
         self.started = self.first = self.last = 0.0
 
@@ -74,7 +82,8 @@ class Job:
         first = self.first or started
         return Usage(prompt_tokens=len(self.request.prompt), completion_tokens=self.generated,
                      queue_seconds=started - self.submitted, prefill_seconds=first - started,
-                     decode_seconds=max(self.last - first, 0.0))
+                     decode_seconds=max(self.last - first, 0.0), drafted_tokens=self.drafted,
+                     accepted_tokens=self.accepted)
 
 
 class Scoring:
@@ -106,10 +115,12 @@ class Engine:
     must return at once. A request's last event carries `usage`.
 
     If the runner's depth is 1, a step is read after the next one was launched: the device never waits for the host.
-    What a step did for a sequence that ended or was cancelled meanwhile is dropped.
+    What a step did for a sequence that ended or was cancelled meanwhile is dropped. Where a sequence of the step has
+    something to guess, the step is read first: guesses follow known tokens.
     """
 
-    def __init__(self, runner: Runner, limits: Limits, tokenizer: Tokenizer, vocab: int) -> None:
+    def __init__(self, runner: Runner, limits: Limits, tokenizer: Tokenizer, vocab: int,
+                 speculator: Speculator | None = None) -> None:
         self.runner = runner
         self.limits = limits
         self.tokenizer = tokenizer
@@ -122,6 +133,9 @@ class Engine:
         self._closed: BlackwellInferError | None = None
         self._state = scheduler.start(limits)
         self._launched: Launched | None = None
+        self._speculator = speculator
+        self._mark = 0.0
+        """when the last step was read, or the engine began after having nothing to do"""
         self._tables = Tables(limits.batch, scheduler.pages_for(limits.context))
         self._jobs: dict[int, Job] = {}
         self._scorings: dict[int, Scoring] = {}
@@ -197,8 +211,14 @@ class Engine:
         hand out its events. False if there was nothing to do."""
         self._drain()
         began = time.perf_counter()
-        plan = scheduler.plan(self._state, self.limits)
         before, self._launched = self._launched, None
+        self._mark = self._mark if before is not None else began
+        busy, tokens, guesses = before is not None, 0, dict[int, tuple[int, ...]]()
+        if self._speculator is not None:
+            if before is not None and self._speculator.must_read(self._state, before.plan, self.limits):
+                tokens, before = self._land(before), None
+            guesses = self._speculator.guesses(self._state, self.limits)
+        plan = scheduler.plan(self._state, self.limits, guesses)
         for row in plan.rows:
             job = self._jobs.get(row.id)
             if job is not None and not job.started:
@@ -212,13 +232,13 @@ class Engine:
             failure = typed(error)
             if failure is not error:
                 logger.exception("a step failed")
-        tokens = 0 if before is None else self._land(before)
+        tokens += 0 if before is None else self._land(before)
         if failure is not None:
             self._fail(frozenset(row.id for row in blamed(plan, failure)), failure)
         elif self._launched is not None and not self.runner.depth:
             tokens += self._land(self._launched)
             self._launched = None
-        busy = bool(plan.rows) or before is not None
+        busy = busy or bool(plan.rows)
         self._count(plan, time.perf_counter() - began if busy else 0.0, tokens)
         return busy
 
@@ -241,15 +261,34 @@ class Engine:
             return 0
         now = time.perf_counter()
         tokens = [] if result.sampled is None else np.asarray(result.sampled.tokens).tolist()
+        if self._speculator is not None:
+            tokens = self._speculator.read(plan, tokens)
         self._state, events = scheduler.commit(self._state, plan, tokens)
-        firsts = scored_from(plan)
+        seconds, self._mark = now - self._mark, now
+        firsts, made = scored_from(plan), 0
+        for i in {event.row for event in events}:
+            if plan.rows[i].guesses:
+                self._jobs[plan.rows[i].id].drafted += plan.rows[i].guesses
         for event in events:
             row = plan.rows[event.row]
             if row.scores:
                 self._scored(event, row.start, firsts[event.row], len(row.tokens), result)
-            elif result.sampled is not None:
+            elif result.sampled is not None and event.id in self._jobs:  # a stop string may have ended it
                 self._sampled(event, result.sampled, now)
-        return sum(event.token >= 0 for event in events)
+                made += event.token >= 0
+        if self._speculator is not None:
+            self._learn(self._speculator, plan, events, seconds)
+        return made
+
+    def _learn(self, speculator: Speculator, plan: Plan, events: tuple[Emitted, ...], seconds: float) -> None:
+        """Tell what became of guesses, and have the model's head make new ones. Where that fails, what ran ends."""
+        try:
+            speculator.landed(plan, events, self._state, self._tables, self.limits, seconds)
+        except Exception as error:  # as at the launch
+            failure = typed(error)
+            if failure is not error:
+                logger.exception("guessing failed")
+            self._fail(frozenset(row.id for row in plan.rows), failure)
 
     @property
     def _busy(self) -> bool:
@@ -319,6 +358,7 @@ class Engine:
                 "the model gave no usable distribution: every logit is NaN or excluded; are the weights intact?"))
             return
         job.generated += 1
+        job.accepted += event.guessed
         job.first = job.first or now
         job.last = now
         ids = (event.token,)
@@ -370,7 +410,13 @@ class Engine:
     def _count(self, plan: Plan, seconds: float, generated: int) -> None:
         old = self._stats
         total, busy = old.generated_tokens + generated, old.busy_seconds + seconds
-        fed = sum(len(row.tokens) for row in plan.rows if len(row.tokens) > 1 or not row.samples or row.restart)
+        fed = sum(len(row.tokens) for row in plan.rows
+                  if len(row.tokens) - row.guesses > 1 or not row.samples or row.restart)
+        if self._speculator is not None:
+            counts = self._speculator.counts
+            old = msgspec.structs.replace(
+                old, drafted_tokens=sum(counts.drafted), accepted_tokens=sum(counts.accepted),
+                drafted_at=counts.drafted, accepted_at=counts.accepted)
         self._stats = msgspec.structs.replace(
             old, running=len(self._state.running), waiting=len(self._state.waiting),
             prompt_tokens=old.prompt_tokens + fed, generated_tokens=total, steps=old.steps + bool(plan.rows),
@@ -382,7 +428,7 @@ class Engine:
 def blamed(plan: Plan, failure: BlackwellInferError) -> tuple[Row, ...]:
     """The rows that end with a step that could not be launched. Where it lacked memory and some rows only bring their
     next token, those do not: they run again without the others."""
-    grown = tuple(row for row in plan.rows if len(row.tokens) > 1 or row.restart)
+    grown = tuple(row for row in plan.rows if len(row.tokens) - row.guesses > 1 or row.restart)
     return grown if isinstance(failure, OutOfMemoryError) and grown else plan.rows
 
 

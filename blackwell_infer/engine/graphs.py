@@ -1,6 +1,7 @@
 """Decode steps in buckets: padded to few shapes, read from inputs that stay where they are, recorded once per shape.
 
-A decode step has one token and one result in every row. Its bucket fixes the shapes of all arrays, hence every launch.
+A decode step has a result for every token: rows bring one, and perhaps guesses after it. Its bucket fixes the shapes of
+all arrays, hence every launch.
 The first step of a bucket runs op by op, which loads kernels and grows the arena; the second is recorded; from then on
 a step is one upload, one launch and one download. Recorded and unrecorded steps launch the same, so they give the same
 bits. Padding rows have row -1, no tokens in `starts`, slot -1 and temperature 0.
@@ -16,8 +17,9 @@ from blackwell_infer.device.queue import Captured, Queue
 from blackwell_infer.device.tensor import Tensor
 from blackwell_infer.engine import step
 from blackwell_infer.engine.batch import Work
-from blackwell_infer.engine.packed import Packed, arrays_of, placed
-from blackwell_infer.engine.runner import MOST_TOP, Landing, ModelRunner
+from blackwell_infer.engine.head import HeadWork, greedy
+from blackwell_infer.engine.packed import Packed, arrays_in_head, arrays_of, fill, placed, placed_head
+from blackwell_infer.engine.runner import CHECKED, MOST_TOP, Landing, ModelRunner
 from blackwell_infer.engine.scheduler import pages_for
 from blackwell_infer.engine.step import Model
 from blackwell_infer.errors import OutOfMemoryError
@@ -32,12 +34,21 @@ EXACT_ROWS = 8
 
 
 class Bucket(msgspec.Struct, frozen=True):
-    """Shapes of a decode step: rows, most keys of a row, alternatives to report, biases of all rows together."""
+    """Shapes of a decode step: rows, most keys of a row, alternatives to report, biases of all rows together; with
+    guesses, tokens of all rows, and most of one."""
 
     rows: int
     length: int
     top: int
     biases: int
+    guessed: int = 0
+    """tokens of all rows, 0 where each brings one"""
+    most: int = 1
+
+    @property
+    def tokens(self) -> int:
+        """Tokens, each of which has a result."""
+        return self.guessed or self.rows
 
 
 class Space(msgspec.Struct, frozen=True):
@@ -66,12 +77,13 @@ class Space(msgspec.Struct, frozen=True):
 
     def bucket(self, work: Work) -> Bucket | None:
         """Where a step belongs; None if it is no decode step."""
-        rows = work.batch.lengths.shape[0]
-        if work.params is None or not rows == work.batch.ids.shape[0] == work.params.slot.shape[0]:
+        rows, tokens = work.batch.lengths.shape[0], work.batch.ids.shape[0]
+        if work.params is None or tokens != work.params.slot.shape[0]:
             return None
         top, biases = work.params.top, work.params.bias_ids.shape[0]
         return Bucket(self.rows(rows), self.length(int(np.max(np.asarray(work.batch.lengths)))),
-                      min(doubled(top), MOST_TOP) if top else 0, doubled(biases) if biases else 0)
+                      min(doubled(top), MOST_TOP) if top else 0, doubled(biases) if biases else 0,
+                      doubled(tokens) if tokens > rows else 0, doubled(work.batch.max_new))
 
 
 def doubled(n: int) -> int:
@@ -81,23 +93,25 @@ def doubled(n: int) -> int:
 
 def padding(bucket: Bucket) -> Work:
     """A step of padding rows only."""
-    rows = bucket.rows
+    rows, tokens = bucket.rows, bucket.tokens
 
     def ints(*shape: int, value: int = 0) -> np.ndarray[Any, np.dtype[np.int32]]:
         return np.full(shape, value, np.int32)
 
     def floats(value: float) -> np.ndarray[Any, np.dtype[np.float32]]:
-        return np.full(rows, value, np.float32)
+        return np.full(tokens, value, np.float32)
 
     return Work(
-        Batch(ids=ints(rows), positions=ints(rows), rows=ints(rows, value=-1), starts=ints(rows + 1),
-              lengths=ints(rows), pages=ints(rows, pages_for(bucket.length)), outputs=np.arange(rows, dtype=np.int32),
-              state_from=ints(rows, value=-1), state_to=ints(rows, value=-1), max_new=1, max_length=bucket.length),
-        SampleParams(temperature=floats(0), top_k=ints(rows), top_p=floats(1), min_p=floats(0), repetition=floats(1),
-                     presence=floats(0), frequency=floats(0), seed=np.zeros(rows, np.uint64), position=ints(rows),
-                     slot=ints(rows, value=-1), bias_starts=ints(rows + 1), bias_ids=ints(bucket.biases),
-                     bias_values=np.zeros(bucket.biases, np.float32), top=bucket.top),
-        slots=ints(rows, value=-1), reloads=(), scored=ints(0), targets=ints(0), want_logits=False)
+        Batch(ids=ints(tokens), positions=ints(tokens), rows=ints(tokens, value=-1), starts=ints(rows + 1),
+              lengths=ints(rows), pages=ints(rows, pages_for(bucket.length)),
+              outputs=np.arange(tokens, dtype=np.int32), state_from=ints(rows, value=-1),
+              state_to=ints(tokens, value=-1), max_new=bucket.most, max_length=bucket.length),
+        SampleParams(temperature=floats(0), top_k=ints(tokens), top_p=floats(1), min_p=floats(0), repetition=floats(1),
+                     presence=floats(0), frequency=floats(0), seed=np.zeros(tokens, np.uint64), position=ints(tokens),
+                     slot=ints(tokens, value=-1), guess=ints(tokens, value=-1), bias_starts=ints(tokens + 1),
+                     bias_ids=ints(bucket.biases), bias_values=np.zeros(bucket.biases, np.float32), top=bucket.top,
+                     chained=bucket.guessed > 0),
+        slots=ints(tokens, value=-1), reloads=(), scored=ints(0), targets=ints(0), want_logits=False)
 
 
 class Inputs:
@@ -112,17 +126,7 @@ class Inputs:
 
     def upload(self, queue: Queue, work: Work) -> None:
         """Bring a step's arrays to the device, padded."""
-        rows = work.batch.lengths.shape[0]
-        host, given = self._packed.host, arrays_of(work)
-        pages = given.pop("pages")
-        host["pages"][:rows, : pages.shape[1]] = pages
-        for name, values in given.items():
-            if name != "outputs":
-                count = values.shape[0]
-                host[name][:count] = values
-                host[name][count:] = self._blank[name][count:]
-        for name in ("starts", "bias_starts"):
-            host[name][rows:] = given[name][rows]
+        fill(self._packed.host, arrays_of(work), self._blank)
         queue.upload(self.block, self._packed.buffer)
 
 
@@ -133,6 +137,58 @@ class Plate:
         self.inputs = inputs
         self.seen = False
         self.graph: Captured | None = None
+
+
+class HeadBucket(msgspec.Struct, frozen=True):
+    """Shapes of a head's work: rows, tokens of its pass over them, passes, most keys of a row."""
+
+    rows: int
+    tokens: int
+    steps: int
+    length: int
+
+
+def head_bucket(work: HeadWork, space: Space) -> HeadBucket | None:
+    """Where a head's work belongs; None if prompts are in it, or nothing is guessed."""
+    whole, rows = work.steps[0], work.slots.shape[0]
+    tokens = whole.ids.shape[0]
+    if not rows or rows != whole.lengths.shape[0] or tokens > CHECKED:
+        return None
+    longest = max(int(np.max(np.asarray(batch.lengths))) for batch in work.steps)
+    return HeadBucket(space.rows(rows), max(doubled(tokens), space.rows(rows)), len(work.steps), space.length(longest))
+
+
+def head_padding(bucket: HeadBucket) -> HeadWork:
+    """A head's work of padding rows only."""
+    rows, table = bucket.rows, np.zeros((bucket.rows, pages_for(bucket.length)), np.int32)
+    none = np.full(rows, -1, np.int32)
+
+    def batch(tokens: int, most: int) -> Batch:
+        zeros = np.zeros(tokens, np.int32)
+        return Batch(ids=zeros, positions=zeros, rows=zeros - 1, starts=np.zeros(rows + 1, np.int32), lengths=none + 1,
+                     pages=table, outputs=np.zeros(0, np.int32), state_from=none, state_to=zeros - 1, max_new=most,
+                     max_length=bucket.length)
+
+    return HeadWork((batch(bucket.tokens, bucket.tokens), *(batch(rows, 1) for _ in range(bucket.steps - 1))),
+                    np.zeros(bucket.tokens, np.int32), none + 1, none, greedy(rows))
+
+
+class HeadPlate:
+    """`Inputs` and `Plate` of a head's work."""
+
+    def __init__(self, queue: Queue, bucket: HeadBucket) -> None:
+        blank = head_padding(bucket)
+        self._blank = arrays_in_head(blank)
+        self._packed = Packed(self._blank)
+        self.block: Tensor = queue.empty(self._packed.buffer.shape, np.uint8)
+        self.work = placed_head(blank, self._packed.views(self.block))
+        self.seen = False
+        self.graph: Captured | None = None
+
+    def upload(self, queue: Queue, work: HeadWork) -> None:
+        """Bring the arrays to the device, padded."""
+        fill(self._packed.host, arrays_in_head(work), self._blank)
+        queue.upload(self.block, self._packed.buffer)
 
 
 class GraphRunner:
@@ -152,6 +208,7 @@ class GraphRunner:
         self._capture = capture
         self._full = False
         self._plates: dict[Bucket, Plate] = {}
+        self._heads: dict[HeadBucket, HeadPlate] = {}
 
     @property
     def captured(self) -> tuple[Bucket, ...]:
@@ -173,11 +230,33 @@ class GraphRunner:
             with self.queue.step():
                 self._step(plate)
             plate.seen = True
-        words = self.eager.download(bucket.rows, bucket.top)
-        return Landing(words, bucket.rows, work.batch.lengths.shape[0], bucket.top)
+        words = self.eager.download(bucket.tokens, bucket.top)
+        return Landing(words, bucket.tokens, work.batch.ids.shape[0], bucket.top)
+
+    def guess(self, work: HeadWork) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:
+        """See `engine.head.Guessing`: recorded in buckets like decode steps, where every row guesses."""
+        bucket = head_bucket(work, self.space)
+        plate = None if bucket is None else self._head_plate(bucket)
+        if bucket is None or plate is None:
+            return self.eager.guess(work)
+        plate.upload(self.queue, work)
+        if plate.graph is None and plate.seen and self._capture and not self._full:
+            try:
+                plate.graph = self.queue.capture(lambda: self._guess(plate))
+                self.nbytes += plate.graph.nbytes
+            except OutOfMemoryError as error:
+                self._stop(Bucket(bucket.rows, bucket.length, 0, 0), error)
+        if plate.graph is not None:
+            plate.graph.run()
+        else:
+            with self.queue.step():
+                self._guess(plate)
+            plate.seen = True
+        return self.eager.guessed(bucket.steps, bucket.rows)[:, : work.slots.shape[0]]
 
     def close(self) -> None:
         self._plates.clear()
+        self._heads.clear()
         self.eager.close()
 
     def _plate(self, bucket: Bucket) -> Plate | None:
@@ -193,6 +272,21 @@ class GraphRunner:
 
     def _step(self, plate: Plate) -> None:
         step.run(self.eager.ops, self.eager.model, self.eager.tokens, plate.inputs.work)
+
+    def _head_plate(self, bucket: HeadBucket) -> HeadPlate | None:
+        """As `_plate`, for the head."""
+        plate = self._heads.get(bucket)
+        if plate is None and not self._full:
+            try:
+                plate = self._heads[bucket] = HeadPlate(self.queue, bucket)
+                self.nbytes += plate.block.nbytes
+            except OutOfMemoryError as error:
+                self._stop(Bucket(bucket.rows, bucket.length, 0, 0), error)
+        return plate
+
+    def _guess(self, plate: HeadPlate) -> None:
+        assert self.eager.guesses is not None
+        step.guess(self.eager.ops, self.eager.model, self.eager.guesses, plate.work)
 
     def _record(self, bucket: Bucket, plate: Plate) -> None:
         try:

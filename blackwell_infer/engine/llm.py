@@ -61,7 +61,7 @@ class LLM:
 
     def _start(self, found: Loaded) -> None:
         self._found = found
-        self._engine = Engine(found.runner, found.limits, found.text.tokenizer, found.info.vocab)
+        self._engine = found.engine()
         self._default = default_sampling(found.generation)
         thread = threading.Thread(target=serve, args=(self._engine, found.runner), name="blackwell_infer", daemon=True)
         thread.start()

@@ -9,8 +9,11 @@ from blackwell_infer.checkpoint import Checkpoint, located, open_checkpoint, res
 from blackwell_infer.config import EngineConfig
 from blackwell_infer.device.host import HostMemory
 from blackwell_infer.engine.capacity import Capacity, Room, fit, wanted_context
+from blackwell_infer.engine.engine import Engine
+from blackwell_infer.engine.guesses import MOST
 from blackwell_infer.engine.runner import ModelRunner, Runner
 from blackwell_infer.engine.scheduler import Limits
+from blackwell_infer.engine.speculate import Speculation
 from blackwell_infer.engine.state import DTYPES, FORMAT_OF, Build
 from blackwell_infer.engine.weights import Counting, DeviceLoading, HostLoading, Measure, Meter, arranger, placing
 from blackwell_infer.errors import ConfigError
@@ -69,9 +72,10 @@ class Survey(msgspec.Struct, frozen=True):
 
     def room(self, free: int, total: int, workspace: int) -> Room:
         """Bytes on a backend of which `free` of `total` are left."""
-        extra = workspace + self.build.penalty_bytes(self.limits.batch)
+        extra = workspace + self.build.penalty_bytes(self.limits.batch) + self.build.head_bytes(
+            max(self.limits.step_tokens, self.limits.batch))
         return Room(free, total, self.measure.nbytes, extra, self.build.page_bytes,
-                    self.build.state_bytes(self.limits.batch))
+                    self.build.state_bytes(self.limits.homes))
 
 
 class Loaded(msgspec.Struct, frozen=True):
@@ -82,6 +86,12 @@ class Loaded(msgspec.Struct, frozen=True):
     info: ModelInfo
     text: Text
     generation: dict[str, Any]
+    speculation: Speculation
+
+    def engine(self) -> Engine:
+        """An engine over the runner."""
+        return Engine(self.runner, self.limits, self.text.tokenizer, self.info.vocab,
+                      self.speculation.started(self.runner))
 
 
 def load(model: str, config: EngineConfig, progress: Progress) -> Loaded:
@@ -119,11 +129,15 @@ def loaded(checkpoint: Checkpoint, config: EngineConfig, progress: Progress) -> 
     logger.info("loaded %s: %s, %s on %s, context %d, %d pages", info.path, info.family, info.dtype, info.device,
                 info.max_context, info.kv_pages)
     limits = msgspec.structs.replace(limits, pages=capacity.pages, context=capacity.context)
-    return Loaded(runner, limits, info, text, dict(checkpoint.generation))
+    speculation = Speculation(ngrams=config.speculate in ("auto", "ngram"), head=build.head, least=config.draft_min,
+                              most=config.draft_max)
+    return Loaded(runner, limits, info, text, dict(checkpoint.generation), speculation)
 
 
 def survey(checkpoint: Checkpoint, config: EngineConfig, on_host: bool) -> Survey:
     """Read the headers and let the family ask for its parameters, which checks that all are there and none is left."""
+    if config.draft_min > config.draft_max:
+        raise ConfigError(f"draft_min = {config.draft_min} is above draft_max = {config.draft_max}")
     if config.reproducible and on_host:
         raise ConfigError("reproducible = true: NumPy's products depend on how many rows there are; take device cuda "
                           "or emulated, or leave it off")
@@ -135,14 +149,27 @@ def survey(checkpoint: Checkpoint, config: EngineConfig, on_host: bool) -> Surve
         counting = Counting(checkpoint.tensors)
         family.build(cfg, counting, context)
         measure = counting.measure(dense=on_host)
-        if family.draft is not None:
-            family.draft.build(cfg, counting)  # is not loaded, but what is there of it must fit
+        # What is there of the head must fit, also if it is not loaded.
+        head = family.draft is not None and family.draft.build(cfg, counting) is not None
         counting.check_complete()
+        if config.speculate == "mtp" and not head:
+            raise ConfigError("speculate = mtp: the model has no head for multi-token prediction; take ngram, or auto")
+        head = head and config.speculate in ("auto", "mtp")
+        if head:
+            measure = msgspec.structs.replace(counting.measure(dense=on_host), decode=measure.decode)
     step_tokens = min(config.max_step_tokens, REPRODUCIBLE_TOKENS) if config.reproducible else config.max_step_tokens
     limits = Limits(batch=config.max_batch, step_tokens=step_tokens, pages=0, context=context,
-                    score_tokens=max(1, min(step_tokens, SCORE_BYTES // (4 * geometry.vocab))))
+                    score_tokens=max(1, min(step_tokens, SCORE_BYTES // (4 * geometry.vocab))),
+                    checked=most_checked(config),
+                    reach=config.draft_max if head else 0)
     return Survey(Build(family, cfg, choose_dtype(config.dtype, on_host, measure, checkpoint),
-                        config.activations, config.reproducible, config.state_dtype), limits, measure)
+                        config.activations, config.reproducible, config.state_dtype,
+                        head), limits, measure)
+
+
+def most_checked(config: EngineConfig) -> int:
+    """Tokens of a step with guesses: up to 16 a row's bits do not depend on what stands beside it."""
+    return 0 if config.speculate == "off" else min(1 + MOST, config.max_batch * (1 + config.draft_max))
 
 
 def foresee(found: Survey, checkpoint: Checkpoint, config: EngineConfig, free: int, total: int,
@@ -218,7 +245,8 @@ def on_numpy(device: str, found: Survey, checkpoint: Checkpoint, config: EngineC
     capacity = fit(config, limits.context, found.room(*memory.memory(), workspace))
     loading = HostLoading(memory, checkpoint.tensors, checkpoint.weight, Meter(measure.nbytes, progress),
                           placing(build.activations))
-    model = build.model(memory, loading, capacity.context, limits.batch, capacity.pages)
+    model = build.model(memory, loading, capacity.context, limits.batch, capacity.pages, limits.spares,
+                        limits.step_tokens)
     return ModelRunner(memory, ref, model), capacity, workspace
 
 
@@ -242,7 +270,8 @@ def on_cuda(device: str, found: Survey, checkpoint: Checkpoint, config: EngineCo
         ops = CudaOps(queue, build.reproducible)
         loading = DeviceLoading(queue, checkpoint.tensors, checkpoint.weight, Meter(measure.nbytes, progress),
                                 placing(build.activations, arranger(ops, build.dtype)))
-        model = build.model(queue, loading, capacity.context, limits.batch, capacity.pages)
+        model = build.model(queue, loading, capacity.context, limits.batch, capacity.pages, limits.spares,
+                            limits.step_tokens)
         queue.prepare(rehearsal.variants, progress)
         runner = GraphRunner(queue, ops, model, capacity.context, config.graphs)
         queue.sync()

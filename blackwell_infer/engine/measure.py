@@ -14,7 +14,6 @@ from typing import Literal
 
 import msgspec
 
-from blackwell_infer.engine.engine import Engine
 from blackwell_infer.engine.load import Loaded
 from blackwell_infer.engine.request import make_request
 from blackwell_infer.engine.scheduler import Limits, pages_for
@@ -55,12 +54,14 @@ class Cell(msgspec.Struct, frozen=True):
     depth: int
     batch: int
 
-    def context(self, step_tokens: int) -> int:
-        """Tokens that a stream comes to hold at most: the first ones decode while the last ones are prefilled."""
+    def context(self, step_tokens: int, guesses: int = 0) -> int:
+        """Tokens that a stream comes to hold at most: the first ones decode while the last ones are prefilled. With up
+        to so many `guesses` a step brings more, and not every stream is as fast."""
         if self.test == "prompt":
             return self.tokens + 1
         prefill = -(-self.batch * self.depth // max(step_tokens - self.batch, 1))
-        return max(self.depth, 1) + self.tokens + 2 * prefill + 2 * SETTLE
+        fast = self.tokens if guesses else 0
+        return max(self.depth, 1) + self.tokens + fast + (2 * prefill + 2 * SETTLE) * (1 + guesses)
 
 
 class Figure(msgspec.Struct, frozen=True):
@@ -71,6 +72,9 @@ class Figure(msgspec.Struct, frozen=True):
     rates: tuple[float, ...] = ()
     seconds: float | None = None
     why: str = ""
+    drafted: int = 0
+    """guesses that were checked in all repetitions"""
+    accepted: int = 0
 
     @property
     def rate(self) -> float:
@@ -88,23 +92,28 @@ class Bench:
 
     def __init__(self, found: Loaded, seed: int) -> None:
         self.found = found
-        self.engine = Engine(found.runner, found.limits, found.text.tokenizer, found.info.vocab)
+        self.engine = found.engine()
         self.random = random.Random(seed)
 
     def figure(self, cell: Cell, repeat: int) -> Figure:
         """The cell's figure of `repeat` repetitions after one that does not count. BlackwellInferError: a step failed,
         or streams ended early."""
-        why = obstacle(cell, self.found.limits)
+        guesses = self.found.speculation.guesses
+        why = obstacle(cell, self.found.limits, guesses)
         if why:
             return Figure(cell, why=why)
         once = self.prompt if cell.test == "prompt" else self.decode
-        runs = [once(cell) for _ in range(repeat + 1)][1:]
-        rates = tuple(cell.batch * cell.tokens / seconds for seconds, _ in runs)
-        seconds = statistics.median(each for _, each in runs)
-        return Figure(cell, rates, seconds)
+        once(cell)
+        before = self.engine.stats()
+        runs = [once(cell) for _ in range(repeat)]
+        after = self.engine.stats()
+        rates = tuple(made / seconds for made, seconds, _ in runs)
+        seconds = statistics.median(each for *_, each in runs)
+        return Figure(cell, rates, seconds, drafted=after.drafted_tokens - before.drafted_tokens,
+                      accepted=after.accepted_tokens - before.accepted_tokens)
 
-    def prompt(self, cell: Cell) -> tuple[float, float]:
-        """Seconds until every stream has its first token, and until the first one has it."""
+    def prompt(self, cell: Cell) -> tuple[int, float, float]:
+        """Tokens of all prompts, seconds until every stream has its first token, and until the first one has it."""
         streams = Streams(self, cell.tokens, cell.batch, 1)
         began = time.perf_counter()
         streams.start()
@@ -115,24 +124,24 @@ class Bench:
                 first = time.perf_counter() - began
         total = time.perf_counter() - began
         streams.stop()
-        return total, first
+        return cell.batch * cell.tokens, total, first
 
-    def decode(self, cell: Cell) -> tuple[float, float]:
-        """Seconds for `cell.tokens` steps of all streams, and of the median one among them."""
+    def decode(self, cell: Cell) -> tuple[int, float, float]:
+        """Tokens of all streams, `cell.tokens` of each or a few more, their seconds, and those of the median step."""
         streams = Streams(self, max(cell.depth, 1), cell.batch, None)
         streams.start()
         while min(streams.counts) <= SETTLE:
             self.advance()
         before, marks = sum(streams.counts), [time.perf_counter()]
-        for _ in range(cell.tokens):
+        while sum(streams.counts) - before < cell.tokens * cell.batch:
             self.advance()
             marks.append(time.perf_counter())
-        made = sum(streams.counts) - before
+        made, steps = sum(streams.counts) - before, len(marks) - 1
         streams.stop()
-        if made != cell.tokens * cell.batch:
-            raise BlackwellInferError(f"{cell.batch} streams made {made} tokens in {cell.tokens} steps: not all of "
-                                      "them decoded all the time; raise max_context or kv_pages")
-        return marks[-1] - marks[0], statistics.median(b - a for a, b in itertools.pairwise(marks))
+        if steps > cell.tokens:
+            raise BlackwellInferError(f"{cell.batch} streams made {made} tokens in {steps} steps: not all of them "
+                                      "decoded all the time; raise max_context or kv_pages")
+        return made, marks[-1] - marks[0], statistics.median(b - a for a, b in itertools.pairwise(marks))
 
     def advance(self) -> None:
         """One step of the engine."""
@@ -172,9 +181,9 @@ class Streams:
             pass
 
 
-def obstacle(cell: Cell, limits: Limits) -> str:
+def obstacle(cell: Cell, limits: Limits, guesses: int = 0) -> str:
     """Why a cell cannot be measured with what was loaded; "" if it can."""
-    context = cell.context(limits.step_tokens)
+    context = cell.context(limits.step_tokens, guesses)
     pages = cell.batch * (pages_for(context) + 1)  # the scheduler spares a page for each stream when it admits another
     if cell.batch > limits.batch:
         return f"{cell.batch} streams, max_batch is {limits.batch}"
@@ -185,6 +194,6 @@ def obstacle(cell: Cell, limits: Limits) -> str:
     return ""
 
 
-def context_for(cells: Sequence[Cell], step_tokens: int) -> int:
+def context_for(cells: Sequence[Cell], step_tokens: int, guesses: int = 0) -> int:
     """A context to load with: room for all cells, and for the page that each stream has to spare."""
-    return max((cell.context(step_tokens) for cell in cells), default=1) + PAGE
+    return max((cell.context(step_tokens, guesses) for cell in cells), default=1) + PAGE

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 from blackwell_infer.engine.batch import Work
+from blackwell_infer.engine.head import HeadWork
 
 ALIGN = 16
 Host = np.ndarray[Any, Any]
@@ -35,10 +36,39 @@ class Packed:
                 for name, (first, last, dtype, shape) in self._places.items()}
 
 
+def fill(host: Mapping[str, Host], given: Mapping[str, Host], blank: Mapping[str, Host]) -> None:
+    """Write a step's arrays into larger ones, padded from `blank`. What counts up stays at its last number; `outputs`
+    are all tokens, and rows of block tables that nobody reads stay as they are."""
+    for name, values in given.items():
+        kind = name.rpartition(".")[2]
+        count = values.shape[0]
+        if kind == "pages":
+            host[name][:count, : values.shape[1]] = values
+        elif kind != "outputs":
+            host[name][:count] = values
+            host[name][count:] = values[-1] if kind in ("starts", "bias_starts") else blank[name][count:]
+
+
 def arrays_of(work: Work) -> dict[str, Host]:
     """Every array of a step that its ops read, by name."""
     found = arrays_in(work.batch) | {name: getattr(work, name) for name in OWN}
     return found if work.params is None else found | arrays_in(work.params)
+
+
+def arrays_in_head(work: HeadWork) -> dict[str, Host]:
+    """Every array of a head's work, by name."""
+    found = arrays_in(work) | arrays_in(work.params)
+    return found | {f"{i}.{name}": array for i, batch in enumerate(work.steps)
+                    for name, array in arrays_in(batch).items()}
+
+
+def placed_head(work: HeadWork, arrays: Mapping[str, Any]) -> HeadWork:
+    """The same work over other arrays."""
+    steps = tuple(msgspec.structs.replace(batch, **{name: arrays[f"{i}.{name}"] for name in arrays_in(batch)})
+                  for i, batch in enumerate(work.steps))
+    return msgspec.structs.replace(
+        work, steps=steps, **{name: arrays[name] for name in arrays_in(work)},
+        params=msgspec.structs.replace(work.params, **{name: arrays[name] for name in arrays_in(work.params)}))
 
 
 def arrays_in(struct: msgspec.Struct) -> dict[str, Host]:

@@ -89,7 +89,7 @@ def decode_work(lengths: Sequence[int], slots: int, context: int, pages: int) ->
     for i, n in enumerate(lengths):
         count = pages_for(n)
         rows.append(Row(id=i, slot=i, tokens=(0,), start=n - 1, pages=tuple((taken + j) % pages for j in range(count)),
-                        new_pages=count, restart=True, samples=True, scores=False))
+                        new_pages=count, restart=True, samples=True, scores=False, home=i))
         taken += count
     batch = make_batch(Plan(tuple(rows)), Tables(slots, pages_for(context)))
     nothing = np.zeros(0, np.int32)

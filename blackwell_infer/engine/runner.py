@@ -9,13 +9,19 @@ import numpy as np
 from blackwell_infer.device.queue import Memory, Pending
 from blackwell_infer.engine import step
 from blackwell_infer.engine.batch import Work
-from blackwell_infer.engine.packed import Packed, arrays_of, placed
+from blackwell_infer.engine.guesses import MOST
+from blackwell_infer.engine.head import HeadWork
+from blackwell_infer.engine.packed import Packed, arrays_in_head, arrays_of, placed, placed_head
 from blackwell_infer.engine.step import Model
 from blackwell_infer.ops.api import Ops
 from blackwell_infer.ops.batch import Sampled, TokenState
 
 MOST_TOP = 20
 """Most alternatives that a sampled token may report (`types.Sampling.logprobs`)"""
+
+
+CHECKED = 1 + MOST
+"""Most tokens that a step with guesses samples"""
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -45,6 +51,10 @@ class Runner(Protocol):
 
     def launch(self, work: Work) -> Flight:
         """Begin a step; it runs after all that were begun before. DeviceError and its kind if the backend fails."""
+        ...
+
+    def guess(self, work: HeadWork) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:
+        """What the head of the model guesses after the step that was launched last, see `engine.head.Guessing`."""
         ...
 
     def close(self) -> None:
@@ -77,8 +87,10 @@ def delivered(words: np.ndarray[Any, Any], rows: int, count: int, top: int) -> S
 
 
 def token_state(memory: Memory, slots: int) -> TokenState:
-    """Room for what steps of up to `slots` sampling rows leave."""
-    return TokenState(memory.zeros((slots,), np.int32), memory.zeros((slots * (2 + 2 * MOST_TOP),), np.int32))
+    """Room for the newest tokens of `slots` sequences, and for the results of steps that sample one token of each, or
+    of a step with guesses."""
+    results = max(slots, CHECKED)
+    return TokenState(memory.zeros((slots,), np.int32), memory.zeros((results * (2 + 2 * MOST_TOP),), np.int32))
 
 
 class ModelRunner:
@@ -91,7 +103,9 @@ class ModelRunner:
         self.memory = memory
         self.ops = ops
         self.model = model
-        self.tokens = token_state(memory, model.penalties.counts.shape[0])
+        slots = model.penalties.counts.shape[0]
+        self.tokens = token_state(memory, slots)
+        self.guesses = None if model.head is None else token_state(memory, slots)
 
     def launch(self, work: Work) -> Landing:
         memory = self.memory
@@ -103,6 +117,23 @@ class ModelRunner:
             logits = memory.download(scored.logits) if scored is not None and work.want_logits else None
         rows, top = (0, 0) if work.params is None else (work.batch.outputs.shape[0], work.params.top)
         return Landing(self.download(rows, top) if rows else None, rows, rows, top, logprobs, logits)
+
+    def guess(self, work: HeadWork) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:
+        """See `engine.head.Guessing`; after a step that was launched last."""
+        assert self.guesses is not None
+        packed = Packed(arrays_in_head(work))
+        with self.memory.step():
+            step.guess(self.ops, self.model, self.guesses,
+                       placed_head(work, packed.views(self.memory.put(packed.buffer))))
+        return self.guessed(len(work.steps), work.slots.shape[0])
+
+    def guessed(self, steps: int, rows: int) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:
+        """The tokens [steps, rows] that `step.guess` left."""
+        if not rows:
+            return np.zeros((steps, 0), np.int32)
+        assert self.guesses is not None
+        words = self.memory.download(self.guesses.block[: 2 * steps * rows]).result()
+        return np.ascontiguousarray(words.reshape(steps, 2, rows)[:, 0])
 
     def reload(self, work: Work) -> None:
         """Set up the penalty slots of sequences that start."""

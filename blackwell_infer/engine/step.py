@@ -9,11 +9,24 @@ from typing import Any
 import msgspec
 
 from blackwell_infer.engine.batch import Work
-from blackwell_infer.kv.spec import KVState
+from blackwell_infer.engine.head import HeadWork
+from blackwell_infer.kv.spec import KVState, PagedKV
 from blackwell_infer.models.spec import Family
 from blackwell_infer.ops.api import Ops
 from blackwell_infer.ops.batch import Batch, PenaltyState, Sampled, SampleParams, TokenState
 from blackwell_infer.types import Array
+
+
+class Head(msgspec.Struct, frozen=True):
+    """The head for guesses: `params` as its family built them, the keys and values of its layer.
+
+    It reads the `hidden` states [S, H] of a step after that step is done; `order` [S] int32 counts 0, 1, 2 ...
+    """
+
+    params: Any
+    kv: PagedKV
+    hidden: Array
+    order: Array
 
 
 class Model(msgspec.Struct, frozen=True):
@@ -25,6 +38,7 @@ class Model(msgspec.Struct, frozen=True):
     kv: KVState
     penalties: PenaltyState
     dtype: str
+    head: Head | None = None
 
 
 class Scored(msgspec.Struct, frozen=True):
@@ -40,7 +54,26 @@ def run(ops: Ops, model: Model, tokens: TokenState, work: Work) -> Scored | None
     hidden = forward(ops, model, batch)
     if work.params is not None:
         ops.deliver_(tokens, sample(ops, model, hidden, batch.outputs, work.params), work.slots)
+    if model.head is not None:
+        tokens_here = batch.ids.shape[0]
+        ops.take_rows(hidden, model.head.order[:tokens_here], model.head.hidden[:tokens_here])
     return score(ops, model, hidden, work.scored, work.targets) if work.scored.shape[0] else None
+
+
+def guess(ops: Ops, model: Model, tokens: TokenState, work: HeadWork) -> None:
+    """The head's pass over the step before, and its guesses one after the other: `tokens.block` gets, for each, the
+    tokens [G] and their log-probabilities [G]."""
+    head, draft = model.head, model.family.draft
+    assert head is not None and draft is not None
+    h, rows = ops.take_rows(head.hidden, work.take), work.slots.shape[0]
+    for i, batch in enumerate(work.steps):
+        batch = msgspec.structs.replace(batch, ids=ops.newest_tokens(tokens.newest, batch.ids))
+        h = draft.forward(ops, model.cfg, model.params, head.params, head.kv, batch, h, model.dtype)
+        if not rows:
+            break
+        h = h if i else ops.take_rows(h, work.last)
+        sampled = ops.sample_(model.penalties, model.family.logits(ops, model.cfg, model.params, h), work.params)
+        ops.deliver_(TokenState(tokens.newest, tokens.block[2 * i * rows : 2 * (i + 1) * rows]), sampled, work.slots)
 
 
 def forward(ops: Ops, model: Model, batch: Batch) -> Array:

@@ -230,8 +230,11 @@ class DeviceLoading(Loading):
         return tuple(Experts(self.stack(p, form), every) for p, form in zip(pieces, forms, strict=False))
 
     def joins(self, groups: Sequence[Sequence[str]]) -> bool:
+        """Not if one of them would meet quantised activations by itself: experts do not, and both backends shall choose
+        the same tokens."""
         tensors = self.expect.tensors
-        return all(len({tensors[name].format if name in tensors else "" for name in group}) == 1 for group in groups)
+        forms = [{tensors[name].format if name in tensors else "" for name in group} for group in groups]
+        return all(len(form) == 1 and not (self.place.paired and form & PAIRED.keys()) for form in forms)
 
     def stack(self, pieces: Pieces, form: str) -> Weight:
         """In fragment order where that is possible."""

@@ -127,8 +127,8 @@ class Ops(Protocol):
         """
         ...
 
-    def take_rows(self, x: Array, index: Array) -> Array:
-        """x [T, H] at index [N] int32 -> [N, H]."""
+    def take_rows(self, x: Array, index: Array, out: Array | None = None) -> Array:
+        """x [T, H] at index [N] int32 -> [N, H], in `out` if given."""
         ...
 
     def qkv_rope_append_(self, kv: PagedKV, qkv: Array, batch: Batch, rope_table: Array, heads: int,
@@ -188,6 +188,10 @@ class Ops(Protocol):
         total mass and picks the first id (ascending) whose running mass exceeds it. NaN logits and -inf are never
         chosen; +inf counts as the largest float32. A row with no usable logit gives token -1. Rows with slot >= 0 add
         the chosen token to state.counts.
+
+        A row with `guess` g >= 0 goes with the row before it, of the same slot: it counts only if that one counts and
+        chose g. Otherwise its token is VOID, its log-probabilities -inf, its alternatives -1, and nothing is added to
+        state.counts. Penalties see the tokens that the rows before it, down to the first without a guess, chose.
         """
         ...
 

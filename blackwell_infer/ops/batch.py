@@ -85,6 +85,9 @@ class SampleParams(msgspec.Struct, frozen=True):
     """int32: absolute position that the sampled token will take; Philox counter"""
     slot: Array
     """int32: row of the PenaltyState, -1 when the row has no penalties"""
+    guess: Array
+    """[N] int32: the guess that was fed before this row's logits came out, which the row before must choose for this
+    one to count; -1 for none"""
     bias_starts: Array
     """[N+1] int32: range of each row in bias_ids"""
     bias_ids: Array
@@ -93,13 +96,19 @@ class SampleParams(msgspec.Struct, frozen=True):
     """[B] float32"""
     top: int = 0
     """alternatives to report per row (0 to 20)"""
+    chained: bool = False
+    """whether there are guesses"""
+
+
+VOID = -2
+"""Stands for a token that was not sampled, because a guess before it does not hold"""
 
 
 class Sampled(msgspec.Struct, frozen=True):
     """Result of sampling N rows."""
 
     tokens: Array
-    """[N] int32; -1 where a row has no usable logit"""
+    """[N] int32; -1 where a row has no usable logit, -2 (`VOID`) where a guess before it does not hold"""
     logprobs: Array
     """[N] float32: log-softmax of the unmodified logits at the chosen token"""
     top_ids: Array

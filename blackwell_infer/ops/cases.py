@@ -283,11 +283,22 @@ PENALTIES: tuple[Row, ...] = (
     {"bias": {0: -INF, 4: 2.5, 100: -1.0}},
     {"slot": 3, "bias": {4: 1.25, 319: 3.0}, "repetition": 1.7, "temperature": 0},
     {"slot": 7, "fill": NAN}, {"slot": 6, "repetition": 1.2, "at": {8: INF, 9: -INF}})
+LIKELY = {"temperature": 0.0, "slot": 1, "frequency": 2.0, "presence": 1.0, "repetition": 1.2}
+CHAINS: tuple[Row, ...] = (
+    # A row whose guesses hold, though the same token is penalised more each time; one whose second guess does not; a
+    # plain row; one with draws and without penalties.
+    {**LIKELY, "at": {5: 90.0}}, {**LIKELY, "guess": 5, "at": {5: 90.0}},
+    {**LIKELY, "guess": 5, "at": {5: 14, 9: 13}}, {**LIKELY, "guess": 9, "at": {300: 90.0}},
+    *({**LIKELY, "slot": 3, **more} for more in (
+        {"at": {7: 90.0}}, {"guess": 7, "at": {8: 90.0}}, {"guess": 9, "at": {9: 90.0}}, {"guess": 9})),
+    {"temperature": 0.5, "slot": 0, "presence": 0.7}, {"temperature": 0.9, "at": {3: 90.0}},
+    {"temperature": 0.9, "guess": 3, "top_p": 0.8}, {"temperature": 0.0, "guess": 319})
 SAMPLES: tuple[tuple[str, int, tuple[Row, ...], int], ...] = (
     # what, V, rows, top
     ("greedy", 320, GREEDY, 0), ("greedy", 320, GREEDY, 20), ("greedy", 151936, GREEDY, 3),
     ("filters", 320, FILTERS, 0),
     ("filters", 320, FILTERS, 5), ("filters", 1025, FILTERS, 0), ("filters", 151936, FILTERS[::3], 1),
+    ("guesses", 320, CHAINS, 2), ("guesses", 5000, CHAINS, 0),
     ("penalties", 320, PENALTIES, 2), ("penalties", 151936, PENALTIES[:6], 0), ("one", 105, ({"top_p": 0.9},), 20),
     ("draws", 33, tuple({"temperature": 1.0, "seed": s << 40 | s, "position": s} for s in range(64)), 0))
 

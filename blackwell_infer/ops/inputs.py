@@ -256,7 +256,7 @@ def make_attention(rng: Random, dtype: str, heads: tuple[int, int], dim: int, ro
 SETTINGS: Mapping[str, tuple[float, type[np.generic]]] = {
     "temperature": (1.0, np.float32), "top_k": (0, np.int32), "top_p": (1.0, np.float32), "min_p": (0.0, np.float32),
     "repetition": (1.0, np.float32), "presence": (0.0, np.float32), "frequency": (0.0, np.float32),
-    "seed": (0, np.uint64), "position": (0, np.int32), "slot": (-1, np.int32)}
+    "seed": (0, np.uint64), "position": (0, np.int32), "slot": (-1, np.int32), "guess": (-1, np.int32)}
 
 
 def make_sample(rng: Random, vocab: int, rows: tuple[Mapping[str, Any], ...], top: int) -> Kwargs:
@@ -282,7 +282,7 @@ def make_sample(rng: Random, vocab: int, rows: tuple[Mapping[str, Any], ...], to
                          (rng.random((len(rows) + 1, vocab)) < 0.2).astype(np.uint8))
     return {"state": state, "logits": logits, "params": SampleParams(
         **columns, bias_starts=np.asarray(starts, np.int32), bias_ids=np.asarray([b[0] for b in bias], np.int32),
-        bias_values=np.asarray([b[1] for b in bias], np.float32), top=top)}
+        bias_values=np.asarray([b[1] for b in bias], np.float32), top=top, chained=bool((columns["guess"] >= 0).any()))}
 
 
 def make_penalty(rng: Random, vocab: int, slot: int, prompt: int, answer: int) -> Kwargs:

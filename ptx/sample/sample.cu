@@ -1,4 +1,5 @@
-// Sampling: one token per row of float32 logits, bit for bit the choice of ops/ref/sample.py, in two kernels.
+// Sampling: one token per row of float32 logits, bit for bit the choice of ops/ref/sample.py, in two kernels, or three
+// where rows follow guesses.
 //
 // sample_adjust: grid (ceil(V / 4096), N), 256 threads. Bias, penalties and temperature on a chunk of a row; writes the
 //   adjusted logits to scratch [N, V] and, per chunk, the best adjusted and the best plain candidate and the sum of
@@ -6,6 +7,8 @@
 // sample_pick: grid N, 512 threads, 40 KiB of shared memory. Joins the chunks; greedy rows are done then. Otherwise
 //   top_k and top_p each bin the row by the distance to the largest logit (1/64 wide), collect the boundary bin and
 //   search it exactly; the draw finds its tile of ids, then the id.
+// sample_settle: one thread per row. Rows behind a guess that does not hold become void (-2); counts what the others chose.
+// Penalties of a row add the guesses before it to what is counted; if one of them does not hold, the row is void anyway.
 // Archs: all. Bytes: V*4 read and written once, then V*4 read from L2 per pass of sample_pick (greedy 0, a draw 1, top_k
 // and top_p 2 each, 1 per reported alternative).
 // Order of arithmetic: single IEEE float32 operations (__f*_rn, never contracted) and integer sums, so that neither the
@@ -20,6 +23,7 @@
 #define CHUNK 4096
 #define CHUNK_THREADS 256
 #define BINS 2048
+#define CHAIN 15  // most guesses in a row (engine/guesses.py, MOST)
 
 struct Shared {
     u64 bins[BINS];    // counts or masses per bin, or masses of tiles
@@ -34,9 +38,11 @@ struct Shared {
 extern "C" __global__ void __launch_bounds__(CHUNK_THREADS) sample_adjust(
     const float *logits, float *scratch, const float *temperature, const float *repetition, const float *presence,
     const float *frequency, const int *slot, const int *bias_starts, const int *bias_ids, const float *bias_values,
-    const int *counts, const u8 *prompt, u64 *best_parts, u64 *plain_parts, float *sum_parts, int V) {
+    const int *counts, const u8 *prompt, const int *guess, u64 *best_parts, u64 *plain_parts, float *sum_parts,
+    int V) {
     __shared__ u64 warps[CHUNK_THREADS / 32];
     __shared__ float z[CHUNK];
+    __shared__ int fed[CHAIN];  // guesses before this row
     const int row = blockIdx.y, tid = threadIdx.x, from = blockIdx.x * CHUNK, to = min(from + CHUNK, V);
     pdl_wait();
     pdl_launch();
@@ -67,12 +73,23 @@ extern "C" __global__ void __launch_bounds__(CHUNK_THREADS) sample_adjust(
                 int id = bias_ids[j];
                 if (id >= from && id < to) z[id - from] = __fadd_rn(z[id - from], bias_values[j]);
             }
+        if (tid == 0) {
+            bool chained = guess && at >= 0;
+            for (int j = 0; j < CHAIN; j++) {
+                chained = chained && j < row && guess[row - j] >= 0;
+                fed[j] = chained ? guess[row - j] : -1;
+            }
+        }
         __syncthreads();
         best = 0;
-        for (int i = from + tid; i < to; i += CHUNK_THREADS) {
+        for (int base = from; base < to; base += CHUNK_THREADS) {
+            const int i = base + tid;
+            if (i >= to) continue;
             float x = z[i - from];
             if (at >= 0) {
                 int count = counts[(size_t)at * V + i];
+#pragma unroll
+                for (int j = 0; j < CHAIN; j++) count += fed[j] == i;
                 if (count > 0 || prompt[(size_t)at * V + i]) x = x > 0 ? __fdiv_rn(x, r) : __fmul_rn(x, r);
                 x = __fsub_rn(x, __fmul_rn(freq, (float)count));
                 if (count > 0) x = __fsub_rn(x, pres);
@@ -362,6 +379,30 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) sample_pick(
     if (tid == 0) {
         tokens[row] = token;
         logprobs[row] = token >= 0 && any ? (usable(raw[token]) - plain_largest) - lse : NOTHING;
-        if (token >= 0 && slot[row] >= 0) counts[(size_t)slot[row] * V + token] += 1;
+        if (counts && token >= 0 && slot[row] >= 0) counts[(size_t)slot[row] * V + token] += 1;
+    }
+}
+
+// Grid: ceil(N / 256). A neighbour may have become void already: then so does this row, as it should.
+extern "C" __global__ void __launch_bounds__(256) sample_settle(const int *guess, const int *slot, int *counts,
+                                                                int *tokens, float *logprobs, int *top_ids,
+                                                                float *top_logprobs, int N, int V, int top) {
+    pdl_wait();
+    pdl_launch();
+    const int row = blockIdx.x * 256 + threadIdx.x;
+    if (row >= N) return;
+    const volatile int *seen = tokens;
+    bool holds = true;
+    for (int j = row; holds && j > 0 && guess[j] >= 0; j--) holds = seen[j - 1] == guess[j];
+    if (holds) {
+        const int token = tokens[row];
+        if (token >= 0 && slot[row] >= 0) atomicAdd(&counts[(size_t)slot[row] * V + token], 1);
+        return;
+    }
+    tokens[row] = -2;
+    logprobs[row] = NOTHING;
+    for (int j = 0; j < top; j++) {
+        top_ids[row * top + j] = -1;
+        top_logprobs[row * top + j] = NOTHING;
     }
 }

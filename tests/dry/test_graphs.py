@@ -4,6 +4,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,8 +15,9 @@ from blackwell_infer.device.dry import DryQueue
 from blackwell_infer.device.trace import difference, same_grids
 from blackwell_infer.engine.batch import Settings, Tables, Work, make_batch, make_params
 from blackwell_infer.engine.graphs import Bucket, GraphRunner, Inputs, Space
+from blackwell_infer.engine.head import head_work
 from blackwell_infer.engine.packed import Packed, arrays_of
-from blackwell_infer.engine.scheduler import Plan, Row, pages_for
+from blackwell_infer.engine.scheduler import Plan, Row, Sequence, pages_for
 from blackwell_infer.engine.state import Build
 from blackwell_infer.engine.weights import DeviceLoading, Meter, hollow, placing
 from blackwell_infer.errors import OutOfMemoryError
@@ -28,11 +30,11 @@ DATA = Path(__file__).resolve().parents[1] / "data"
 BATCH, CONTEXT = 20, 2000
 
 
-def runner(total: int = 1 << 40, capture: bool = True) -> tuple[DryQueue, GraphRunner]:
+def runner(total: int = 1 << 40, capture: bool = True, name: str = "qwen3") -> tuple[DryQueue, GraphRunner]:
     """A small model on a dry queue of so many bytes."""
-    checkpoint = open_checkpoint(DATA / "qwen3")
+    checkpoint = open_checkpoint(DATA / name)
     family = find_family(checkpoint.config)
-    build = Build(family, family.config(checkpoint.config), "bfloat16")
+    build = Build(family, family.config(checkpoint.config), "bfloat16", head=family.draft is not None)
     queue = DryQueue("sm_90a", total=total)
     loading = DeviceLoading(queue, checkpoint.tensors, hollow(checkpoint.tensors), Meter(0, silent),
                             placing("full", CudaOps(queue).arrange))
@@ -84,6 +86,70 @@ def test_buckets_are_few_and_decided_by_shapes() -> None:
     assert small.bucket(decode([5] * 9, top=0)) == Bucket(16, 256, 0, 0)
     assert small.bucket(decode([1999] * 17, top=20)) == Bucket(20, 2000, 20, 0)
     assert small.bucket(decode([5], top=3, biases=5)) == Bucket(1, 256, 4, 8)
+
+
+def guessing(rows: list[tuple[int, int]]) -> Work:
+    """A step of rows (keys without guesses, guesses)."""
+    made = tuple(Row(id=i, slot=i, tokens=(9,) * (1 + k), start=n - 1, pages=tuple(range(pages_for(n + k))),
+                     new_pages=0, restart=True, samples=True, scores=False, home=i, guesses=k,
+                     spares=tuple(range(30, 30 + k))) for i, (n, k) in enumerate(rows))
+    batch = make_batch(Plan(made), Tables(BATCH, pages_for(CONTEXT)))
+    slots = np.full(len(batch.outputs), -1, np.int32)
+    return Work(batch, make_params(made, [Settings(Sampling(logprobs=1, frequency_penalty=1.0), 7)] * len(made)),
+                slots, (), np.zeros(0, np.int32), np.zeros(0, np.int32), False)
+
+
+def test_steps_with_guesses_have_buckets_of_their_own() -> None:
+    space = Space(BATCH, CONTEXT)
+    assert space.bucket(guessing([(5, 3)])) == Bucket(1, 256, 1, 0, 4, 4)
+    assert space.bucket(guessing([(5, 2), (300, 0), (9, 1)])) == Bucket(4, 512, 1, 0, 8, 4)
+    work = guessing([(5, 2), (300, 0), (9, 1)])
+    bucket = space.bucket(work)
+    assert bucket is not None
+    inputs = Inputs(DryQueue(), bucket)
+    inputs.upload(DryQueue(), work)
+    host = inputs._packed.host
+    assert host["rows"].tolist() == [0, 0, 0, 1, 2, 2, -1, -1] and host["starts"].tolist() == [0, 3, 4, 6, 6]
+    assert host["guess"].tolist() == [-1, 9, 9, -1, -1, 9, -1, -1]
+    assert host["slot"].tolist() == [0, 0, 0, 1, 2, 2, -1, -1]
+    assert host["position"].tolist()[:6] == [5, 6, 7, 300, 9, 10]
+    assert host["state_to"].tolist() == [0, 30, 31, 1, 2, 30, -1, -1]
+    assert inputs.work.params is not None and inputs.work.params.chained and inputs.work.batch.max_new == 4
+    queue, run = runner()
+    traces = []
+    for rows in ([(3, 3)], [(7, 2)], [(4, 3)]):
+        queue.trace.clear()
+        run.launch(guessing(rows))
+        traces.append(list(queue.trace))
+    assert run.captured == (Bucket(1, 256, 1, 0, 4, 4),) and traces[0] == traces[1] == traces[2]
+
+
+def test_passes_of_a_head_are_recorded_where_every_row_guesses() -> None:
+    queue, run = runner(name="qwen3_5")
+    traces = []
+    for cached in ([(40, 3), (300, 1), (9, 2)], [(41, 2), (301, 2), (12, 1)], [(500, 1), (7, 3), (30, 3)]):
+        known, rows = dict[int, Sequence](), []
+        for i, (n, tokens) in enumerate(cached):
+            pages = tuple(range(pages_for(n + 8)))
+            known[i] = Sequence(id=i, prompt=(5,) * (n + 1), limit=9, cached=n, pages=pages, slot=i)
+            rows.append(Row(id=i, slot=i, tokens=(5,) * 4, start=n - tokens, pages=pages, new_pages=0, restart=False,
+                            samples=True, scores=False, guesses=3))
+        work, ids = head_work(Plan(tuple(rows)), known, Tables(BATCH, pages_for(CONTEXT)), 3, CONTEXT)
+        assert work is not None and ids == [0, 1, 2] and len(work.steps) == 3
+        queue.trace.clear()
+        assert run.guess(work).shape == (3, 3)
+        traces.append(list(queue.trace))
+    (plate,) = run._heads.values()
+    assert plate.graph is not None and traces[0] == traces[1] == traces[2]
+    host = plate._packed.host
+    assert host["0.rows"].tolist() == [0, 1, 1, 1, 2, 2, 2, -1] and host["0.starts"].tolist() == [0, 1, 4, 7, 7]
+    assert host["take"].tolist() == [0, 4, 5, 6, 8, 9, 10, 0] and host["last"].tolist() == [0, 3, 6, 0]
+    assert host["1.positions"].tolist() == [500, 7, 30, 0] and host["2.lengths"].tolist() == [502, 9, 32, 0]
+    assert host["1.ids"].tolist() == [-1, -2, -3, 0] and host["slots"].tolist() == [0, 1, 2, -1]
+    prompt, _ = head_work(Plan((msgspec.structs.replace(rows[0], samples=False),)), known,
+                          Tables(BATCH, pages_for(CONTEXT)), 3, CONTEXT)
+    assert prompt is not None and len(prompt.steps) == 1 and run.guess(prompt).shape == (1, 0)
+    assert len(run._heads) == 1
 
 
 @given(st.lists(st.integers(1, CONTEXT), min_size=1, max_size=BATCH), st.integers(0, 9))

@@ -7,6 +7,7 @@ import pytest
 
 from blackwell_infer.device.dry import DryQueue
 from blackwell_infer.device.record import Launched, Recorder
+from blackwell_infer.kernels.cost import Cost
 from blackwell_infer.kv.recurrent import Recurrent, RecurrentSpec
 from blackwell_infer.ops.batch import Batch, DeltaParams
 from blackwell_infer.ops.cuda.recurrent import FEW, MANY, gated_delta_
@@ -60,3 +61,4 @@ def test_products_of_chunks_are_counted() -> None:
     cost = {x.variant.kernel.entry: x.variant.kernel.estimate(x.args) for x in launches(1, 4096)[0]}
     assert cost["delta_pass"].flops == 4096 * 32 * 2 * 2 * 128 * 128
     assert cost["delta_out"].flops > cost["delta_solve"].flops > 0
+    assert cost["delta_step"] == Cost(), "it leaves such rows to the others"

@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 import safetensors.numpy
+import synthetic_hybrid
 from conftest import ROOT
 from harness import Load, Model
 from tooling import load_tool
@@ -166,13 +167,13 @@ def test_pruned_experts_are_listed_in_a_file_of_their_own(tmp_path: Path) -> Non
         Model(folder)
 
 
-def on_device(folder: Path) -> tuple[Any, DryQueue]:
+def on_device(folder: Path, activations: str = "full") -> tuple[Any, DryQueue]:
     """The parameters as a device would hold them."""
     checkpoint, queue = open_checkpoint(folder), DryQueue()
     family = find_family(checkpoint.config)
     build = Build(family, family.config(checkpoint.config), "bfloat16")
     loading = DeviceLoading(queue, checkpoint.tensors, hollow(checkpoint.tensors), Meter(0, silent),
-                            placing("full", CudaOps(queue).arrange))
+                            placing(activations, CudaOps(queue).arrange))
     return build.model(queue, loading, 64, 2, 3), queue
 
 
@@ -197,6 +198,18 @@ def test_a_shared_expert_of_another_format_or_width_stands_beside(tmp_path: Path
     model, _ = on_device(rewritten(tmp_path / "m", SPARSE, other))
     assert [layer.mlp.joined for layer in model.params.layers] == [False, True, True]
     assert model.params.layers[0].mlp.shared is not None
+
+
+def test_a_shared_expert_that_meets_quantised_activations_stands_beside(tmp_path: Path) -> None:
+    synthetic = load_tool("synthetic")
+    small = msgspec.structs.replace(
+        synthetic.SHAPES["qwen3.6-35b-a3b"], layers=1, hidden=256, mlp=256, heads=2, kv_heads=1, vocab=512, context=64,
+        experts=3, top=2, delta=synthetic_hybrid.Delta(1, 2, every=1))
+    synthetic.write_folder(small, "hf-nvfp4", tmp_path / "m", 0)
+    for activations, joined in (("full", True), ("quantized", False)):
+        (layer,) = on_device(tmp_path / "m", activations)[0].params.layers
+        assert layer.mlp.joined == joined
+    assert layer.mlp.shared.down[0].format == "nvfp4_tiled"
 
 
 @pytest.mark.parametrize(("names", "last"), [

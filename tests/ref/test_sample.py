@@ -13,8 +13,8 @@ from blackwell_infer.ops.ref import sample
 def params(n: int, *, bias: tuple[tuple[int, float], ...] = (), **settings: Any) -> SampleParams:
     """Settings of n rows, all alike except where an array is given; the bias goes to row 0."""
     off = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition": 1.0, "presence": 0.0,
-           "frequency": 0.0, "seed": 1, "position": 0, "slot": -1}
-    kinds = {"top_k": np.int32, "seed": np.uint64, "position": np.int32, "slot": np.int32}
+           "frequency": 0.0, "seed": 1, "position": 0, "slot": -1, "guess": -1}
+    kinds = {"top_k": np.int32, "seed": np.uint64, "position": np.int32, "slot": np.int32, "guess": np.int32}
     top = settings.pop("top", 0)
     rows = {k: np.broadcast_to(np.asarray(settings.get(k, v), kinds.get(k, np.float32)), (n,)) for k, v in off.items()}
     starts = np.full(n + 1, len(bias), np.int32)

@@ -7,10 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from blackwell_infer.cli import bench, main
-from blackwell_infer.cli.report import Report, Row, figure_table, phase_table, plain, print_report
+from blackwell_infer.cli.report import Report, Row, figure_table, phase_table, plain, print_report, summary
 from blackwell_infer.config import EngineConfig
 from blackwell_infer.engine import measure
 from blackwell_infer.engine.load import load
@@ -44,7 +45,7 @@ def test_a_matrix_goes_through_prompts_then_depths_at_every_batch() -> None:
 def bench_of(cells: Sequence[Cell], step_tokens: int) -> Bench:
     """The small Llama with room for these cells."""
     config = EngineConfig(device="numpy", max_step_tokens=step_tokens, max_context=context_for(cells, step_tokens),
-                          max_batch=max(cell.batch for cell in cells))
+                          max_batch=max(cell.batch for cell in cells), speculate="off")
     return Bench(load(MODEL, config, silent), seed=0)
 
 
@@ -58,7 +59,8 @@ def test_the_clock_runs_only_while_every_stream_decodes(step_tokens: int, monkey
     monkeypatch.setattr(made.found.runner, "launch", lambda work: (launched.append(work), launch(work))[1])
     clock = measure.time.perf_counter
     monkeypatch.setattr(measure.time, "perf_counter", lambda: (marks.append(len(launched)), clock())[1])
-    seconds, step = made.decode(cell)
+    tokens, seconds, step = made.decode(cell)
+    assert tokens == 15
     timed = [m for m in marks if m >= marks[-1] - cell.tokens]
     counted = launched[timed[0] : timed[-1]]
     assert len(counted) == cell.tokens
@@ -69,6 +71,22 @@ def test_the_clock_runs_only_while_every_stream_decodes(step_tokens: int, monkey
     assert longest <= cell.context(step_tokens)
     assert abs(sum(lengths_of(cell)) / 3 - counted[2].batch.lengths.mean()) <= 3 * -(-180 // max(step_tokens - 3, 1))
     assert not made.engine.step() and made.engine.stats().running == 0
+
+
+def test_guesses_hold_as_often_as_is_said() -> None:
+    cell, model = Cell("decode", 60, 8, 2), str(Path(MODEL).parent / "qwen3_5")
+    config = EngineConfig(device="numpy", max_context=context_for([cell], 64, 3), max_step_tokens=64, max_batch=2,
+                          speculate="mtp", draft_min=3, draft_max=3)
+    found = load(model, config, silent)
+    forced = msgspec.structs.replace(found.speculation, forced=0.7)
+    figure = Bench(msgspec.structs.replace(found, speculation=forced), seed=0).figure(cell, 2)
+    assert figure.drafted > 150 and 0.4 < figure.accepted / figure.drafted < 0.65  # 0.7 + 0.49 + 0.34 of 3
+    assert figure.seconds is not None and all(rate > 1.5 * 2 * 0.5 / figure.seconds for rate in figure.rates)
+    rows = (Row(test="decode", tokens=60, depth=8, batch=2, rate=9.0, rates=(9.0,), drafted=figure.drafted,
+                accepted=figure.accepted),)
+    report = msgspec.structs.replace(REPORT, rows=rows, forced=0.7)
+    assert f"{figure.accepted} of {figure.drafted}" in plain(figure_table(report))
+    assert "chance of 0.7 each" in summary(report)[-1]
 
 
 def test_every_repetition_has_a_figure() -> None:

@@ -1,10 +1,13 @@
 """Properties of `plan`, `begin` and `commit` with a made-up model whose next token is a hash of everything before it.
 
-Each holds when a step is read before the next one is planned (lag 0) and when it is read after that one was launched.
+Each holds when a step is read before the next one is planned (lag 0) and when it is read after that one was launched,
+with guesses and without: the world knows what comes and guesses it, but for some that are wrong.
 """
 from __future__ import annotations
 
+import functools
 import hashlib
+import random
 from collections.abc import Sequence as Items
 
 import msgspec
@@ -13,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blackwell_infer.engine import scheduler
-from blackwell_infer.engine.scheduler import UNKNOWN, Limits, Plan, Sequence, State, shares
+from blackwell_infer.engine.scheduler import UNKNOWN, Limits, Plan, Row, Sequence, State, shares
 from blackwell_infer.engine.tokens import TokenLog
 from blackwell_infer.errors import RequestError
 from blackwell_infer.kv.spec import PAGE
@@ -23,7 +26,12 @@ STOP = frozenset({7})
 
 
 def model(tokens: Items[int]) -> int:
-    return int.from_bytes(hashlib.blake2b(repr(tuple(tokens)).encode(), digest_size=4).digest(), "big") % VOCAB
+    return follower(tuple(tokens))
+
+
+@functools.lru_cache(1 << 16)
+def follower(tokens: tuple[int, ...]) -> int:
+    return int.from_bytes(hashlib.blake2b(repr(tokens).encode(), digest_size=4).digest(), "big") % VOCAB
 
 
 def alone(prompt: tuple[int, ...], limit: int) -> list[int]:
@@ -36,11 +44,16 @@ def alone(prompt: tuple[int, ...], limit: int) -> list[int]:
 
 class World:
     """A scheduler with a cache that remembers which token was written where, and each slot's newest token, as a GPU
-    would. `lag` steps are launched and not read when the next one is planned."""
+    would. `lag` steps are launched and not read when the next one is planned. `states` are the recurrent states: the
+    tokens that went into them. `depth` guesses are made for every sequence, 3 of 4 right."""
 
-    def __init__(self, limits: Limits, lag: int = 0) -> None:
+    def __init__(self, limits: Limits, lag: int = 0, depth: int = 0) -> None:
         self.limits = limits
         self.lag = lag
+        self.depth = depth
+        self.random = random.Random(3)
+        self.states: dict[int, list[int]] = {}
+        self.checked = self.held = 0
         self.flights: list[tuple[Plan, list[int]]] = []
         self.newest: dict[int, int] = {}
         self.state = scheduler.start(limits)
@@ -63,19 +76,41 @@ class World:
         sampled = []
         for row in plan.rows:
             assert UNKNOWN not in row.tokens or (self.lag and row.tokens == (UNKNOWN,))
+            self.advance(row)
             for i, token in enumerate(row.tokens, row.start):
                 self.cache[row.pages[i // PAGE], i % PAGE] = self.newest[row.slot] if token == UNKNOWN else token
         for row in plan.rows:
             seen = [self.cache[row.pages[i // PAGE], i % PAGE] for i in range(row.end)]
             if row.samples:
-                sampled.append(model(seen))
+                sampled += [model(seen[:end]) for end in range(row.end - row.guesses, row.end + 1)]
                 self.newest[row.slot] = sampled[-1]
             if row.scores:
                 self.scored[row.id] = seen
         return sampled
 
+    def advance(self, row: Row) -> None:
+        """The recurrent state of a row after each of its last tokens."""
+        before = self.states[row.home] if row.start else []
+        assert len(before) == row.start
+        tokens = [self.newest[row.slot] if token == UNKNOWN else token for token in row.tokens]
+        own = len(tokens) - row.guesses
+        for i, slot in enumerate((row.home, *row.spares), own):
+            self.states[slot] = [*before, *tokens[:i]]
+
+    def guesses(self) -> dict[int, tuple[int, ...]]:
+        """What comes next for every sequence that is known so far, some of it wrong."""
+        found = {}
+        for s in self.state.running:
+            tokens = list(s.tokens(0, s.length - s.ahead))
+            for _ in range(self.depth):
+                tokens.append(model(tokens) if self.random.random() < 0.75 else self.random.randrange(VOCAB))
+            found[s.id] = tuple(tokens[s.length - s.ahead :])
+        return found
+
     def step(self, cancel: frozenset[int] = frozenset()) -> None:
-        plan = scheduler.plan(self.state, self.limits)
+        if self.flights and self.depth and self.random.random() < 0.5:
+            self.land(frozenset())  # as the engine does where there is something to guess
+        plan = scheduler.plan(self.state, self.limits, self.guesses())
         self.check_plan(plan)
         if plan.rows:
             self.flights.append((plan, self.run(plan)))
@@ -97,6 +132,7 @@ class World:
         self.state, events = scheduler.commit(self.state, plan, sampled)
         for e in events:
             assert e.id not in self.ends and e.id not in cancel
+            self.held += e.guessed
             if e.token >= 0:
                 assert e.token == sampled[e.sample]
                 self.out[e.id].append(e.token)
@@ -115,6 +151,12 @@ class World:
         assert len(pages) == len(set(pages)) and all(0 <= p < self.limits.pages for p in pages)
         assert all(len(r.pages) == scheduler.pages_for(r.end) or len(r.pages) * PAGE >= r.end for r in plan.rows)
         assert len({r.slot for r in plan.rows}) == len(plan.rows)
+        written = [slot for r in plan.rows for slot in (r.home, *r.spares)]
+        assert len(written) == len(set(written)) and all(0 <= slot < self.limits.homes for slot in written)
+        assert not {s.home for s in self.state.running} & {slot for r in plan.rows for slot in r.spares}
+        guesses = sum(r.guesses for r in plan.rows)
+        self.checked += guesses
+        assert not guesses or sum(len(r.tokens) for r in plan.rows) <= self.limits.checked
         assert not {r.id for r in plan.rows} & set(plan.preempted)
 
     def check_state(self) -> None:
@@ -125,7 +167,9 @@ class World:
         assert len(owned) + s.free.bit_count() == self.limits.pages, "a page leaked"
         ids = [q.id for q in (*s.running, *s.waiting)]
         assert ids == sorted(ids), "running sequences are older than waiting ones"
-        assert all(q.pages == () and q.cached == 0 and q.slot == -1 for q in s.waiting)
+        assert all(q.pages == () and q.cached == 0 and q.slot == q.home == -1 and not q.spares for q in s.waiting)
+        homes = [slot for q in s.running for slot in (q.home, *q.spares)]
+        assert len(homes) == len(set(homes)), "two sequences share a recurrent state"
         slots = [q.slot for q in s.running]
         assert len(set(slots)) == len(slots) <= self.limits.batch and all(0 <= x < self.limits.batch for x in slots)
 
@@ -138,7 +182,7 @@ class World:
 
 limits = st.builds(
     Limits, batch=st.integers(1, 6), step_tokens=st.integers(1, 90), score_tokens=st.integers(1, 40),
-    pages=st.integers(1, 12), context=st.integers(2, 12 * PAGE))
+    pages=st.integers(1, 12), context=st.integers(2, 12 * PAGE), checked=st.integers(0, 16), reach=st.integers(0, 40))
 request = st.tuples(st.integers(1, 150), st.integers(1, 70), st.booleans())
 
 
@@ -147,10 +191,10 @@ def prompt_of(id: int, length: int) -> tuple[int, ...]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(limits, st.lists(request, min_size=1, max_size=10), st.integers(0, 1), st.data())
+@given(limits, st.lists(request, min_size=1, max_size=10), st.integers(0, 1), st.integers(0, 8), st.data())
 def test_every_sequence_answers_as_if_it_were_alone(limits: Limits, wanted: list[tuple[int, int, bool]], lag: int,
-                                                    data: st.DataObject) -> None:
-    world = World(limits, lag)
+                                                    depth: int, data: st.DataObject) -> None:
+    world = World(limits, lag, depth)
     room = min(limits.context, limits.pages * PAGE)
     accepted: dict[int, tuple[int, int, bool]] = {}
     cancelled: set[int] = set()
@@ -178,9 +222,10 @@ def test_every_sequence_answers_as_if_it_were_alone(limits: Limits, wanted: list
 
 
 @settings(max_examples=60, deadline=None)
-@given(limits, st.lists(request, min_size=2, max_size=8), st.integers(0, 1))
-def test_admission_is_in_order_of_arrival(limits: Limits, wanted: list[tuple[int, int, bool]], lag: int) -> None:
-    world = World(limits, lag)
+@given(limits, st.lists(request, min_size=2, max_size=8), st.integers(0, 1), st.integers(0, 4))
+def test_admission_is_in_order_of_arrival(limits: Limits, wanted: list[tuple[int, int, bool]], lag: int,
+                                          depth: int) -> None:
+    world = World(limits, lag, depth)
     room = min(limits.context, limits.pages * PAGE)
     for id, (length, limit, score) in enumerate(wanted):
         world.submit(id, prompt_of(id, min(length, max(room - 1, 1))), limit, score)
@@ -189,9 +234,10 @@ def test_admission_is_in_order_of_arrival(limits: Limits, wanted: list[tuple[int
     assert firsts == sorted(firsts)
 
 
+@pytest.mark.parametrize("depth", [0, 3])
 @pytest.mark.parametrize("lag", [0, 1])
-def test_too_few_pages_preempt_the_youngest_and_lose_nothing(lag: int) -> None:
-    world = World(Limits(batch=4, step_tokens=64, score_tokens=64, pages=5, context=128), lag)
+def test_too_few_pages_preempt_the_youngest_and_lose_nothing(lag: int, depth: int) -> None:
+    world = World(Limits(batch=4, step_tokens=64, score_tokens=64, pages=5, context=128, checked=16), lag, depth)
     found = [p for p in (prompt_of(i, 20) for i in range(100)) if len(alone(p, 60)) == 60]
     prompts = dict(enumerate(found[:4]))
     for id, prompt in prompts.items():
@@ -226,6 +272,42 @@ def test_decoding_goes_before_prompts() -> None:
     world.submit(1, prompt_of(1, 100), 2)
     plan = scheduler.plan(world.state, world.limits)
     assert [(r.id, len(r.tokens)) for r in plan.rows] == [(0, 1), (1, 7)]
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_guesses_save_steps(lag: int) -> None:
+    found = [p for p in (prompt_of(i, 9) for i in range(100)) if len(alone(p, 40)) == 40]
+    steps = []
+    for depth in (0, 4):
+        world = World(Limits(batch=2, step_tokens=64, score_tokens=8, pages=16, context=128, checked=16), lag, depth)
+        for id, prompt in enumerate(found[:2]):
+            world.submit(id, prompt, 40)
+        world.finish()
+        assert world.out == {id: alone(prompt, 40) for id, prompt in enumerate(found[:2])}
+        steps.append(world.launched)
+    assert steps[0] == 40 and steps[1] < 32 and 0 < world.held < world.checked
+
+
+def test_guesses_take_what_a_step_has_left_and_no_pages_of_others() -> None:
+    world = World(Limits(batch=4, step_tokens=12, score_tokens=8, pages=3, context=96, checked=10))
+    found = [p for p in (prompt_of(i, 30) for i in range(100)) if len(alone(p, 40)) == 40]
+    for id, prompt in enumerate(found[:2]):
+        world.submit(id, prompt[: 3 if id else 30], 40)
+    for _ in range(4):
+        world.step()
+    rows = {s.id: s for s in world.state.running}
+    wide = {0: (1,) * 9, 1: (2,) * 9}
+    plan = scheduler.plan(world.state, world.limits, wide)
+    assert [r.guesses for r in plan.rows] == [4, 4], "evenly, up to 10 tokens"
+    assert scheduler.plan(world.state, world.limits, {1: wide[1]}).rows[0].guesses == 0
+    assert scheduler.plan(world.state, world.limits, {1: wide[1]}).rows[1].guesses == 8
+    scarce = msgspec.structs.replace(world.state, free=0)
+    plan = scheduler.plan(scarce, world.limits, wide)
+    room = [len(rows[id].pages) * PAGE - rows[id].cached - 1 for id in (0, 1)]
+    assert [r.guesses for r in plan.rows] == [min(4, n) for n in room] and not plan.preempted
+    short = msgspec.structs.replace(world.state, running=tuple(
+        msgspec.structs.replace(s, limit=len(s.answer) + 2) for s in world.state.running))
+    assert [r.guesses for r in scheduler.plan(short, world.limits, wide).rows] == [1, 1], "no more than may be answered"
 
 
 def test_a_failed_sample_ends_only_its_own_sequence() -> None:

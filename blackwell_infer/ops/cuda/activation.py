@@ -68,10 +68,10 @@ def add_gated(q: Queue, x: Array, y: Array, h: Array, gate: Array) -> Array:
     return out
 
 
-def take_rows(q: Queue, x: Array, index: Array) -> Array:
+def take_rows(q: Queue, x: Array, index: Array, out: Array | None = None) -> Array:
     """An index outside [0, T) gives a row of zeros."""
     rows, width = index.shape[0], x.shape[1]
-    y = q.empty((rows, width), x.dtype)
+    y = q.empty((rows, width), x.dtype) if out is None else out
     if rows:
         grid = (rows, -(-width * x.dtype.itemsize // (16 * THREADS)), 1)
         q.launch(variant(q, TAKE_ROWS, x), grid, (THREADS, 1, 1), plain(x), index, y, x.shape[0], width, pdl=True)

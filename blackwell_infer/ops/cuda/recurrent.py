@@ -43,6 +43,11 @@ def stepped(call: Call) -> Cost:
     return Cost(states + call.nbytes("proj", "taps", "out"), 6 * tokens * nv * dk * dv)
 
 
+def few_stepped(call: Call) -> Cost:
+    """The part of rows of up to `few` new tokens."""
+    return stepped(call) if call.shape("proj")[0] <= call.number("few") * call.shape("from")[0] else Cost()
+
+
 def mixed(call: Call) -> Cost:
     """Projections to tiles, and the states of rows."""
     return Cost(call.nbytes("proj", "taps", "tiles", "gates", "past"))
@@ -78,7 +83,7 @@ GENERIC = Kernel("recurrent/generic.cu", "delta_generic", (
     *ROW, *SIZES, Param("dk", "i32"), Param("dv", "i32"), *REST), TYPES, cost=stepped)
 STEP = Kernel("recurrent/step.cu", "delta_step", (
     *ROW, Param("blocks", "out", "uint8"), Param("sums", "out", "float32"), *SIZES, *REST),
-    {**TYPES, "PARTS": (2, 4)}, cost=stepped)
+    {**TYPES, "PARTS": (2, 4)}, cost=few_stepped)
 MIX = Kernel("recurrent/mix.cu", "delta_mix", (
     Param("proj", "in"), Param("taps", "in", "float32"), Param("decay", "in", "float32"),
     Param("bias", "in", "float32"), Param("conv", "in"), Param("state", "in"), Param("starts", "in", "int32"),

@@ -14,7 +14,7 @@ THREADS = 512
 CHUNK, CHUNK_THREADS = 4096, 256
 """ids that one CTA adjusts, and its threads"""
 WORDS = 256
-"""32-bit words that one CTA copies"""
+"""32-bit words that one CTA copies, and rows that one settles"""
 SOURCE = "sample/sample.cu"
 
 
@@ -27,6 +27,11 @@ def picked(call: Call) -> Cost:
     """What sample_adjust left of greedy rows, their tokens, and a pass over the logits for each alternative."""
     parts = call.nbytes("best_parts", "plain_parts", "sum_parts", "tokens", "logprobs", "top_ids", "top_logprobs")
     return Cost(parts + call.number("top") * call.nbytes("logits"))
+
+
+def settled(call: Call) -> Cost:
+    """Guesses, slots and tokens; few rows become void."""
+    return Cost(call.nbytes("guess", "slot", "tokens"))
 
 
 def cleared(call: Call) -> Cost:
@@ -54,6 +59,7 @@ ADJUST = Kernel(SOURCE, "sample_adjust", (
     Param("repetition", "in", "float32"), Param("presence", "in", "float32"), Param("frequency", "in", "float32"),
     Param("slot", "in", "int32"), Param("bias_starts", "in", "int32"), Param("bias_ids", "in", "int32"),
     Param("bias_values", "in", "float32"), Param("counts", "in", "int32"), Param("prompt", "in", "uint8"),
+    Param("guess", "in", "int32"),
     Param("best_parts", "out", "uint64"), Param("plain_parts", "out", "uint64"), Param("sum_parts", "out", "float32"),
     Param("V", "i32")), cost=adjusted)
 PICK = Kernel(SOURCE, "sample_pick", (
@@ -64,6 +70,11 @@ PICK = Kernel(SOURCE, "sample_pick", (
     Param("counts", "inout", "int32"), Param("tokens", "out", "int32"), Param("logprobs", "out", "float32"),
     Param("top_ids", "out", "int32"), Param("top_logprobs", "out", "float32"), Param("V", "i32"), Param("top", "i32"),
     Param("parts", "i32")), cost=picked)
+SETTLE = Kernel(SOURCE, "sample_settle", (
+    Param("guess", "in", "int32"), Param("slot", "in", "int32"), Param("counts", "inout", "int32"),
+    Param("tokens", "inout", "int32"), Param("logprobs", "inout", "float32"), Param("top_ids", "inout", "int32"),
+    Param("top_logprobs", "inout", "float32"), Param("N", "i32"), Param("V", "i32"), Param("top", "i32")),
+    cost=settled)
 TOKEN_LOGPROBS = Kernel("sample/score.cu", "token_logprobs", (
     Param("logits", "in", "float32"), Param("targets", "in", "int32"), Param("out", "out", "float32"),
     Param("V", "i32")), cost=moved)
@@ -81,7 +92,7 @@ DELIVER = Kernel("sample/tokens.cu", "deliver_tokens", (
     Param("tokens", "in", "int32"), Param("logprobs", "in", "float32"), Param("top_ids", "in", "int32"),
     Param("top_logprobs", "in", "float32"), Param("slots", "in", "int32"), Param("newest", "inout", "int32"),
     Param("block", "out", "int32"), Param("N", "i32"), Param("top", "i32")), cost=delivered)
-KERNELS = (ADJUST, PICK, TOKEN_LOGPROBS, PENALTY_CLEAR, PENALTY_COUNT, NEWEST, DELIVER)
+KERNELS = (ADJUST, PICK, SETTLE, TOKEN_LOGPROBS, PENALTY_CLEAR, PENALTY_COUNT, NEWEST, DELIVER)
 
 
 def sample_(q: Queue, state: PenaltyState, logits: Array, params: SampleParams) -> Sampled:
@@ -93,10 +104,15 @@ def sample_(q: Queue, state: PenaltyState, logits: Array, params: SampleParams) 
     best, plain = q.empty((rows, parts), np.uint64), q.empty((rows, parts), np.uint64)
     q.launch(ADJUST.variant(), (parts, rows, 1), (CHUNK_THREADS, 1, 1), logits, scratch, params.temperature,
              params.repetition, params.presence, params.frequency, params.slot, params.bias_starts, params.bias_ids,
-             params.bias_values, state.counts, state.prompt, best, plain, sums, vocab, pdl=True)
+             params.bias_values, state.counts, state.prompt, params.guess if params.chained else None, best, plain,
+             sums, vocab, pdl=True)
     q.launch(PICK.variant(), (rows, 1, 1), (THREADS, 1, 1), logits, scratch, best, plain, sums, params.temperature,
-             params.top_k, params.top_p, params.min_p, params.seed, params.position, params.slot, state.counts,
-             out.tokens, out.logprobs, out.top_ids, out.top_logprobs, vocab, params.top, parts, pdl=True)
+             params.top_k, params.top_p, params.min_p, params.seed, params.position, params.slot,
+             None if params.chained else state.counts, out.tokens, out.logprobs, out.top_ids, out.top_logprobs, vocab,
+             params.top, parts, pdl=True)
+    if params.chained:
+        q.launch(SETTLE.variant(), (-(-rows // WORDS), 1, 1), (WORDS, 1, 1), params.guess, params.slot, state.counts,
+                 out.tokens, out.logprobs, out.top_ids, out.top_logprobs, rows, vocab, params.top, pdl=True)
     return out
 
 

@@ -88,8 +88,8 @@ class CudaOps:
     def experts(self, x: Array, routing: Routing, gate_up: tuple[Experts, ...], down: Experts) -> Array:
         return experts.experts(self.queue, x, routing, gate_up, down, self.reproducible)
 
-    def take_rows(self, x: Array, index: Array) -> Array:
-        return activation.take_rows(self.queue, x, index)
+    def take_rows(self, x: Array, index: Array, out: Array | None = None) -> Array:
+        return activation.take_rows(self.queue, x, index, out)
 
     def qkv_rope_append_(self, kv: PagedKV, qkv: Array, batch: Batch, rope_table: Array, heads: int,
                          q_norm: Array | None = None, k_norm: Array | None = None, eps: float = 0.0) -> Array:

@@ -31,5 +31,9 @@ def add_gated(x: Array, y: Array, h: Array, gate: Array) -> Array:
     return np.asarray(out.astype(x.dtype, copy=False))
 
 
-def take_rows(x: Array, index: Array) -> Array:
-    return np.asarray(np.asarray(x)[np.asarray(index)])
+def take_rows(x: Array, index: Array, out: Array | None = None) -> Array:
+    found = np.asarray(np.asarray(x)[np.asarray(index)])
+    if out is None:
+        return found
+    np.asarray(out)[...] = found
+    return out

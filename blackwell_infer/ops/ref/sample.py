@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from blackwell_infer.ops.batch import PenaltyState, Sampled, SampleParams, TokenState
+from blackwell_infer.ops.batch import VOID, PenaltyState, Sampled, SampleParams, TokenState
 from blackwell_infer.types import Array
 
 F32 = np.float32
@@ -122,6 +122,10 @@ def sample_(state: PenaltyState, logits: Array, params: SampleParams) -> Sampled
     top_ids, top_logprobs = np.full((rows, top), -1, np.int32), np.full((rows, top), -np.inf, F32)
     with np.errstate(over="ignore", invalid="ignore", under="ignore", divide="ignore"):
         for i in range(rows):
+            guess = int(params.guess[i])
+            if guess >= 0 and tokens[i - 1] != guess:
+                tokens[i] = VOID
+                continue
             z = adjust(raw[i], params, i, state)
             plain = usable(raw[i])
             if plain.max() > -np.inf:

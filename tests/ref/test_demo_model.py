@@ -66,6 +66,15 @@ def test_it_remembers_calls_tools_and_reasons(demo: LLM) -> None:
     assert thought.reasoning and "74" in thought.text
 
 
+def test_drafts_of_its_head_hold_and_change_nothing() -> None:
+    with LLM(device="numpy", speculate="mtp", draft_max=1, draft_min=1) as llm:
+        given = [llm.generate(says(question), GREEDY).text for question in ANSWERS]
+        stats = llm.stats()
+    assert given == list(ANSWERS.values())
+    assert stats.drafted_tokens > 40
+    assert stats.accepted_tokens >= 0.7 * stats.drafted_tokens
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("subject", "figure", "count"), [
     ("arithmetic", "arithmetic", 60), ("tool calls", "tool calls well formed", 40), ("JSON", "JSON well formed", 40)])

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         ModelOutputError,
         OutOfMemoryError,
         RequestError,
+        SessionError,
         TemplateError,
         TokenizerError,
         UnsupportedModelError,
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 __all__ = [
     "LLM", "AsyncStream", "BlackwellInferError", "CheckpointError", "Choice", "ConfigError", "DeviceError",
     "DownloadError", "EngineConfig", "Event", "KernelError", "Message", "ModelInfo", "ModelOutputError",
-    "OutOfMemoryError", "Output", "RequestError", "Sampling", "Score", "Stats", "Stream", "TemplateError",
+    "OutOfMemoryError", "Output", "RequestError", "Sampling", "Score", "SessionError",
+    "Stats", "Stream", "TemplateError",
     "TokenLogprob", "TokenizerError", "UnsupportedModelError", "Usage", "__version__",
 ]
 __version__ = "0.1.0"
@@ -41,8 +43,8 @@ _HOMES = {
     "engine.load": ("ModelInfo",),
     "engine.stream": ("AsyncStream", "Stream"),
     "errors": ("BlackwellInferError", "CheckpointError", "ConfigError", "DeviceError", "DownloadError", "KernelError",
-               "ModelOutputError", "OutOfMemoryError", "RequestError", "TemplateError", "TokenizerError",
-               "UnsupportedModelError"),
+               "ModelOutputError", "OutOfMemoryError", "RequestError", "SessionError", "TemplateError",
+               "TokenizerError", "UnsupportedModelError"),
     "types": ("Choice", "Event", "Message", "Output", "Sampling", "TokenLogprob", "Usage"),
 }
 

@@ -56,6 +56,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         ge=0,
         description="pages of the KV cache, 32 tokens each; 0 takes what the context and the batch need, or what fits",
     )] = 0
+    prefix_cache: Annotated[bool, Meta(
+        description="keep the KV pages (and, of hybrids, some recurrent states) of what was read until the room is "
+                    "needed: a prompt that begins like an earlier one is read from where they part",
+    )] = True
     state_dtype: Annotated[Literal["float32", "float16", "bfloat16"], Meta(
         description="how the states of recurrent layers are stored; 16 bits take half the memory and bandwidth, and "
                     "round every state after every step: lossy",

@@ -41,6 +41,10 @@ class RequestError(BlackwellInferError, ValueError):
     """A request cannot be served as asked: a prompt too long, a setting out of range, an empty prompt."""
 
 
+class SessionError(RequestError):
+    """A saved session is damaged, or belongs to another model, to other settings or to another version."""
+
+
 class DeviceError(BlackwellInferError):
     """No usable device, a driver too old, or a launch that the device refused."""
 

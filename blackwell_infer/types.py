@@ -81,6 +81,8 @@ class Usage(msgspec.Struct, frozen=True):
     queue_seconds: float = 0.0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
+    cached_tokens: int = 0
+    """of the prompt's tokens, those that the prefix cache held"""
     drafted_tokens: int = 0
     """guesses that were checked (see the setting `speculate`)"""
     accepted_tokens: int = 0

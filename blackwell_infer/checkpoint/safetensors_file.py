@@ -1,4 +1,5 @@
-"""One safetensors file: u64 header length, JSON header, data without holes. Parsed here so that weights are views.
+"""One safetensors file: u64 header length, JSON header, data without holes. Parsed here so that weights are views;
+`safetensors_header` is for files that are written.
 
 Layout: the safetensors format description. The header maps names to {dtype, shape, data_offsets: [begin, end]} with
 offsets from the end of the header; "__metadata__" holds strings.
@@ -48,14 +49,15 @@ class SafetensorsFile(msgspec.Struct, frozen=True):
     path: Path
     data: np.ndarray[Any, Any]
     tensors: Mapping[str, StoredTensor]
+    metadata: Mapping[str, str] = MappingProxyType({})
 
     def bytes_of(self, tensor: StoredTensor) -> np.ndarray[Any, Any]:
         """The tensor's bytes, uint8 [nbytes], a view of the mapped file."""
         return self.data[tensor.begin:tensor.end]
 
 
-def read_safetensors(path: Path) -> SafetensorsFile:
-    """Open one file; reads the header only.
+def read_safetensors(path: Path, remedy: str = DAMAGED) -> SafetensorsFile:
+    """Open one file; reads the header only. `remedy` ends the message of an error.
 
     CheckpointError: truncated, no JSON, a name twice, an unknown dtype, a size that does not fit shape and dtype, an
     overlap, a hole, bytes left over.
@@ -63,7 +65,7 @@ def read_safetensors(path: Path) -> SafetensorsFile:
     data = map_file(path)
 
     def fail(what: str) -> NoReturn:
-        raise CheckpointError(f"{path}: {what}; {DAMAGED}")
+        raise CheckpointError(f"{path}: {what}; {remedy}")
 
     if len(data) < 8:
         fail(f"has {len(data)} bytes, too few for a safetensors file")
@@ -73,7 +75,9 @@ def read_safetensors(path: Path) -> SafetensorsFile:
     if length > len(data) - 8:
         fail(f"announces a header of {length} bytes, but has {len(data)} in all")
     header = _header(data[8:8 + length].tobytes(), fail)
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        fail("__metadata__ is no object of strings")
     tensors = {name: _tensor(name, entry, 8 + length, fail) for name, entry in header.items()}
     at = 8 + length
     for tensor in sorted(tensors.values(), key=lambda t: (t.begin, t.end)):
@@ -85,7 +89,19 @@ def read_safetensors(path: Path) -> SafetensorsFile:
         at = tensor.end
     if at != len(data):
         fail(f"has {len(data) - at} bytes after the last tensor (offset {at})")
-    return SafetensorsFile(path, data, MappingProxyType(tensors))
+    return SafetensorsFile(path, data, MappingProxyType(tensors), MappingProxyType(metadata))
+
+
+def safetensors_header(arrays: Mapping[str, tuple[str, np.ndarray[Any, Any]]], metadata: Mapping[str, str]) -> bytes:
+    """What precedes the bytes of `arrays`, which follow in order; each comes with its dtype's name in `BITS`."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    at = 0
+    for name, (dtype, array) in arrays.items():
+        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [at, at + array.nbytes]}
+        at += array.nbytes
+    text = json.dumps(header, ensure_ascii=True).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def _header(raw: bytes, fail: Callable[[str], NoReturn]) -> dict[str, Any]:

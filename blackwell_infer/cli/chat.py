@@ -23,12 +23,15 @@ if TYPE_CHECKING:
     from blackwell_infer import LLM, Stream
 
 SECTIONS = ("engine", "sampling", "chat")
+PROBE = "x"
+"""Stands for what the user says next, when it is asked how much of the conversation is in the cache"""
 UNUSED_SYSTEM = "the system prompt is not used: without a chat template the text stands for itself"
 SINGLE = "n is not used: a conversation goes on with one answer"
 HELP = """/system [TEXT]    show or set the system prompt
 /reset            forget the conversation, keep the system prompt and the settings
-/save FILE        write the conversation, the system prompt and the settings as JSON
-/load FILE        continue a saved conversation
+/save FILE        write the conversation and what the model's caches hold of it; the text alone if FILE ends in .json
+/load FILE        continue a saved conversation, without reading it again if its cache was saved
+/load-text FILE   the same without its cache: with another model, or if the cache is damaged
 /set [KEY VALUE]  show or set a sampling setting (temperature, top_p, max_tokens, seed ...)
 /stats            counters of the engine and of the last answer
 /help             this list
@@ -41,6 +44,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Operands of the subcommand, and the short spellings of --mode."""
     parser.add_argument("model", nargs="?", default=config.DEMO, help=OPTIONAL)
     parser.add_argument("--load", type=Path, metavar="FILE", help="continue a conversation that /save wrote")
+    parser.add_argument("--load-text", type=Path, metavar="FILE", help="the same without its cache")
     parser.add_argument("--raw", dest="chat.mode", action="store_const", const="raw", default=argparse.SUPPRESS,
                         help="the same as --mode raw: continue the text, without a chat template")
 
@@ -52,8 +56,9 @@ def main(found: argparse.Namespace, settings: config.Settings) -> int:
     """
     start = Session(mode="raw" if settings.chat.mode == "raw" else "chat", system=settings.chat.system,
                     sampling=settings.sampling, model=found.model)
-    if found.load is not None:
-        start = session.load(found.load).under(collect(found))
+    file = found.load or found.load_text
+    if file is not None:
+        start = session.load(file).under(collect(found))
     with opened(found.model, settings.engine) as llm:
         if start.mode == "chat" and llm.template is None:
             raise TemplateError(f"{found.model}: the model has no chat template; with --raw it continues your text")
@@ -62,6 +67,8 @@ def main(found: argparse.Namespace, settings: config.Settings) -> int:
         if start.chosen(llm.default_sampling).n > 1:
             logger.warning(SINGLE)
         chat = Chat(llm, start, Screen(reasoning=settings.chat.show_reasoning))
+        if found.load is not None:
+            chat.bring_cache(found.load, "--load-text")
         if not sys.stdin.isatty():
             return chat.run(prompt.piped) or int(chat.failed)
         read = prompt.terminal(config.state_home() / "history", chat.status)
@@ -80,7 +87,8 @@ class Chat:
         self.usage: Usage | None = None
         self.failed = False
         self.commands: Mapping[str, Callable[[str], None]] = {
-            "system": self.system, "reset": self.reset, "save": self.save, "load": self.load, "set": self.set,
+            "system": self.system, "reset": self.reset, "save": self.save, "load": self.load,
+            "load-text": self.load_text, "set": self.set,
             "stats": self.stats, "help": self.help,
         }
 
@@ -178,18 +186,43 @@ class Chat:
     def save(self, name: str) -> None:
         if not name:
             raise RequestError("/save needs a file name")
-        self.session.save(Path(name).expanduser())
-        self.screen.note(f"saved to {name}")
+        path = Path(name).expanduser()
+        if path.suffix == session.TEXT:
+            self.session.save(path)
+            self.screen.note(f"saved to {name}")
+            return
+        text = self.session.text_form().decode()
+        if self.session.mode == "raw":
+            count = self.llm.save_prefix(path, self.session.text or PROBE, note=text)
+        else:
+            count = self.llm.save_prefix(path, messages=self.session.conversation(PROBE), note=text)
+        self.screen.note(f"saved to {name}, with the caches of {count} tokens")
 
     def load(self, name: str) -> None:
+        self.load_text(name, cache=True)
+
+    def load_text(self, name: str, cache: bool = False) -> None:
         if not name:
-            raise RequestError("/load needs a file name")
-        loaded = session.load(Path(name).expanduser())
+            raise RequestError(f"/load{'' if cache else '-text'} needs a file name")
+        path = Path(name).expanduser()
+        loaded = session.load(path)
         if loaded.mode == "chat" and self.llm.template is None:
             raise TemplateError(f"{name} is a chat, and the model has no chat template")
+        count = self.bring_cache(path, "/load-text") if cache else 0
         self.session = loaded
-        self.screen.note(f"loaded {name}: {len(loaded.messages)} messages" if loaded.mode == "chat" else
-                         f"loaded {name}: {len(loaded.text)} characters")
+        size = f"{len(loaded.messages)} messages" if loaded.mode == "chat" else f"{len(loaded.text)} characters"
+        self.screen.note(f"loaded {name}: {size}" + (f", with the caches of {count} tokens" if count else ""))
+
+    def bring_cache(self, path: Path, instead: str) -> int:
+        """Bring what the file holds of the model's caches into them: the number of tokens. RequestError says how to go
+        on with the text alone."""
+        if not session.holds_cache(path):
+            return 0
+        try:
+            return self.llm.load_prefix(path)
+        except RequestError as error:
+            raise type(error)(f"{error}; the conversation in it is intact: {instead} {path.name} continues it without "
+                              "the cache") from None
 
     def set(self, words: str) -> None:
         name, _, value = words.partition(" ")

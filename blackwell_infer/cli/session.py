@@ -1,4 +1,8 @@
-"""A conversation as plain data: what /save writes, and what each answer is asked with."""
+"""A conversation as plain data: what /save writes, and what each answer is asked with.
+
+A file whose name ends in .json is the conversation as JSON. Any other holds that text as the note of a saved prefix
+(`engine.saved`), beside what the model's caches know of it.
+"""
 from __future__ import annotations
 
 import os
@@ -11,6 +15,9 @@ import msgspec
 from blackwell_infer import config
 from blackwell_infer.errors import ConfigError, RequestError
 from blackwell_infer.types import Message, Sampling
+
+TEXT = ".json"
+"""Ending of the names of files that hold the text alone"""
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -60,21 +67,37 @@ class Session(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         """The model's default sampling with this session's settings on top."""
         return msgspec.structs.replace(default, **self.sampling)
 
+    def text_form(self) -> bytes:
+        """The session as JSON."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
+
     def save(self, path: Path) -> None:
         """Write the session as JSON, in one move. RequestError if the file cannot be written."""
         beside = path.with_name(path.name + ".part")
         try:
-            beside.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n")
+            beside.write_bytes(self.text_form())
             os.replace(beside, path)
         except OSError as error:
             beside.unlink(missing_ok=True)
             raise RequestError(f"{path}: cannot be written: {error.strerror}") from None
 
 
-def load(path: Path) -> Session:
-    """Read a saved session. RequestError if the file is missing or holds something else."""
+def holds_cache(path: Path) -> bool:
+    """Whether a file is a saved prefix and not JSON: a header follows after 8 bytes. RequestError if it is missing."""
     try:
-        saved = msgspec.json.decode(path.read_bytes(), type=Session)
+        with path.open("rb") as file:
+            return file.read(9)[8:] == b"{" and path.suffix != TEXT
+    except OSError as error:
+        raise RequestError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def load(path: Path) -> Session:
+    """Read a saved session without its cache. RequestError if the file is missing or holds something else."""
+    from blackwell_infer.engine.saved import note_of
+
+    try:
+        text = note_of(path).encode() if holds_cache(path) else path.read_bytes()
+        saved = msgspec.json.decode(text, type=Session)
         values = config.checked(Sampling, saved.sampling, str(path))
     except OSError as error:
         raise RequestError(f"{path}: cannot be read: {error.strerror}") from None

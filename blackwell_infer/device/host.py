@@ -40,6 +40,11 @@ class HostMemory:
             raise DeviceError(f"a download needs a host array here, not {describe(src)}")
         return HostPending(src.copy())
 
+    def upload(self, dst: Array, src: np.ndarray[Any, Any]) -> None:
+        if not isinstance(dst, np.ndarray) or (dst.shape, dst.dtype) != (src.shape, src.dtype):
+            raise DeviceError(f"an upload of {describe(src)} needs a host array like it, not {describe(dst)}")
+        dst[...] = src
+
     def step(self) -> AbstractContextManager[None]:
         return nullcontext()
 

@@ -62,6 +62,10 @@ class Memory(Protocol):
         """Start copying an array to the host, in stream order."""
         ...
 
+    def upload(self, dst: Array, src: np.ndarray[Any, Any]) -> None:
+        """Copy host bytes into an existing array, in stream order; `src` may be reused on return."""
+        ...
+
     def step(self) -> AbstractContextManager[None]:
         """Scope of one step: memory from `empty` and `put` inside it is reused by the next step."""
         ...
@@ -85,10 +89,6 @@ class Queue(Memory, Protocol):
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Tensor:
         """Uninitialised memory: from the step's arena inside `step()`, a block of its own outside."""
-        ...
-
-    def upload(self, dst: Array, src: np.ndarray[Any, Any]) -> None:
-        """Copy host bytes into existing device memory, in stream order; `src` may be reused on return."""
         ...
 
     def launch(self, v: Variant, grid: Dim, block: Dim, *args: Array | Scalar | None, smem: int = 0,

@@ -61,14 +61,16 @@ class Work(msgspec.Struct, frozen=True):
 
 
 class Tables:
-    """Block tables by slot, kept from step to step so that a step writes new pages only. `rows` [slots, P] int32."""
+    """Block tables by slot, kept from step to step so that a step writes new pages only. `rows` [slots, P] int32.
+    `homes` are the slots of recurrent states before the kept ones (default: as many as sequences)."""
 
-    def __init__(self, slots: int, pages: int) -> None:
+    def __init__(self, slots: int, pages: int, homes: int = 0) -> None:
         self.rows = np.zeros((slots, pages), np.int32)
+        self.homes = homes or slots
 
     def update(self, row: Row) -> None:
         """Bring a row's slot up to date."""
-        first = 0 if row.restart else len(row.pages) - row.new_pages
+        first = 0 if row.restart or row.moved else len(row.pages) - row.new_pages
         self.rows[row.slot, first : len(row.pages)] = row.pages[first:]
 
 
@@ -93,7 +95,7 @@ def make_batch(plan: Plan, tables: Tables) -> Batch:
         positions[first:last] = np.arange(row.start, row.end, dtype=np.int32)
     lengths = np.asarray([row.end for row in plan.rows], np.int32)
     longest = bucket(int(lengths.max()))
-    state_from, state_to = state_slots(plan.rows)
+    state_from, state_to = state_slots(plan.rows, tables.homes)
     width = min(-(-longest // PAGE), tables.rows.shape[1])
     return Batch(
         ids=ids, positions=positions, rows=np.repeat(np.arange(len(counts), dtype=np.int32), counts), starts=starts,

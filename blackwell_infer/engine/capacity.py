@@ -10,13 +10,16 @@ from blackwell_infer.kv.spec import PAGE
 
 USABLE = 0.9
 """Share of what is free beside weights and workspace that the cache takes: the driver needs some for kernels."""
+KEPT_SHARE = 4
+"""One part in so many of what is left beside the pages that are asked for may go to recurrent states that are kept"""
 HOST_CONTEXT = 4096
 """Longest context that NumPy takes when none is asked for: attention there is slow, and its cache is main memory."""
 
 
 class Room(msgspec.Struct, frozen=True):
     """Bytes on a backend: free now, and what the model takes besides its cache. `page` is one page of all layers,
-    `states` the recurrent states of as many sequences as may run."""
+    `states` the recurrent states of as many sequences as may run and those that are kept. `kept` of `slot` bytes each
+    are wanted for the prefix cache."""
 
     free: int
     total: int
@@ -24,6 +27,14 @@ class Room(msgspec.Struct, frozen=True):
     workspace: int
     page: int
     states: int = 0
+    kept: int = 0
+    slot: int = 0
+
+    def with_kept(self, pages: int) -> tuple[Room, int]:
+        """The room beside as many kept states as are wanted and as may be beside so many pages, and their number."""
+        most = max(self.left - pages * self.page, 0) // KEPT_SHARE // self.slot if self.slot else 0
+        count = min(self.kept, most)
+        return msgspec.structs.replace(self, states=self.states + count * self.slot), count
 
     @property
     def left(self) -> int:
@@ -38,10 +49,11 @@ class Room(msgspec.Struct, frozen=True):
 
 
 class Capacity(msgspec.Struct, frozen=True):
-    """The chosen context in tokens and pages of the cache."""
+    """The chosen context in tokens, pages of the cache, and recurrent states that are kept beside."""
 
     context: int
     pages: int
+    states: int = 0
 
 
 def wanted_context(config: EngineConfig, model_limit: int, on_host: bool) -> int:
@@ -55,7 +67,9 @@ def wanted_context(config: EngineConfig, model_limit: int, on_host: bool) -> int
 
 
 def fit(config: EngineConfig, context: int, room: Room) -> Capacity:
-    """Choose pages, and shorten a context that was not asked for. OutOfMemoryError says what is needed and free."""
+    """Choose pages and kept states, and shorten a context that was not asked for. OutOfMemoryError says what is needed
+    and free."""
+    room, kept = room.with_kept(config.kv_pages or max(pages_for(config.max_context), 1))
     fitting = max(room.left, 0) // room.page
     if room.left < room.page:
         remedy = "lower max_context, max_step_tokens or max_batch, take a smaller quantisation, or free memory"
@@ -73,7 +87,7 @@ def fit(config: EngineConfig, context: int, room: Room) -> Capacity:
                 f"kv_pages = {config.kv_pages} does not fit: the cache would take {size(config.kv_pages * room.page)} "
                 f"beside {room.beside}, {size(room.left)} are left of {size(room.free)} free; at most kv_pages = "
                 f"{fitting} fit")
-        return Capacity(bounded(config, context, config.kv_pages), config.kv_pages)
+        return Capacity(bounded(config, context, config.kv_pages), config.kv_pages, kept)
     need = pages_for(context)
     if need > fitting and config.max_context:
         raise OutOfMemoryError(
@@ -81,7 +95,7 @@ def fit(config: EngineConfig, context: int, room: Room) -> Capacity:
             f"{size(room.left)} are left of {size(room.free)} free; at most max_context = {fitting * PAGE} fits, or "
             "take a smaller quantisation")
     pages = min(config.max_batch * need, fitting)
-    return Capacity(min(context, pages * PAGE), pages)
+    return Capacity(min(context, pages * PAGE), pages, kept)
 
 
 def bounded(config: EngineConfig, context: int, pages: int) -> int:

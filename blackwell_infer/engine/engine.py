@@ -8,16 +8,17 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
 
-from blackwell_infer.engine import scheduler
+from blackwell_infer.engine import saved, scheduler
 from blackwell_infer.engine.answer import Answer
 from blackwell_infer.engine.batch import Settings, Tables, make_work
 from blackwell_infer.engine.request import Request
 from blackwell_infer.engine.runner import Flight, Result, Runner
+from blackwell_infer.engine.saved import SavedPrefix
 from blackwell_infer.engine.scheduler import Emitted, Limits, Plan, Row, Sequence
 from blackwell_infer.engine.speculate import Speculator
 from blackwell_infer.errors import BlackwellInferError, ModelOutputError, OutOfMemoryError, RequestError
@@ -27,6 +28,7 @@ from blackwell_infer.text.tokenizer import Tokenizer
 from blackwell_infer.types import Event, FinishReason, TokenLogprob, Usage
 
 Sink = Callable[[Event], None]
+T = TypeVar("T")
 
 
 class Score(msgspec.Struct, frozen=True):
@@ -52,7 +54,16 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     busy_seconds: float = 0.0
     tokens_per_second: float = 0.0
     pages_used: int = 0
+    """pages of what runs"""
     pages_total: int = 0
+    cached_tokens: int = 0
+    """tokens that were not prefilled because the prefix cache held them"""
+    pages_cached: int = 0
+    """pages that only the prefix cache holds; they are free for others"""
+    states_cached: int = 0
+    """recurrent states in the prefix cache"""
+    states_total: int = 0
+    """slots for such states"""
     drafted_tokens: int = 0
     """guesses that were checked (see the setting `speculate`)"""
     accepted_tokens: int = 0
@@ -72,7 +83,7 @@ class Job:
         self.index = {first + i: i for i in range(request.sampling.n)}
         self.answers = {first + i: Answer(tokenizer, request) for i in range(request.sampling.n)}
         self.failure: BlackwellInferError | None = None
-        self.generated = self.drafted = self.accepted = 0
+        self.generated = self.drafted = self.accepted = self.cached = 0
         self.submitted = time.perf_counter()
         self.started = self.first = self.last = 0.0
 
@@ -82,8 +93,8 @@ class Job:
         first = self.first or started
         return Usage(prompt_tokens=len(self.request.prompt), completion_tokens=self.generated,
                      queue_seconds=started - self.submitted, prefill_seconds=first - started,
-                     decode_seconds=max(self.last - first, 0.0), drafted_tokens=self.drafted,
-                     accepted_tokens=self.accepted)
+                     decode_seconds=max(self.last - first, 0.0), cached_tokens=self.cached,
+                     drafted_tokens=self.drafted, accepted_tokens=self.accepted)
 
 
 class Scoring:
@@ -136,11 +147,11 @@ class Engine:
         self._speculator = speculator
         self._mark = 0.0
         """when the last step was read, or the engine began after having nothing to do"""
-        self._tables = Tables(limits.batch, scheduler.pages_for(limits.context))
+        self._tables = Tables(limits.batch, scheduler.pages_for(limits.context), limits.homes)
         self._jobs: dict[int, Job] = {}
         self._scorings: dict[int, Scoring] = {}
         self._settings: dict[int, Settings] = {}
-        self._stats = Stats(pages_total=limits.pages)
+        self._stats = Stats(pages_total=limits.pages, states_total=limits.states)
 
     def submit(self, request: Request, sink: Sink) -> Job:
         """Queue a request. RequestError if it can never run, or the engine is closed."""
@@ -164,6 +175,35 @@ class Engine:
             id = self._take_ids(1)
             self._post(lambda: self._start_scoring(scoring, msgspec.structs.replace(whole, id=id)))
         return scoring.id, scoring.future
+
+    def save(self, tokens: tuple[int, ...]) -> Future[SavedPrefix]:
+        """Copies of what the prefix cache holds of these tokens, to come. Fails with what `saved.take` raises."""
+        return self._between_steps(lambda: saved.take(self._state, self.limits, self.runner, tokens))
+
+    def load(self, prefix: SavedPrefix) -> Future[int]:
+        """Bring a saved prefix into the cache: the number of its tokens. Fails with what `saved.bring` raises."""
+
+        def bring() -> int:
+            self._state = saved.bring(self._state, self.limits, self.runner, prefix)
+            return len(prefix.tokens)
+
+        return self._between_steps(bring)
+
+    def _between_steps(self, action: Callable[[], T]) -> Future[T]:
+        """The result of something that the stepping thread does before its next step."""
+        self.check_process()
+        future: Future[T] = Future()
+
+        def act() -> None:
+            try:
+                future.set_result(action())
+            except Exception as error:  # a caller's failure is no failure of the loop
+                future.set_exception(typed(error))
+
+        with self._wake:
+            self._check_open()
+            self._post(act)
+        return future
 
     def cancel(self, request_id: int) -> None:
         """End a request before its time; its unfinished choices end as "cancelled". Unknown ids are ignored, and so is
@@ -196,7 +236,7 @@ class Engine:
         self._fail(frozenset(self._scorings), self._closed)
         for id in {job.id for job in self._jobs.values()}:
             self._cancel(id)
-        self._count(Plan(()), 0.0, 0)
+        self._count(Plan(()), 0, 0.0, 0)
 
     def close(self) -> None:
         """Make `run` end and refuse what comes later. Idempotent; does not wait. Does nothing in a fork."""
@@ -219,10 +259,11 @@ class Engine:
                 tokens, before = self._land(before), None
             guesses = self._speculator.guesses(self._state, self.limits)
         plan = scheduler.plan(self._state, self.limits, guesses)
+        fed = sum(len(row.tokens) for row in plan.rows if self._prefills(row))
         for row in plan.rows:
             job = self._jobs.get(row.id)
             if job is not None and not job.started:
-                job.started = began
+                job.started, job.cached = began, row.start
         failure = None
         try:
             if plan.rows:
@@ -239,7 +280,7 @@ class Engine:
             tokens += self._land(self._launched)
             self._launched = None
         busy = busy or bool(plan.rows)
-        self._count(plan, time.perf_counter() - began if busy else 0.0, tokens)
+        self._count(plan, fed, time.perf_counter() - began if busy else 0.0, tokens)
         return busy
 
     def _launch(self, plan: Plan) -> Flight:
@@ -407,11 +448,15 @@ class Engine:
             if scoring is not None and scoring.future.set_running_or_notify_cancel():
                 scoring.future.set_exception(error)
 
-    def _count(self, plan: Plan, seconds: float, generated: int) -> None:
-        old = self._stats
+    def _prefills(self, row: Row) -> bool:
+        """Whether a row brings tokens of a prompt, or of an answer again."""
+        job = self._jobs.get(row.id)
+        return (len(row.tokens) - row.guesses > 1 or not row.samples or row.restart
+                or (job is not None and row.end == len(job.request.prompt)))
+
+    def _count(self, plan: Plan, fed: int, seconds: float, generated: int) -> None:
+        old, prefix = self._stats, self._state.prefix
         total, busy = old.generated_tokens + generated, old.busy_seconds + seconds
-        fed = sum(len(row.tokens) for row in plan.rows
-                  if len(row.tokens) - row.guesses > 1 or not row.samples or row.restart)
         if self._speculator is not None:
             counts = self._speculator.counts
             old = msgspec.structs.replace(
@@ -422,7 +467,9 @@ class Engine:
             prompt_tokens=old.prompt_tokens + fed, generated_tokens=total, steps=old.steps + bool(plan.rows),
             preemptions=old.preemptions + len(plan.preempted), busy_seconds=busy,
             tokens_per_second=total / busy if busy else 0.0,
-            pages_used=self.limits.pages - self._state.free.bit_count())
+            pages_used=self.limits.pages - self._state.free.bit_count() - prefix.idle, pages_cached=prefix.idle,
+            states_cached=len(prefix.states),
+            cached_tokens=old.cached_tokens + sum(row.start for row in plan.rows if row.restart))
 
 
 def blamed(plan: Plan, failure: BlackwellInferError) -> tuple[Row, ...]:

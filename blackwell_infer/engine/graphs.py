@@ -8,6 +8,7 @@ bits. Padding rows have row -1, no tokens in `starts`, slot -1 and temperature 0
 """
 from __future__ import annotations
 
+from collections.abc import Sequence as Items
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ from blackwell_infer.engine import step
 from blackwell_infer.engine.batch import Work
 from blackwell_infer.engine.head import HeadWork, greedy
 from blackwell_infer.engine.packed import Packed, arrays_in_head, arrays_of, fill, placed, placed_head
+from blackwell_infer.engine.places import Arrays
 from blackwell_infer.engine.runner import CHECKED, MOST_TOP, Landing, ModelRunner
 from blackwell_infer.engine.scheduler import pages_for
 from blackwell_infer.engine.step import Model
@@ -253,6 +255,12 @@ class GraphRunner:
                 self._guess(plate)
             plate.seen = True
         return self.eager.guessed(bucket.steps, bucket.rows)[:, : work.slots.shape[0]]
+
+    def read_cache(self, pages: Items[int], state: int | None) -> Arrays:
+        return self.eager.read_cache(pages, state)
+
+    def write_cache(self, pages: Items[int], state: int | None, arrays: Arrays) -> None:
+        self.eager.write_cache(pages, state, arrays)
 
     def close(self) -> None:
         self._plates.clear()

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self, overload
 
 from blackwell_infer.config import DEMO, EngineConfig, build
+from blackwell_infer.engine import saved
 from blackwell_infer.engine.engine import Engine, Score, Stats
 from blackwell_infer.engine.load import Loaded, ModelInfo, load
 from blackwell_infer.engine.request import (
@@ -40,8 +41,9 @@ class LLM:
     """A model, loaded from a path or a hub id; without either, the demo model that the package brings. Keywords are the
     fields of `config.EngineConfig`:
 
-    device, dtype, max_context, max_batch, max_step_tokens, kv_pages, graphs, revision. `progress` hears of long work.
-    Without max_context the context is the model's own limit, or what fits; on NumPy at most 4096 tokens.
+    device, dtype, max_context, max_batch, max_step_tokens, kv_pages, prefix_cache, graphs, revision. `progress`
+    hears of long work. Without max_context the context is the model's own limit, or what fits; on NumPy at most 4096
+    tokens.
 
     A prompt is one of: a `str` (encoded, with the model's beginning token if it has one); a list of `int` (token ids,
     taken as they are); a list that begins with a `Message` or a mapping (a chat, rendered by the model's template). A
@@ -163,6 +165,26 @@ class LLM:
         except asyncio.CancelledError:
             self._engine.cancel(id)
             raise
+
+    def save_prefix(self, path: str | Path, prompt: Prompt | None = None, *, messages: Chat | None = None,
+                    note: str = "", **variables: Any) -> int:
+        """Write what the prefix cache holds of a prompt or of messages to one file, so that `load_prefix` brings it
+        back in another process; the number of tokens that this is. `note` is any text, kept beside it.
+
+        RequestError: the cache is off, or the file cannot be written.
+        """
+        request = self._request(self._one(prompt, messages), None, variables)
+        found = self._engine.save(request.prompt).result()
+        saved.write(Path(path), found, self._found.identity, note)
+        return len(found.tokens)
+
+    def load_prefix(self, path: str | Path) -> int:
+        """Bring back what `save_prefix` wrote: the number of tokens that prompts need not be read again for.
+
+        SessionError: the file is damaged, or another model's or version's; RequestError: the cache is off, or has no
+        room now. Nothing changes then.
+        """
+        return self._engine.load(saved.read(Path(path), self._found.identity)).result()
 
     def cancel(self, request_id: int) -> None:
         """End a request (`Stream.request_id`, `Event.request_id`); its choices finish as "cancelled"."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from blackwell_infer.checkpoint import Checkpoint, located, open_checkpoint, resolve
+from blackwell_infer.checkpoint.fingerprint import fingerprint
 from blackwell_infer.config import EngineConfig
 from blackwell_infer.device.host import HostMemory
 from blackwell_infer.engine.capacity import Capacity, Room, fit, wanted_context
@@ -13,6 +14,7 @@ from blackwell_infer.engine.engine import Engine
 from blackwell_infer.engine.guesses import MOST
 from blackwell_infer.engine.runner import ModelRunner, Runner
 from blackwell_infer.engine.scheduler import Limits
+from blackwell_infer.engine.slots import STRIDE, states_to_keep
 from blackwell_infer.engine.speculate import Speculation
 from blackwell_infer.engine.state import DTYPES, FORMAT_OF, Build
 from blackwell_infer.engine.weights import Counting, DeviceLoading, HostLoading, Measure, Meter, arranger, placing
@@ -64,7 +66,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Survey(msgspec.Struct, frozen=True):
-    """What headers and settings say of a model before anything is loaded. `limits.pages` is still open."""
+    """What headers and settings say of a model before anything is loaded. `limits.pages` is still open, and
+    `limits.states` is what is wanted."""
 
     build: Build
     limits: Limits
@@ -75,7 +78,7 @@ class Survey(msgspec.Struct, frozen=True):
         extra = workspace + self.build.penalty_bytes(self.limits.batch) + self.build.head_bytes(
             max(self.limits.step_tokens, self.limits.batch))
         return Room(free, total, self.measure.nbytes, extra, self.build.page_bytes,
-                    self.build.state_bytes(self.limits.homes))
+                    self.build.state_bytes(self.limits.homes), self.limits.states, self.build.slot_bytes)
 
 
 class Loaded(msgspec.Struct, frozen=True):
@@ -87,6 +90,8 @@ class Loaded(msgspec.Struct, frozen=True):
     text: Text
     generation: dict[str, Any]
     speculation: Speculation
+    identity: str
+    """of the model and of the settings on which the content of its caches depends"""
 
     def engine(self) -> Engine:
         """An engine over the runner."""
@@ -128,10 +133,16 @@ def loaded(checkpoint: Checkpoint, config: EngineConfig, progress: Progress) -> 
         state_bytes=build.state_bytes(1))
     logger.info("loaded %s: %s, %s on %s, context %d, %d pages", info.path, info.family, info.dtype, info.device,
                 info.max_context, info.kv_pages)
-    limits = msgspec.structs.replace(limits, pages=capacity.pages, context=capacity.context)
+    limits = msgspec.structs.replace(limits, pages=capacity.pages, context=capacity.context, states=capacity.states)
     speculation = Speculation(ngrams=config.speculate in ("auto", "ngram"), head=build.head, least=config.draft_min,
                               most=config.draft_max)
-    return Loaded(runner, limits, info, text, dict(checkpoint.generation), speculation)
+    return Loaded(runner, limits, info, text, dict(checkpoint.generation), speculation, identity(checkpoint, build))
+
+
+def identity(checkpoint: Checkpoint, build: Build) -> str:
+    """What saved caches are checked against."""
+    exact = "reproducible" if build.reproducible else "fast"
+    return f"{fingerprint(checkpoint)} {build.dtype} {build.state_dtype} {build.activations} {exact}"
 
 
 def survey(checkpoint: Checkpoint, config: EngineConfig, on_host: bool) -> Survey:
@@ -161,7 +172,9 @@ def survey(checkpoint: Checkpoint, config: EngineConfig, on_host: bool) -> Surve
     limits = Limits(batch=config.max_batch, step_tokens=step_tokens, pages=0, context=context,
                     score_tokens=max(1, min(step_tokens, SCORE_BYTES // (4 * geometry.vocab))),
                     checked=most_checked(config),
-                    reach=config.draft_max if head else 0)
+                    reach=config.draft_max if head else 0,
+                    reuse=config.prefix_cache, stride=STRIDE if geometry.recurrent else 1,
+                    states=states_to_keep(config.max_batch) if geometry.recurrent and config.prefix_cache else 0)
     return Survey(Build(family, cfg, choose_dtype(config.dtype, on_host, measure, checkpoint),
                         config.activations, config.reproducible, config.state_dtype,
                         head), limits, measure)
@@ -245,8 +258,8 @@ def on_numpy(device: str, found: Survey, checkpoint: Checkpoint, config: EngineC
     capacity = fit(config, limits.context, found.room(*memory.memory(), workspace))
     loading = HostLoading(memory, checkpoint.tensors, checkpoint.weight, Meter(measure.nbytes, progress),
                           placing(build.activations))
-    model = build.model(memory, loading, capacity.context, limits.batch, capacity.pages, limits.spares,
-                        limits.step_tokens)
+    model = build.model(memory, loading, capacity.context, limits.batch, capacity.pages,
+                        capacity.states, limits.spares, limits.step_tokens)
     return ModelRunner(memory, ref, model), capacity, workspace
 
 
@@ -270,8 +283,8 @@ def on_cuda(device: str, found: Survey, checkpoint: Checkpoint, config: EngineCo
         ops = CudaOps(queue, build.reproducible)
         loading = DeviceLoading(queue, checkpoint.tensors, checkpoint.weight, Meter(measure.nbytes, progress),
                                 placing(build.activations, arranger(ops, build.dtype)))
-        model = build.model(queue, loading, capacity.context, limits.batch, capacity.pages, limits.spares,
-                            limits.step_tokens)
+        model = build.model(queue, loading, capacity.context, limits.batch, capacity.pages,
+                            capacity.states, limits.spares, limits.step_tokens)
         queue.prepare(rehearsal.variants, progress)
         runner = GraphRunner(queue, ops, model, capacity.context, config.graphs)
         queue.sync()

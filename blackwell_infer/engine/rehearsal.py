@@ -52,8 +52,8 @@ class Hollow(DeviceLoading):
 def rehearse(build: Build, tensors: Mapping[str, TensorInfo], limits: Limits, queue: DryQueue) -> Rehearsal:
     """Run the largest steps within `limits` on a dry queue of the real device's architecture and libraries."""
     # Pages are never written, so one may stand for all.
-    model = build.model(queue, Hollow(queue, tensors, build), limits.context, limits.batch, 1, limits.spares,
-                        limits.step_tokens)
+    model = build.model(queue, Hollow(queue, tensors, build), limits.context, limits.batch, 1, limits.states,
+                        limits.spares, limits.step_tokens)
     runner = GraphRunner(queue, CudaOps(queue, build.reproducible), model, limits.context, capture=False)
     queue.arena.reserve(queue.memory()[0] // 2)
     for work in works(limits):

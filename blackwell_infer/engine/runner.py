@@ -1,6 +1,7 @@
 """Runs a step's work on a backend and brings the results to the host. The engine above sees only this protocol."""
 from __future__ import annotations
 
+from collections.abc import Sequence as Items
 from typing import Any, Protocol
 
 import msgspec
@@ -12,6 +13,7 @@ from blackwell_infer.engine.batch import Work
 from blackwell_infer.engine.guesses import MOST
 from blackwell_infer.engine.head import HeadWork
 from blackwell_infer.engine.packed import Packed, arrays_in_head, arrays_of, placed, placed_head
+from blackwell_infer.engine.places import Arrays, read_places, write_places
 from blackwell_infer.engine.step import Model
 from blackwell_infer.ops.api import Ops
 from blackwell_infer.ops.batch import Sampled, TokenState
@@ -55,6 +57,15 @@ class Runner(Protocol):
 
     def guess(self, work: HeadWork) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:
         """What the head of the model guesses after the step that was launched last, see `engine.head.Guessing`."""
+        ...
+
+    def read_cache(self, pages: Items[int], state: int | None) -> Arrays:
+        """Copies of pages of the cache, and of a kept recurrent state, by name (`engine.places`)."""
+        ...
+
+    def write_cache(self, pages: Items[int], state: int | None, arrays: Arrays) -> None:
+        """Fill pages of the cache, and the slot of a kept state, with what `read_cache` gave. SessionError if the
+        arrays are none of this model's; then nothing is written."""
         ...
 
     def close(self) -> None:
@@ -142,6 +153,16 @@ class ModelRunner:
                 for r in work.reloads:
                     self.ops.penalty_load_(self.model.penalties, r.slot, self.memory.put(r.prompt),
                                            self.memory.put(r.answer))
+
+    def read_cache(self, pages: Items[int], state: int | None) -> Arrays:
+        return read_places(self.memory, self.model.kv, pages, self._slot(state))
+
+    def write_cache(self, pages: Items[int], state: int | None, arrays: Arrays) -> None:
+        write_places(self.memory, self.model.kv, pages, self._slot(state), arrays)
+
+    def _slot(self, state: int | None) -> int | None:
+        """Where the kept state of this number lies."""
+        return None if state is None else self.model.homes + state
 
     def download(self, rows: int, top: int) -> Pending:
         """Begin to copy what a step delivered for so many rows."""

@@ -9,181 +9,53 @@ A row may bring guesses after its newest token (`extend`). They are checked by w
 
 A sequence is one answer (or one text to score). It waits, runs, and may be preempted: its pages are taken away and it
 waits again with the tokens it has, which are prefilled anew when it is admitted again (recompute). Nothing that was
-emitted is lost or repeated. Invariants between steps:
+emitted is lost or repeated.
 
-- no page belongs to two sequences; a page is free or owned;
+A page that is full, and whose step was read, goes into the prefix cache (`kv.prefix`): a sequence that is admitted
+starts after the longest beginning it finds there. What nobody holds is evicted when a page is needed and none is free.
+Invariants between steps:
+
+- a page is free, or in the prefix cache, or belongs to one sequence; nobody writes to what is in the cache;
 - every running sequence is older than every waiting one, so a waiting one is never overtaken;
 - a step advances some sequence, and what stands in the way of the oldest one is bounded, so every sequence ends.
 """
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from collections.abc import Sequence as Items
-from typing import Any, Literal
 
 import msgspec
 
 from blackwell_infer.engine.guesses import accepted, leveled
-from blackwell_infer.engine.tokens import TokenLog
+from blackwell_infer.engine.prefix import coming, keys_of, let_go, resumed, snapshot_ends
+from blackwell_infer.engine.sequences import (
+    UNKNOWN,
+    Emitted,
+    Finish,
+    Limits,
+    Plan,
+    Row,
+    Sequence,
+    State,
+    mask,
+    pages_for,
+)
 from blackwell_infer.errors import RequestError
+from blackwell_infer.kv.prefix import Prefix
 from blackwell_infer.kv.spec import PAGE
+
+__all__ = ["UNKNOWN", "Emitted", "Finish", "Limits", "Plan", "Row", "Sequence", "State", "admitted", "begin", "cancel",
+           "commit", "mask", "pages_for", "plan", "shares", "start", "submit"]
 
 LEAST_SHARE = 256
 """Tokens below which a step's prefill budget is not divided further."""
 
-UNKNOWN = -1
-"""Stands for a token that was sampled and that the host has not read yet."""
-
-Finish = Literal["stop", "length", "error", "scored"]
-
-
-class Limits(msgspec.Struct, frozen=True):
-    """What one step may hold: rows, tokens, tokens of scored texts (their logits take memory), pages of the cache.
-
-    A step that brings guesses has at most `checked` tokens. Rows that sample take pages for `reach` tokens beyond, if
-    there are free ones: guesses are made there.
-    """
-
-    batch: int
-    step_tokens: int
-    score_tokens: int
-    pages: int
-    context: int
-    checked: int = 0
-    reach: int = 0
-
-    @property
-    def spares(self) -> int:
-        """Slots of recurrent states beside one per sequence: as many as guesses of a step may write."""
-        return max(self.checked - 1, 0)
-
-    @property
-    def homes(self) -> int:
-        """Slots of recurrent states of all sequences."""
-        return self.batch + self.spares
-
-
-class Sequence(msgspec.Struct, frozen=True, kw_only=True):
-    """One answer under way. Ids grow with arrival. `cached` tokens of prompt and answer have keys in `pages`.
-
-    `limit` is the most answer tokens; `score` marks a text whose tokens are only looked at. `slot` is the sequence's
-    own number below `Limits.batch` while it runs. `ahead` tokens follow the answer that no commit has told yet.
-    `home` is the slot below `Limits.homes` where its recurrent state lies. While a step checks guesses of it, `spares`
-    are the slots of `Row.spares`; nothing else counts those guesses.
-    """
-
-    id: int
-    prompt: tuple[int, ...]
-    limit: int
-    stop_ids: frozenset[int] = frozenset()
-    score: bool = False
-    answer: TokenLog = msgspec.field(default_factory=TokenLog)
-    cached: int = 0
-    pages: tuple[int, ...] = ()
-    slot: int = -1
-    ahead: int = 0
-    home: int = -1
-    spares: tuple[int, ...] = ()
-
-    @property
-    def length(self) -> int:
-        """Tokens of prompt and answer, those ahead included."""
-        return len(self.prompt) + len(self.answer) + self.ahead
-
-    @property
-    def full(self) -> bool:
-        """Whether the answer has as many tokens as it may, those ahead included."""
-        return len(self.answer) + self.ahead >= self.limit
-
-    @property
-    def pending(self) -> int:
-        """Tokens without keys and values yet: 1 while it decodes."""
-        return self.length - self.cached
-
-    def tokens(self, first: int, last: int) -> tuple[int, ...]:
-        """Tokens first..last-1 of prompt and answer, `UNKNOWN` for those ahead."""
-        n = len(self.prompt)
-        known = self.prompt[first:last] + (self.answer.part(max(first - n, 0), last - n) if last > n else ())
-        return known + (UNKNOWN,) * (last - first - len(known))
-
-
-class State(msgspec.Struct, frozen=True):
-    """Everything the scheduler knows. Both tuples are in order of arrival; `free` has bit p set if page p is free."""
-
-    free: int
-    waiting: tuple[Sequence, ...] = ()
-    running: tuple[Sequence, ...] = ()
-
-
-class Row(msgspec.Struct, frozen=True):
-    """One sequence's part of a step: `tokens` at positions from `start`, and what is wanted of them.
-
-    `pages` is the whole block table, whose last `new_pages` were taken for this step. `restart` marks the first row
-    after an admission: what the runner knows of the slot is out of date.
-
-    The last `guesses` tokens are guesses: a token is sampled after each of them, too. The recurrent state after the
-    last token that is none goes to the slot `home`, those after guesses to `spares`.
-    """
-
-    id: int
-    slot: int
-    tokens: tuple[int, ...]
-    start: int
-    pages: tuple[int, ...]
-    new_pages: int
-    restart: bool
-    samples: bool
-    scores: bool
-    home: int = 0
-    guesses: int = 0
-    spares: tuple[int, ...] = ()
-
-    @property
-    def end(self) -> int:
-        """Position after the last token."""
-        return self.start + len(self.tokens)
-
-    @property
-    def sampled(self) -> int:
-        """How many tokens are sampled."""
-        return self.samples * (1 + self.guesses)
-
-    @property
-    def guessed(self) -> tuple[int, ...]:
-        """The guesses."""
-        return self.tokens[len(self.tokens) - self.guesses :]
-
-
-class Plan(msgspec.Struct, frozen=True):
-    """The rows of a step, oldest sequence first, and the ids of sequences that lose their pages before it."""
-
-    rows: tuple[Row, ...]
-    preempted: tuple[int, ...] = ()
-
-
-class Emitted(msgspec.Struct, frozen=True):
-    """What a step did for one sequence: a sampled token (-1: none could be chosen) or scored positions, and its end.
-
-    `row` indexes `Plan.rows`; `sample` counts the tokens sampled before it. A row with guesses emits one for each
-    token; `guessed`: it was a guess that holds.
-    """
-
-    id: int
-    row: int
-    sample: int
-    token: int = -1
-    finish: Finish | None = None
-    guessed: bool = False
-
-
-def pages_for(tokens: int) -> int:
-    """Pages that hold so many tokens."""
-    return -(-tokens // PAGE)
-
+EVICTED = 128
+"""When a page must be evicted, so many go that this times as many would empty the cache: looking for them takes time"""
 
 def start(limits: Limits) -> State:
     """Nothing runs and every page is free."""
-    return State(free=(1 << limits.pages) - 1)
+    return State(free=(1 << limits.pages) - 1, prefix=Prefix(free=(1 << limits.states) - 1), reuse=limits.reuse)
 
 
 def admitted(limits: Limits, sequence: Sequence) -> Sequence:
@@ -205,19 +77,10 @@ def submit(state: State, limits: Limits, sequence: Sequence) -> State:
 
 def cancel(state: State, ids: frozenset[int]) -> State:
     """Forget sequences, wherever they stand; unknown ids are none of its business."""
-    gone = [s for s in state.running if s.id in ids]
-    return State(free=state.free | mask(p for s in gone for p in s.pages),
-                 waiting=tuple(s for s in state.waiting if s.id not in ids),
-                 running=tuple(s for s in state.running if s.id not in ids))
-
-
-def mask(pages: Iterable[int]) -> int:
-    """The set of pages as bits."""
-    listed = list(pages)
-    bits = bytearray(max(listed, default=0) // 8 + 1)
-    for page in listed:
-        bits[page >> 3] |= 1 << (page & 7)
-    return int.from_bytes(bits, "little")
+    prefix, pages = let_go(state.prefix, [s for s in state.running if s.id in ids])
+    return msgspec.structs.replace(state, free=state.free | mask(pages), prefix=prefix,
+                                   waiting=tuple(s for s in state.waiting if s.id not in ids),
+                                   running=tuple(s for s in state.running if s.id not in ids))
 
 
 def plan(state: State, limits: Limits, guesses: Mapping[int, tuple[int, ...]] | None = None) -> Plan:
@@ -264,13 +127,31 @@ class Draft:
         self.state = state
         self.limits = limits
         self.free = state.free
+        self.prefix = state.prefix
+        self.found: dict[int, Sequence] = {}
+        """waiting sequences that might be admitted, holding what the cache has of them"""
         self.budget = limits.step_tokens
         self.running = list(state.running)
         self.preempted: dict[int, Sequence] = {}
         self.rows: dict[int, Row] = {}
 
+    @property
+    def room(self) -> int:
+        """Pages that are free or can be made so without taking them from anybody."""
+        return self.free.bit_count() + self.prefix.idle
+
+    def drop(self, s: Sequence) -> None:
+        """Preempt a running sequence."""
+        self.preempted[s.id] = s
+        self.prefix, pages = let_go(self.prefix, [s])
+        self.free |= mask(pages)
+
     def take(self, count: int) -> tuple[int, ...]:
-        """The lowest free pages."""
+        """The lowest free pages; some more are evicted from the cache at once if there are too few."""
+        lacking = count - self.free.bit_count()
+        if lacking > 0:
+            self.prefix, evicted = self.prefix.evict(max(lacking, self.limits.pages // EVICTED))
+            self.free |= mask(evicted)
         taken = []
         for _ in range(count):
             low = self.free & -self.free
@@ -284,18 +165,16 @@ class Draft:
         if victim is None or victim.id <= than or victim.id in self.rows:
             return False
         self.running.pop()
-        self.preempted[victim.id] = victim
-        self.free |= mask(victim.pages)
+        self.drop(victim)
         return True
 
     def decode(self, s: Sequence) -> None:
         """One token of a running sequence, if there is a page for it."""
         need = max(pages_for(s.cached + 1) - len(s.pages), 0)
-        while self.free.bit_count() < need:
+        while self.room < need:
             if not self.preempt_youngest(s.id):
                 self.running.pop()  # it is the youngest itself
-                self.preempted[s.id] = s
-                self.free |= mask(s.pages)
+                self.drop(s)
                 return
         self.add(s, 1, need)
 
@@ -308,31 +187,38 @@ class Draft:
         return found
 
     def admissible(self, prompts: Items[Sequence]) -> list[Sequence]:
-        """Waiting sequences, in order, whose whole prompt fits the free pages beside what is running.
+        """Waiting sequences, in order, whose whole prompt fits the free pages beside what is running, from the end of
+        what is cached of them.
 
         One page per running sequence is spared, so that admitting one does not preempt it at once.
         """
         if self.preempted:
             return []
-        found: list[Sequence] = []
-        room = self.free.bit_count() - sum(max(pages_for(s.length) - len(s.pages), 0) for s in prompts)
+        spared = sum(max(pages_for(s.length) - len(s.pages), 0) for s in prompts)
         for s in self.state.waiting:
-            running = len(self.running) + len(found)
-            need = pages_for(s.length)
-            if running >= self.limits.batch or need + running > room or s.ahead:
+            running = len(self.running) + len(self.found)
+            if running >= self.limits.batch or s.ahead:
                 break
-            room -= need
-            found.append(s)
-        return found
+            before = self.prefix
+            hit, self.prefix = resumed(s, self.limits, before)
+            need = pages_for(s.length) - len(hit.pages)
+            if need + running + spared > self.room or coming(hit, (*self.running, *self.found.values()), self.limits):
+                self.prefix = before
+                break
+            spared += need
+            self.found[s.id] = hit
+        return list(self.found.values())
 
     def prefill(self, s: Sequence, count: int) -> bool:
         """Up to `count` tokens of a prompt, as pages allow. False if it found too few: younger ones must wait."""
+        over = (s.cached + count) % self.limits.stride
+        count -= over if s.cached + count < s.length and over < count else 0
         have = len(s.pages) * PAGE - s.cached
         need = max(pages_for(s.cached + count) - len(s.pages), 0)
-        while self.free.bit_count() < need:
+        while self.room < need:
             if not self.preempt_youngest(s.id):
                 break
-        got = min(need, self.free.bit_count())
+        got = min(need, self.room)
         fits = min(count, have + got * PAGE)
         if fits:
             self.add(s, fits, got)
@@ -347,10 +233,12 @@ class Draft:
             s = msgspec.structs.replace(s, slot=next(i for i in range(self.limits.batch) if i not in used),
                                         home=next(i for i in range(self.limits.homes) if i not in homes))
             self.running.append(s)
+            self.found[s.id] = s
         end = s.cached + count
         self.rows[s.id] = Row(
             id=s.id, slot=s.slot, tokens=s.tokens(s.cached, end), start=s.cached, pages=s.pages + self.take(new),
-            new_pages=new, restart=waits, samples=end == s.length and not s.score, scores=s.score, home=s.home)
+            new_pages=new, restart=waits, samples=end == s.length and not s.score, scores=s.score, moved=s.moved,
+            state=s.state, snapshots=self.snapshots(s, end), home=s.home)
         self.budget -= count
 
     def extend(self, guesses: Mapping[int, tuple[int, ...]]) -> None:
@@ -382,25 +270,44 @@ class Draft:
         """Slots of recurrent states that running sequences own."""
         return {i for s in self.running for i in (s.home, *s.spares)}
 
+    def snapshots(self, s: Sequence, end: int) -> tuple[tuple[int, int], ...]:
+        """The states to keep of tokens up to `end`, as far as there are slots: not those that are about to be read."""
+        found = []
+        for place in snapshot_ends(s, end, self.limits):
+            spared = {r.state for r in (*self.running, *self.found.values())}
+            self.prefix, slot = self.prefix.take_slot(spared)
+            if slot is not None:
+                found.append((place - s.cached - 1, slot))
+        return tuple(found)
+
     def plan(self) -> Plan:
-        return Plan(tuple(self.rows[i] for i in sorted(self.rows)), tuple(sorted(self.preempted)))
+        self.prefix, _ = let_go(self.prefix, [s for s in self.found.values() if s.id not in self.rows])
+        return Plan(tuple(self.rows[i] for i in sorted(self.rows)), tuple(sorted(self.preempted)),
+                    tuple(s for s in self.found.values() if s.id in self.rows), self.free, self.prefix)
 
 
 def begin(state: State, plan: Plan) -> State:
     """The state once a plan of it was launched: pages and slots are taken, sampled tokens are ahead."""
-    state = msgspec.structs.replace(state, **without_pages(state, plan)) if plan.preempted else state
-    fresh = {row.id for row in plan.rows if row.restart}
-    after = {s.id: s for s in state.running} | {s.id: s for s in state.waiting if s.id in fresh}
-    free = state.free
+    lost, fresh = set(plan.preempted), {s.id for s in plan.admitted}
+    after = {s.id: s for s in (*state.running, *plan.admitted) if s.id not in lost}
     for row in plan.rows:
         s = after[row.id]
-        if row.new_pages:
-            free &= ~mask(row.pages[len(row.pages) - row.new_pages :])
+        kept = tuple(((row.start + i + 1) // PAGE, slot) for i, slot in row.snapshots)
+        last = dict(row.snapshots).get(len(row.tokens) - 1 - row.guesses, -1)
         after[s.id] = msgspec.structs.replace(
             s, cached=row.end - row.guesses, pages=row.pages, slot=row.slot, ahead=s.ahead + row.samples, home=row.home,
-            spares=row.spares)
-    return State(free=free, waiting=tuple(s for s in state.waiting if s.id not in fresh) if fresh else state.waiting,
-                 running=tuple(after[i] for i in sorted(after)))
+            spares=row.spares, fresh=s.fresh + kept, state=last, moved=False)
+    waiting = tuple(s for s in state.waiting if s.id not in fresh) if fresh else state.waiting
+    back = [emptied(s) for s in state.running if s.id in lost]
+    return msgspec.structs.replace(
+        state, free=plan.free, prefix=plan.prefix, running=tuple(after[i] for i in sorted(after)),
+        waiting=tuple(sorted((*back, *waiting), key=lambda s: s.id)) if back else waiting)
+
+
+def emptied(s: Sequence) -> Sequence:
+    """A sequence that lost its pages and waits again."""
+    return Sequence(id=s.id, prompt=s.prompt, limit=s.limit, stop_ids=s.stop_ids, score=s.score, answer=s.answer,
+                    ahead=s.ahead)
 
 
 def commit(state: State, done: Plan, sampled: Items[int]) -> tuple[State, tuple[Emitted, ...]]:
@@ -410,13 +317,13 @@ def commit(state: State, done: Plan, sampled: Items[int]) -> tuple[State, tuple[
     Sequences that were cancelled or that ended while the step ran are skipped.
     """
     known = {s.id: s for s in (*state.running, *state.waiting)}
-    free, events, sample = state.free, list[Emitted](), 0
+    finish: Finish | None
+    prefix, ended, copies, events, sample = state.prefix, list[Sequence](), list[int](), list[Emitted](), 0
     for index, row in enumerate(done.rows):
         position, sample = sample, sample + row.sampled
-        s = known.get(row.id)
-        if s is None or not (row.samples or row.scores):
+        if row.id not in known:
             continue
-        finish: Finish | None = None
+        s, finish = known[row.id], None
         if row.samples:
             own, guesses = sampled[position:sample], row.guessed
             held = accepted(guesses, own)
@@ -427,15 +334,21 @@ def commit(state: State, done: Plan, sampled: Items[int]) -> tuple[State, tuple[
                 events.append(Emitted(s.id, index, position + i, token, finish, i < held))
                 if finish is not None:
                     break
-            known[s.id] = s
-        else:
+        elif row.scores:
             finish = "scored" if row.end == len(s.prompt) else None
             events.append(Emitted(s.id, index, position, -1, finish))
+        end = min(row.end - row.guesses + (held if row.samples else 0), s.length - s.ahead)
+        if state.reuse and s.cached >= end and not row.scores and finish != "error":  # s was not preempted meanwhile
+            s, prefix, mine = remembered(s, end, prefix)
+            copies += mine
+        known[s.id] = s
         if finish is not None:
-            del known[s.id]
-            free |= mask(s.pages)
-    return State(free=free, waiting=tuple(known[s.id] for s in state.waiting if s.id in known),
-                 running=tuple(known[s.id] for s in state.running if s.id in known)), tuple(events)
+            ended.append(known.pop(s.id))
+    prefix, pages = let_go(prefix, ended)
+    return msgspec.structs.replace(
+        state, free=state.free | mask(pages + copies), prefix=prefix,
+        waiting=tuple(known[s.id] for s in state.waiting if s.id in known),
+        running=tuple(known[s.id] for s in state.running if s.id in known)), tuple(events)
 
 
 def settled(s: Sequence, row: Row, held: int) -> Sequence:
@@ -443,16 +356,28 @@ def settled(s: Sequence, row: Row, held: int) -> Sequence:
     s = msgspec.structs.replace(s, ahead=s.ahead - 1)
     if not row.guesses or s.slot < 0:
         return s
-    return msgspec.structs.replace(s, cached=s.cached + held, home=(row.home, *row.spares)[held], spares=())
+    return msgspec.structs.replace(s, cached=s.cached + held, home=(row.home, *row.spares)[held], spares=(),
+                                   state=-1 if held else s.state)
 
 
-def without_pages(state: State, done: Plan) -> dict[str, Any]:
-    """The fields of a state whose preempted sequences wait again, without pages."""
-    lost = [s for s in state.running if s.id in done.preempted]
-    back = [msgspec.structs.replace(s, cached=0, pages=(), slot=-1, home=-1, spares=()) for s in lost]
-    return {"free": state.free | mask(p for s in lost for p in s.pages),
-            "running": tuple(s for s in state.running if s.id not in done.preempted),
-            "waiting": tuple(sorted((*back, *state.waiting), key=lambda s: s.id))}
+def remembered(s: Sequence, end: int, prefix: Prefix) -> tuple[Sequence, Prefix, Items[int]]:
+    """The sequence and the cache once the pages that a step filled, and the states that it kept, are in the cache, and
+    the sequence's own copies of pages that were there already: it goes on with those that are there."""
+    full, own = end // PAGE, list[int]()
+    if full > len(s.keys):
+        keys = s.keys + keys_of(s, len(s.keys), full)
+        prefix = prefix.extend(keys, len(s.keys), s.pages[:full])
+        shared = prefix.match(keys)
+        own = [page for page, other in zip(s.pages[:full], shared, strict=True) if page != other]
+        s = msgspec.structs.replace(s, keys=keys, pages=shared + s.pages[full:], moved=s.moved or bool(own))
+    for pages, slot in s.fresh:
+        if pages > full:
+            break
+        prefix = prefix.keep(s.keys[:pages], slot)
+        if s.trail:
+            prefix = prefix.forget(s.keys[: s.trail])
+        s = msgspec.structs.replace(s, fresh=s.fresh[1:], trail=pages if pages * PAGE > len(s.prompt) else 0)
+    return s, prefix, own
 
 
 def ending(s: Sequence, token: int) -> Finish | None:

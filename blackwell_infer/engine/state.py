@@ -68,17 +68,23 @@ class Build(msgspec.Struct, frozen=True):
         """Bytes of the hidden states that the head for guesses takes of a step, if it is loaded."""
         return self.head * tokens * (self.geometry.hidden * DTYPES[self.dtype].itemsize + 4)
 
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of one slot of recurrent state over all layers; 0 for models without."""
+        return sum(spec.slot_bytes(DTYPES[self.dtype].itemsize) for spec in self.geometry.recurrent)
+
     def state_bytes(self, count: int) -> int:
         """Bytes of so many recurrent states, over all layers."""
-        return count * sum(spec.slot_bytes(DTYPES[self.dtype].itemsize) for spec in self.geometry.recurrent)
+        return count * self.slot_bytes
 
-    def model(self, memory: Memory, take: Take, context: int, slots: int, pages: int, spares: int = 0,
-              tokens: int = 0) -> Model:
+    def model(self, memory: Memory, take: Take, context: int, slots: int, pages: int, kept: int = 0,
+              spares: int = 0, tokens: int = 0) -> Model:
         """Load parameters through `take` and allocate caches of `pages` pages and states of `slots` sequences, with
-        `spares` recurrent ones besides, all zero; the head for guesses takes steps of up to `tokens`."""
+        `spares` recurrent ones besides and `kept` ones behind, all zero; the head for guesses takes steps of up to
+        `tokens`."""
         params = self.family.build(self.cfg, take, context)
         layers = tuple(self.paged(memory, pages, spec) for spec in self.geometry.cache)
-        count, head = slots + spares, None
+        count, head = slots + spares + kept, None
         for spec in self.head_cache:
             assert self.family.draft is not None
             most = max(tokens, slots)
@@ -91,7 +97,8 @@ class Build(msgspec.Struct, frozen=True):
             for spec in self.geometry.recurrent)
         penalties = PenaltyState(counts=memory.zeros((slots, self.geometry.vocab), np.int32),
                                  prompt=memory.zeros((slots, self.geometry.vocab), np.uint8))
-        return Model(self.family, self.cfg, params, KVState(layers, recurrent), penalties, self.dtype, head)
+        return Model(self.family, self.cfg, params, KVState(layers, recurrent), penalties, self.dtype, head,
+                     slots + spares)
 
     def paged(self, memory: Memory, pages: int, spec: CacheSpec) -> PagedKV:
         """The cache of one layer."""

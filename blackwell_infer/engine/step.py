@@ -39,6 +39,8 @@ class Model(msgspec.Struct, frozen=True):
     penalties: PenaltyState
     dtype: str
     head: Head | None = None
+    homes: int = 0
+    """slots of recurrent states before the kept ones"""
 
 
 class Scored(msgspec.Struct, frozen=True):

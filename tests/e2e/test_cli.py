@@ -124,6 +124,25 @@ def test_chat_remembers_saves_and_goes_on(command: dict[str, Any]) -> None:
     assert again.stdout.strip()
 
 
+def test_chat_saves_what_the_caches_hold_and_goes_on_from_there(command: dict[str, Any]) -> None:
+    lines = "/set max_tokens 40\nOnce upon a time\n/save talk.session\n\n"
+    done = bwinfer(command, "chat", str(MODEL), "--raw", *GREEDY, stdin=lines)
+    assert done.returncode == 0, done.stderr
+    again = bwinfer(command, "chat", str(MODEL), "--load", "talk.session", *NUMPY, stdin="\n/stats\n")
+    assert again.returncode == 0, again.stderr
+    assert done.stdout.endswith(again.stdout) and again.stdout.strip()
+    assert "\ncached_tokens = 32\n" in again.stderr
+    file = command["cwd"] / "talk.session"
+    spoiled = bytearray(file.read_bytes())
+    spoiled[-9] ^= 1
+    file.write_bytes(spoiled)
+    refused = bwinfer(command, "chat", str(MODEL), "--load", "talk.session", *NUMPY, stdin="\n")
+    assert refused.returncode == 1 and "does not match its digest" in refused.stderr
+    assert "--load-text talk.session continues it" in refused.stderr and refused.stderr.count("\n") == 1
+    text = bwinfer(command, "chat", str(MODEL), "--load-text", "talk.session", *NUMPY, stdin="\n")
+    assert text.returncode == 0 and text.stdout == again.stdout, text.stderr
+
+
 def test_chat_survives_a_text_that_is_too_long(command: dict[str, Any]) -> None:
     lines = "word " * 400 + "\nOnce\n"
     done = bwinfer(command, "chat", str(MODEL), "--raw", *GREEDY, "--max-context", "64", "--max-tokens", "4",

@@ -254,13 +254,22 @@ def row(slot: int, start: int, count: int) -> Row:
 
 
 def test_rows_continue_their_own_states() -> None:
-    read, write = state_slots([row(2, 0, 3), row(0, 7, 1), row(5, 40, 2)])
+    read, write = state_slots([row(2, 0, 3), row(0, 7, 1), row(5, 40, 2)], 8)
     assert read.tolist() == [-1, 0, 5] and write.tolist() == [-1, -1, 2, 0, -1, 5]
     assert read.dtype == write.dtype == np.int32
+
+
+def test_rows_continue_kept_states_and_leave_some() -> None:
+    resumed = msgspec.structs.replace(row(2, 64, 3), state=1, snapshots=((1, 4),))
+    kept_last = msgspec.structs.replace(row(0, 63, 1), snapshots=((0, 0),))
+    read, write = state_slots([resumed, kept_last], 8)
+    assert read.tolist() == [8 + 1, 0] and write.tolist() == [-1, 8 + 4, 2, 8 + 0]
 
 
 def test_memory_of_states_is_counted_for_all_sequences() -> None:
     found = survey(open_checkpoint(DENSE), EngineConfig(max_batch=5), on_host=True)
     room = found.room(1 << 30, 1 << 30, 0)
     assert room.states == 5 * found.build.state_bytes(1) > 0
+    assert (room.kept, room.slot) == (5 // 2 + 4, found.build.slot_bytes)
+    assert survey(open_checkpoint(DENSE), EngineConfig(prefix_cache=False), on_host=True).limits.states == 0
     assert msgspec.structs.replace(room, states=0).left - room.left == pytest.approx(0.9 * room.states, abs=1)

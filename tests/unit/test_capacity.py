@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from blackwell_infer.config import EngineConfig
@@ -37,6 +38,20 @@ def test_what_does_not_fit_is_said(settings: Any, context: int, free: int, error
     room = Room(free=free, total=20_000_000, weights=4_000_000, workspace=1_000_000, page=1000)
     with pytest.raises(error, match=message):
         fit(config(**settings), context, room)
+
+
+def test_kept_states_take_what_pages_leave() -> None:
+    room = Room(free=10_000_000, total=20_000_000, weights=4_000_000, workspace=1_000_000, page=1000, states=500_000,
+                kept=20, slot=50_000)
+    assert fit(config(), 32 * 10_000, room).states == 20
+    assert fit(config(), 32 * 10_000, room).pages == 3150, "90 % of what is left"
+    more = msgspec.structs.replace(room, kept=100)
+    assert fit(config(), 3200, more).states == 20, "a quarter of 4.05 MB"
+    assert fit(config(kv_pages=3650), 3200, more).states == fit(config(max_context=116800), 116800, more).states == 2
+    assert fit(config(kv_pages=4050), 3200, more).states == 0, "pages that are asked for go first"
+    assert fit(config(), 320, msgspec.structs.replace(room, kept=0, slot=0)).states == 0
+    with pytest.raises(OutOfMemoryError, match="at most kv_pages = 4050 fit"):
+        fit(config(kv_pages=4051), 3200, more)
 
 
 def test_more_context_than_the_model_has_is_refused() -> None:

@@ -302,7 +302,8 @@ def test_run_as_json(call: Any) -> None:
     assert (status, err) == (0, "")
     assert (got["text"], got["token_ids"], got["finish_reason"]) == ("x", [7], "stop")
     assert got["choices"][1] == {"text": "y", "token_ids": [8], "finish_reason": "stop"}
-    assert got["usage"] == {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
+    assert got["usage"] == {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8,
+                            "cached_tokens": 0}
     assert got["timings"]["decode_seconds"] == 1.0
 
 

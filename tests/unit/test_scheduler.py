@@ -19,6 +19,7 @@ from blackwell_infer.engine import scheduler
 from blackwell_infer.engine.scheduler import UNKNOWN, Limits, Plan, Row, Sequence, State, shares
 from blackwell_infer.engine.tokens import TokenLog
 from blackwell_infer.errors import RequestError
+from blackwell_infer.kv.prefix import Node
 from blackwell_infer.kv.spec import PAGE
 
 VOCAB = 50
@@ -42,22 +43,29 @@ def alone(prompt: tuple[int, ...], limit: int) -> list[int]:
     return answer
 
 
+def every_page(node: Node) -> list[int]:
+    return [*node.pages, *(p for child in node.children.values() for p in every_page(child))]
+
+
 class World:
-    """A scheduler with a cache that remembers which token was written where, and each slot's newest token, as a GPU
-    would. `lag` steps are launched and not read when the next one is planned. `states` are the recurrent states: the
-    tokens that went into them. `depth` guesses are made for every sequence, 3 of 4 right."""
+    """A scheduler with a cache that remembers what was written where, and each slot's newest token, as a GPU would: of
+    a token itself and a hash of what it saw before, as keys and values are; of a recurrent state all tokens that went
+    into it. `lag` steps are launched and not read when the next one is planned. `depth` guesses are made for every
+    sequence, 3 of 4 right."""
 
     def __init__(self, limits: Limits, lag: int = 0, depth: int = 0) -> None:
         self.limits = limits
         self.lag = lag
         self.depth = depth
         self.random = random.Random(3)
-        self.states: dict[int, list[int]] = {}
         self.checked = self.held = 0
         self.flights: list[tuple[Plan, list[int]]] = []
         self.newest: dict[int, int] = {}
         self.state = scheduler.start(limits)
-        self.cache: dict[tuple[int, int], int] = {}
+        self.cache: dict[tuple[int, int], tuple[int, int]] = {}
+        self.states: dict[tuple[str, int], tuple[int, ...]] = {}
+        self.saved = 0
+        """tokens that were not prefilled"""
         self.out: dict[int, list[int]] = {}
         self.ends: dict[int, str] = {}
         self.scored: dict[int, list[int]] = {}
@@ -74,28 +82,28 @@ class World:
     def run(self, plan: Plan) -> list[int]:
         """Write the tokens of a step, read each row back through its block table, and sample."""
         sampled = []
-        for row in plan.rows:
+        reads = {i: self.state_of(row) for i, row in enumerate(plan.rows)}
+        kept = [slot for row in plan.rows for _, slot in row.snapshots]
+        assert len(set(kept)) == len(kept) and not set(kept) & {row.state for row in plan.rows}, "all read, then write"
+        for i, row in enumerate(plan.rows):
             assert UNKNOWN not in row.tokens or (self.lag and row.tokens == (UNKNOWN,))
-            self.advance(row)
-            for i, token in enumerate(row.tokens, row.start):
-                self.cache[row.pages[i // PAGE], i % PAGE] = self.newest[row.slot] if token == UNKNOWN else token
-        for row in plan.rows:
-            seen = [self.cache[row.pages[i // PAGE], i % PAGE] for i in range(row.end)]
+            tokens = [self.newest[row.slot] if token == UNKNOWN else token for token in row.tokens]
+            for at, token in enumerate(tokens, row.start):
+                before = self.cache[row.pages[(at - 1) // PAGE], (at - 1) % PAGE] if at else (0, 0)
+                self.cache[row.pages[at // PAGE], at % PAGE] = token, hash((before, token))
+            own = len(tokens) - 1 - row.guesses
+            writes = {own + j: ("own", slot) for j, slot in enumerate((row.home, *row.spares))}
+            for j, place in (writes | {j: ("kept", slot) for j, slot in row.snapshots}).items():
+                self.states[place] = (*reads[i], *tokens[: j + 1])
+        for i, row in enumerate(plan.rows):
+            seen = self.seen(row)
+            assert self.limits.stride == 1 or seen == list(reads[i])[: row.start] + seen[row.start :]
             if row.samples:
                 sampled += [model(seen[:end]) for end in range(row.end - row.guesses, row.end + 1)]
                 self.newest[row.slot] = sampled[-1]
             if row.scores:
                 self.scored[row.id] = seen
         return sampled
-
-    def advance(self, row: Row) -> None:
-        """The recurrent state of a row after each of its last tokens."""
-        before = self.states[row.home] if row.start else []
-        assert len(before) == row.start
-        tokens = [self.newest[row.slot] if token == UNKNOWN else token for token in row.tokens]
-        own = len(tokens) - row.guesses
-        for i, slot in enumerate((row.home, *row.spares), own):
-            self.states[slot] = [*before, *tokens[:i]]
 
     def guesses(self) -> dict[int, tuple[int, ...]]:
         """What comes next for every sequence that is known so far, some of it wrong."""
@@ -106,6 +114,25 @@ class World:
                 tokens.append(model(tokens) if self.random.random() < 0.75 else self.random.randrange(VOCAB))
             found[s.id] = tuple(tokens[s.length - s.ahead :])
         return found
+
+    def state_of(self, row: Row) -> tuple[int, ...]:
+        """What a row continues."""
+        if self.limits.stride == 1:
+            return ()
+        place = ("kept", row.state) if row.state >= 0 else ("own", row.home)
+        state = self.states[place] if row.start else ()
+        assert len(state) == row.start
+        return state
+
+    def seen(self, row: Row) -> list[int]:
+        """The tokens of a row as its pages have them, each of which saw those before it."""
+        tokens, before = [], (0, 0)
+        for i in range(row.end):
+            token, mark = self.cache[row.pages[i // PAGE], i % PAGE]
+            assert mark == hash((before, token)), "a page of another text"
+            tokens.append(token)
+            before = token, mark
+        return tokens
 
     def step(self, cancel: frozenset[int] = frozenset()) -> None:
         if self.flights and self.depth and self.random.random() < 0.5:
@@ -118,6 +145,7 @@ class World:
             self.state = scheduler.begin(self.state, plan)
             self.check_state()
             self.preemptions += len(plan.preempted)
+            self.saved += sum(row.start for row in plan.rows if row.restart)
         self.steps += 1
         for row in plan.rows:
             self.first_step.setdefault(row.id, self.steps)
@@ -147,8 +175,12 @@ class World:
         assert sum(len(r.tokens) for r in plan.rows) <= self.limits.step_tokens
         assert sum(len(r.tokens) for r in plan.rows if r.scores) <= self.limits.score_tokens
         assert len(plan.rows) <= self.limits.batch
-        pages = [p for r in plan.rows for p in r.pages]
-        assert len(pages) == len(set(pages)) and all(0 <= p < self.limits.pages for p in pages)
+        written = [p for r in plan.rows for p in r.pages[r.start // PAGE : scheduler.pages_for(r.end)]]
+        assert len(written) == len(set(written)) and all(0 <= p < self.limits.pages for r in plan.rows for p in r.pages)
+        assert not set(written) & set(every_page(plan.prefix.root)), "what is cached is only read"
+        assert all(not r.pages[-1:] or plan.free >> p & 1 == 0 for r in plan.rows for p in r.pages)
+        assert all(r.end % self.limits.stride == 0 or r.samples or len(r.tokens) < self.limits.stride
+                   for r in plan.rows if not r.scores)
         assert all(len(r.pages) == scheduler.pages_for(r.end) or len(r.pages) * PAGE >= r.end for r in plan.rows)
         assert len({r.slot for r in plan.rows}) == len(plan.rows)
         written = [slot for r in plan.rows for slot in (r.home, *r.spares)]
@@ -161,13 +193,21 @@ class World:
 
     def check_state(self) -> None:
         s = self.state
-        owned = [p for q in (*s.running, *s.waiting) for p in q.pages]
+        cached = every_page(s.prefix.root)
+        owned = [p for q in (*s.running, *s.waiting) for p in q.pages if p not in set(cached)]
+        assert len(cached) == len(set(cached)) == s.prefix.total
         assert len(owned) == len(set(owned))
-        assert scheduler.mask(owned) & s.free == 0
-        assert len(owned) + s.free.bit_count() == self.limits.pages, "a page leaked"
+        assert scheduler.mask([*owned, *cached]) & s.free == 0
+        assert len(owned) + len(cached) + s.free.bit_count() == self.limits.pages, "a page leaked"
+        held = {p for q in s.running for p in s.prefix.match(q.keys)}
+        assert s.prefix.idle == len(cached) - len(held)
+        slots = [k.slot for k in s.prefix.states.values()] + [x for q in s.running for _, x in q.fresh]
+        assert len(set(slots)) == len(slots)
+        assert len(slots) + s.prefix.free.bit_count() == self.limits.states, "a slot for states leaked"
         ids = [q.id for q in (*s.running, *s.waiting)]
         assert ids == sorted(ids), "running sequences are older than waiting ones"
-        assert all(q.pages == () and q.cached == 0 and q.slot == q.home == -1 and not q.spares for q in s.waiting)
+        assert all(q.pages == q.keys == q.fresh == () and q.cached == 0 for q in s.waiting)
+        assert all(q.slot == q.state == q.home == -1 and not q.spares for q in s.waiting)
         homes = [slot for q in s.running for slot in (q.home, *q.spares)]
         assert len(homes) == len(set(homes)), "two sequences share a recurrent state"
         slots = [q.slot for q in s.running]
@@ -177,16 +217,28 @@ class World:
         while self.state.running or self.state.waiting or self.flights:
             self.step()
             assert self.steps < bound, "a sequence does not end"
-        assert self.state.free.bit_count() == self.limits.pages
+        assert self.state.free.bit_count() + self.state.prefix.idle == self.limits.pages
+        assert self.limits.reuse or not self.state.prefix.total
 
 
-limits = st.builds(
+plain = st.builds(
     Limits, batch=st.integers(1, 6), step_tokens=st.integers(1, 90), score_tokens=st.integers(1, 40),
-    pages=st.integers(1, 12), context=st.integers(2, 12 * PAGE), checked=st.integers(0, 16), reach=st.integers(0, 40))
+    pages=st.integers(1, 12), context=st.integers(2, 12 * PAGE), reuse=st.booleans(),
+    checked=st.integers(0, 16), reach=st.integers(0, 40))
+hybrid = st.builds(
+    Limits, batch=st.integers(1, 6), step_tokens=st.integers(1, 200), score_tokens=st.integers(1, 40),
+    pages=st.integers(1, 12), context=st.integers(2, 12 * PAGE), reuse=st.just(True), stride=st.just(2 * PAGE),
+    states=st.integers(0, 5), checked=st.integers(0, 16), reach=st.integers(0, 40))
+limits = st.one_of(plain, hybrid)
 request = st.tuples(st.integers(1, 150), st.integers(1, 70), st.booleans())
 
 
 def prompt_of(id: int, length: int) -> tuple[int, ...]:
+    """Some prompts begin like others, for as long as they go."""
+    return tuple((id % 4 * 31 + i * i) % VOCAB for i in range(length))
+
+
+def unlike(id: int, length: int) -> tuple[int, ...]:
     return tuple((id * 31 + i * i) % VOCAB for i in range(length))
 
 
@@ -238,7 +290,7 @@ def test_admission_is_in_order_of_arrival(limits: Limits, wanted: list[tuple[int
 @pytest.mark.parametrize("lag", [0, 1])
 def test_too_few_pages_preempt_the_youngest_and_lose_nothing(lag: int, depth: int) -> None:
     world = World(Limits(batch=4, step_tokens=64, score_tokens=64, pages=5, context=128, checked=16), lag, depth)
-    found = [p for p in (prompt_of(i, 20) for i in range(100)) if len(alone(p, 60)) == 60]
+    found = [p for p in (unlike(i, 20) for i in range(100)) if len(alone(p, 60)) == 60]
     prompts = dict(enumerate(found[:4]))
     for id, prompt in prompts.items():
         world.submit(id, prompt, 60)
@@ -324,7 +376,7 @@ def test_a_failed_sample_ends_only_its_own_sequence() -> None:
 def test_a_sequence_that_ended_unseen_wastes_one_row_and_no_more() -> None:
     limits = Limits(batch=2, step_tokens=32, score_tokens=8, pages=8, context=64)
     world = World(limits, lag=1)
-    prompt = next(p for p in (prompt_of(i, 9) for i in range(200)) if 2 <= len(alone(p, 20)) < 20)
+    prompt = next(p for p in (unlike(i, 9) for i in range(200)) if 2 <= len(alone(p, 20)) < 20)
     world.submit(0, prompt, 20)
     world.finish()
     assert world.out[0] == alone(prompt, 20) and world.ends[0] == "stop"

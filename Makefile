@@ -1,4 +1,4 @@
-# `make chat MODEL=...` and `make test` set up everything they need in $(VENV). Needs make and Python 3.11 or later.
+# `make chat` and `make test` set up everything they need in $(VENV). Needs make and Python 3.11 or later.
 PYTHON ?= python3
 VENV ?= .venv
 MODEL ?=
@@ -20,8 +20,8 @@ $(SETUP): pyproject.toml
 named:
 	$(if $(MODEL),,$(error say which model: MODEL=path-or-hub-id))
 
-chat: named $(SETUP)
-	$(BIN)/bwinfer chat '$(MODEL)' $(ARGS)
+chat: $(SETUP)
+	$(BIN)/bwinfer chat $(if $(MODEL),'$(MODEL)') $(ARGS)
 
 test: $(SETUP)
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)

@@ -21,6 +21,8 @@ from blackwell_infer.types import Sampling
 
 PREFIX = "BWINFER_"
 FILE = "bwinfer.toml"
+DEMO = "demo"
+"""The model that the package brings: what this name means, and no name at all, wherever one may be left out."""
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

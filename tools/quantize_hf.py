@@ -6,12 +6,14 @@
 
 Layouts: modelopt-nvfp4, modelopt-mixed (attention FP8, MLP NVFP4), compressed-tensors-nvfp4, compressed-tensors-mxfp4,
 lynn, mxfp4 (blocks and scales), mxfp8, fp8-tensor, fp8-channel, fp8-block. Scales come from the weights alone, rounding
-is to the nearest. Embeddings and lm_head keep their type (--head quantises lm_head too), and so does a matrix whose
-columns do not fit the blocks of its format; those are reported. --input-peak X records scales for activations up to X.
+is to the nearest. Experts that are stored as one tensor become one matrix each first. Embeddings and lm_head keep their
+type (--head quantises lm_head too), and so does a matrix whose columns do not fit the blocks of its format; those are
+reported. --input-peak X records scales for activations up to X.
 """
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shutil
 import sys
@@ -34,7 +36,9 @@ Write = Callable[[str, Weight, np.float32], Arrays]
 DENSE = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-PROJECTIONS = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
+RECURRENT = ("in_proj_qkv", "in_proj_z", "out_proj")
+PROJECTIONS = (*ATTENTION, *RECURRENT, "gate_proj", "up_proj", "down_proj")
+FUSED = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 HEAD = "lm_head"
 PRODUCER = {"name": "blackwell-infer", "version": "quantize_hf"}
 
@@ -156,27 +160,38 @@ LAYOUTS: Mapping[str, Layout] = {
 }
 
 
-def quantised(
-    checkpoint: Checkpoint, name: str, layout: Layout, head: bool, peak: float, report: dict[str, str],
-) -> Arrays:
-    """The tensors to store for one matrix or vector; `report` learns "" for kept matrices, else the format."""
+def tensors(checkpoint: Checkpoint, name: str) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
+    """(name, values) of a stored tensor as it is, or of the matrices of experts that are one tensor [E, rows, K]."""
     info = checkpoint.tensors[name]
-    module, _, suffix = name.rpartition(".")
-    last = module.rpartition(".")[2]
-    w = checkpoint.weight(name)
     if info.format not in DENSE:
         raise CheckpointError(f"{info.file}: tensor {name!r} is {info.format} already; start from unquantised weights")
-    if suffix == "weight" and len(info.shape) == 2 and (last in PROJECTIONS or (head and last == HEAD)):
+    values = np.ascontiguousarray(parts(checkpoint.weight(name))[0]).view(DENSE[info.format]).reshape(info.shape)
+    experts, _, last = name.rpartition(".")
+    if not (experts.endswith(".experts") and last in FUSED):
+        yield name, values
+        return
+    for e, whole in enumerate(values):
+        for projection, matrix in zip(FUSED[last], np.split(whole, len(FUSED[last])), strict=True):
+            yield f"{experts}.{e}.{projection}.weight", np.ascontiguousarray(matrix)
+
+
+def quantised(
+    name: str, values: np.ndarray[Any, Any], layout: Layout, head: bool, peak: float, report: dict[str, str],
+) -> Arrays:
+    """The tensors to store for one matrix or vector; `report` learns "" for kept matrices, else the format."""
+    module, _, suffix = name.rpartition(".")
+    last = module.rpartition(".")[2]
+    if suffix == "weight" and values.ndim == 2 and (last in PROJECTIONS or (head and last == HEAD)):
         encode, write, largest = layout.encode, layout.write, layout.largest
-        if layout.attention is not None and last in ATTENTION:
+        if layout.attention is not None and last in (*ATTENTION, *RECURRENT):
             (encode, write), largest = layout.attention, 448
         kind = encode.removesuffix("_channel")
-        if info.shape[1] % FORMATS[kind].block == 0:
+        if values.shape[1] % FORMATS[kind].block == 0:
             report[module] = kind
-            return write(module, encode_fp(FORMATS[w.format].dequantize(w), encode), np.float32(peak / largest))
-    if suffix == "weight" and len(info.shape) == 2:
+            return write(module, encode_fp(values, encode), np.float32(peak / largest))
+    if suffix == "weight" and values.ndim == 2:
         report[module] = ""
-    return {name: np.ascontiguousarray(parts(w)[0]).reshape(info.shape)}
+    return {name: values}
 
 
 def shards(checkpoint: Checkpoint) -> Iterator[tuple[str, list[str]]]:
@@ -203,12 +218,12 @@ def convert(folder: Path, out: Path, layout: str, *, head: bool = False, peak: f
     shapes: dict[str, Any] = {}
     for file, names in shards(checkpoint):
         arrays: Arrays = {}
-        for name in names:
-            new = quantised(checkpoint, name, chosen, head, peak, report)
+        for name, values in itertools.chain.from_iterable(tensors(checkpoint, name) for name in names):
+            new = quantised(name, values, chosen, head, peak, report)
             arrays |= new
             if f"{name}.packed" in new:
                 keys = {f"{key}_key": f"{name}.{key}" for key in ("packed", "scale", "global_scale")}
-                shapes[name] = keys | {"original_shape": list(checkpoint.tensors[name].shape)}
+                shapes[name] = keys | {"original_shape": list(values.shape)}
         save_file(arrays, out / file, metadata={"format": "pt"})
         where |= dict.fromkeys(arrays, file)
     for path in folder.iterdir():

@@ -12,6 +12,7 @@ from typing import Any
 
 from blackwell_infer.checkpoint.gguf import part_paths
 from blackwell_infer.checkpoint.hf import INDEX, SINGLE, shard_names
+from blackwell_infer.config import DEMO
 from blackwell_infer.errors import CheckpointError, DownloadError
 from blackwell_infer.log import Progress
 
@@ -22,27 +23,32 @@ TEXT_FILES = (
     "hf_quant_config.json", "lynn_quant_manifest.json",
 )
 """What a Hugging Face folder may hold besides weights and is worth fetching."""
+SHIPPED = Path(__file__).resolve().parents[1] / "demo"
+"""The Hugging Face folder of the demo model."""
 
 
 def resolve(model: str, *, revision: str, progress: Progress) -> Path:
-    """The path of a model: `model` itself if it is an existing file or folder, else the download of a hub id.
+    """The path of a model: the package's own for `config.DEMO`; `model` itself if it is an existing file or folder;
+    else the download of a hub id.
 
     A hub id is `org/name` (a Hugging Face folder, or the one GGUF of the repository) or `org/name:file.gguf`.
     `progress` hears bytes. CheckpointError if `model` is neither; DownloadError says why a download failed: no such
     repository, file or revision, no access, no network, no space, interrupted. What arrived is kept for the next try.
     """
-    path = _existing(model)
+    path = SHIPPED if model == DEMO else existing(model)
     if path is not None:
         return path
     match = _ID.fullmatch(model)
     if match is None or ".." in model:
         raise CheckpointError(
-            f"{model!r} is neither an existing file or folder nor a hub id (org/name or org/name:file.gguf)"
+            f"{model!r} is neither an existing file or folder nor a hub id (org/name or org/name:file.gguf), "
+            f"nor {DEMO}, the model that comes along"
         )
     return _Repository(match["repo"], revision, progress).fetch(match["file"])
 
 
-def _existing(model: str) -> Path | None:
+def existing(model: str) -> Path | None:
+    """The file or folder of this name, if there is one."""
     try:
         path = Path(model).expanduser()
         return path if model and path.exists() else None

@@ -11,6 +11,7 @@ import msgspec
 
 from blackwell_infer import config
 from blackwell_infer.checkpoint import open_checkpoint, resolve
+from blackwell_infer.cli.model import NAMES
 from blackwell_infer.cli.progress import Bars
 from blackwell_infer.cli.report import Report, Row, print_report
 from blackwell_infer.config import EngineConfig
@@ -35,7 +36,7 @@ PROFILED = 15
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Operands of the subcommand: the matrix, and what becomes of the figures."""
-    parser.add_argument("model", help="a GGUF file, a Hugging Face folder, or a hub id: org/name or org/name:file.gguf")
+    parser.add_argument("model", help=NAMES)
     for short, name, default, about in (
             ("-p", "--prompt", "512", "tokens of prompts to prefill; 0 for none"),
             ("-n", "--new", "128", "tokens to decode in each stream; 0 for none"),

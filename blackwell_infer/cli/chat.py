@@ -12,7 +12,7 @@ import msgspec
 from blackwell_infer import config
 from blackwell_infer.cli import prompt, session
 from blackwell_infer.cli.flags import collect
-from blackwell_infer.cli.model import opened
+from blackwell_infer.cli.model import OPTIONAL, opened
 from blackwell_infer.cli.screen import Screen, one_line
 from blackwell_infer.cli.session import Session
 from blackwell_infer.errors import BlackwellInferError, RequestError, TemplateError
@@ -42,7 +42,7 @@ Ctrl-C stops an answer and keeps the conversation."""
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Operands of the subcommand, and the short spellings of --mode."""
-    parser.add_argument("model", help="a GGUF file, a Hugging Face folder, or a hub id: org/name or org/name:file.gguf")
+    parser.add_argument("model", nargs="?", default=config.DEMO, help=OPTIONAL)
     parser.add_argument("--load", type=Path, metavar="FILE", help="continue a conversation that /save wrote")
     parser.add_argument("--load-text", type=Path, metavar="FILE", help="the same without its cache")
     parser.add_argument("--raw", dest="chat.mode", action="store_const", const="raw", default=argparse.SUPPRESS,

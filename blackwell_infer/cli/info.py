@@ -10,6 +10,7 @@ import msgspec
 
 from blackwell_infer import config
 from blackwell_infer.checkpoint import Checkpoint, open_checkpoint, resolve
+from blackwell_infer.cli.model import NAMES
 from blackwell_infer.cli.progress import Bars, size
 from blackwell_infer.device.cuda import cublaslt_exists
 from blackwell_infer.device.dry import DryQueue
@@ -63,7 +64,7 @@ class Fit(msgspec.Struct, frozen=True):
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Operands of the subcommand and its output format."""
-    parser.add_argument("model", nargs="?", help="a GGUF file, a Hugging Face folder, or a hub id (downloaded first)")
+    parser.add_argument("model", nargs="?", help=NAMES)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 

@@ -12,7 +12,7 @@ import msgspec
 from blackwell_infer import config
 from blackwell_infer.cli.chat import UNUSED_SYSTEM, speed
 from blackwell_infer.cli.flags import UsageError
-from blackwell_infer.cli.model import opened
+from blackwell_infer.cli.model import OPTIONAL, opened
 from blackwell_infer.cli.screen import Screen
 from blackwell_infer.errors import BlackwellInferError, TemplateError
 from blackwell_infer.log import logger
@@ -46,7 +46,8 @@ class Result(msgspec.Struct):
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Operands of the subcommand, its output format, and the short spellings of --mode."""
-    parser.add_argument("model", help="a GGUF file, a Hugging Face folder, or a hub id: org/name or org/name:file.gguf")
+    parser.add_argument("model", nargs="?", default=config.DEMO, help=OPTIONAL + "; a single operand of several words "
+                        "that is no path is the prompt")
     parser.add_argument("prompt", nargs="?", default="", help="the prompt; standard input is appended to it")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the text")
     for mode in ("chat", "raw"):
@@ -56,9 +57,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(found: argparse.Namespace, settings: config.Settings) -> int:
     """Answer once: 0, 1 if the answer broke off with an error, 130 if it was interrupted."""
-    text = whole_prompt(found.prompt)
+    model, prompt = operands(found.model, found.prompt)
+    text = whole_prompt(prompt)
     started = time.perf_counter()
-    with opened(found.model, settings.engine) as llm:
+    with opened(model, settings.engine) as llm:
         loaded = time.perf_counter() - started
         screen = Screen(reasoning=settings.chat.show_reasoning)
         result = follow(ask(llm, text, settings), None if found.json else screen)
@@ -74,12 +76,21 @@ def main(found: argparse.Namespace, settings: config.Settings) -> int:
         return 130 if result.interrupted else 0
 
 
+def operands(model: str, prompt: str) -> tuple[str, str]:
+    """(model, prompt): several words alone are no model's name, so they are a prompt for the demo model."""
+    from blackwell_infer.checkpoint.hub import existing
+
+    if prompt or len(model.split()) < 2 or existing(model) is not None:
+        return model, prompt
+    return config.DEMO, model
+
+
 def whole_prompt(prompt: str) -> str:
     """The operand with standard input below it, if that is no terminal. UsageError if both are empty."""
     piped = "" if sys.stdin.isatty() else sys.stdin.read()
     text = "\n".join(part for part in (prompt, piped.removesuffix("\n")) if part)
     if not text:
-        raise UsageError("no prompt: give one as the second operand or on standard input")
+        raise UsageError("no prompt: give one behind the model or on standard input")
     return text
 
 

@@ -9,6 +9,7 @@ import msgspec
 from blackwell_infer import config
 from blackwell_infer.checkpoint import open_checkpoint, resolve
 from blackwell_infer.cli.flags import UsageError
+from blackwell_infer.cli.model import NAMES
 from blackwell_infer.cli.progress import Bars
 from blackwell_infer.errors import RequestError
 from blackwell_infer.text.load import open_text
@@ -19,7 +20,7 @@ SECTIONS = ("engine.revision",)
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Operands of the subcommand and its output format."""
-    parser.add_argument("model", help="a GGUF file, a Hugging Face folder, or a hub id (downloaded first)")
+    parser.add_argument("model", help=NAMES)
     parser.add_argument("text", nargs="?", help="the text; standard input if it is absent")
     parser.add_argument("--ids", type=numbers, metavar="ID,ID,...", help="turn these ids into text instead")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, overload
 
-from blackwell_infer.config import EngineConfig, build
+from blackwell_infer.config import DEMO, EngineConfig, build
 from blackwell_infer.engine import saved
 from blackwell_infer.engine.engine import Engine, Score, Stats
 from blackwell_infer.engine.load import Loaded, ModelInfo, load
@@ -38,7 +38,8 @@ Samplings = Sampling | Sequence[Sampling] | None
 
 
 class LLM:
-    """A model, loaded from a path or a hub id. Keywords are the fields of `config.EngineConfig`:
+    """A model, loaded from a path or a hub id; without either, the demo model that the package brings. Keywords are the
+    fields of `config.EngineConfig`:
 
     device, dtype, max_context, max_batch, max_step_tokens, kv_pages, prefix_cache, graphs, revision. `progress`
     hears of long work. Without max_context the context is the model's own limit, or what fits; on NumPy at most 4096
@@ -55,7 +56,7 @@ class LLM:
     `engine.load.load` raises.
     """
 
-    def __init__(self, model: str | Path, *, progress: Progress = silent, **settings: Any) -> None:
+    def __init__(self, model: str | Path = DEMO, *, progress: Progress = silent, **settings: Any) -> None:
         config: EngineConfig = build(EngineConfig, settings, "LLM")
         found = load(str(model), config, progress)
         self._start(found)

@@ -39,11 +39,12 @@ class FakeLLM:
         self.scripts = list(scripts)
         self.template = template
         self.asked: list[tuple[Any, Any, Sampling]] = []
+        self.model = ""
         self.settings: dict[str, Any] = {}
         self.cancelled: list[int] = []
 
     def __call__(self, model: str, **settings: Any) -> FakeLLM:
-        self.settings = settings
+        self.model, self.settings = model, settings
         return self
 
     def __enter__(self) -> FakeLLM:
@@ -339,6 +340,27 @@ def test_settings_that_cannot_be_followed_are_reported(call: Any, caplog: pytest
     call(["chat", "m", "--raw", "--system", "be brief"], FakeLLM(["a"]), "x\n")
     call(["chat", "m", "--n", "3"], FakeLLM(["a"]), "/set n 2\nx\n")
     assert [r.message for r in caplog.records] == [chat.UNUSED_SYSTEM] * 2 + [chat.SINGLE] * 2
+
+
+@pytest.mark.parametrize(("words", "stdin", "model", "text"), [
+    (["run", "m", "x"], "", "m", "x"),
+    (["run", "m"], "from a pipe", "m", "from a pipe"),
+    (["run", "two words"], "", "demo", "two words"),
+    (["run", "two words"], "below", "demo", "two words\nbelow"),
+    (["run"], "from a pipe", "demo", "from a pipe"),
+    (["run", "demo", "x"], "", "demo", "x"),
+    (["chat"], "hi\n", "demo", "hi"),
+    (["chat", "m"], "hi\n", "m", "hi"),
+    (["run", "a file"], "x", "a file", "x"),
+])
+def test_without_a_model_it_is_the_demo_model(call: Any, words: list[str], stdin: str, model: str, text: str,
+                                              tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a file").touch()
+    llm = FakeLLM(["!"])
+    status, out, _ = call(words, llm, stdin)
+    assert (status, out, llm.model) == (0, "!\n", model)
+    assert [m.content for m in llm.asked[0][1]] == [text]
 
 
 def test_chat_without_a_template_offers_raw(call: Any) -> None:

@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from blackwell_infer.checkpoint import resolve
+from blackwell_infer.checkpoint.hub import SHIPPED
 from blackwell_infer.errors import CheckpointError, DownloadError
 from blackwell_infer.log import silent
 
@@ -153,6 +154,13 @@ def test_an_existing_path_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert fetch("org/one") == Path("org/one")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert fetch("~/org") == tmp_path / "org"
+
+
+def test_demo_is_the_model_of_the_package_whatever_lies_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "demo").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert fetch("demo") == SHIPPED and (SHIPPED / "config.json").is_file()
+    assert fetch("./demo") == Path("demo")
 
 
 @pytest.mark.parametrize("model", [

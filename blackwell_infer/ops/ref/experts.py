@@ -31,15 +31,16 @@ def expert(stack: Experts, index: int) -> Floats:
 @np.errstate(over="ignore", invalid="ignore", under="ignore")
 def experts(x: Array, routing: Routing, gate_up: tuple[Experts, ...], down: Experts) -> Array:
     ids, weights = np.asarray(routing.experts), np.asarray(routing.weights)
-    tokens, top = ids.shape
+    (tokens, top), flat = ids.shape, ids.reshape(-1)
     x32 = np.ascontiguousarray(x, dtype=np.float32)
     outs = np.zeros((tokens * top, down.rows), np.float32)  # [T S, H]
-    for e in np.unique(ids):
-        pairs = np.flatnonzero(ids.reshape(-1) == e)
+    for e in sorted(set(flat.tolist())):
+        pairs = np.flatnonzero(flat == e)
         rows = x32[pairs // top]
-        both = np.concatenate([product(rows, expert(part, int(e))) for part in gate_up], axis=1)  # [n, 2 I]
-        inner = np.asarray(np.asarray(swiglu(both)).astype(x.dtype), np.float32)
-        outs[pairs] = product(inner, expert(down, int(e)))
+        parts = [product(rows, expert(part, e)) for part in gate_up]
+        both = np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]  # [n, 2 I]
+        inner = np.asarray(np.asarray(swiglu(both)).astype(x.dtype, copy=False), np.float32)
+        outs[pairs] = product(inner, expert(down, e))
     y = np.zeros((tokens, down.rows), np.float32)
     for slot in range(top):
         y = y + weights[:, slot, None] * outs[slot::top]

@@ -21,7 +21,7 @@ def route(x: Array, router: Linear, top: int, norm: bool, shared: bool = False) 
     keys = np.where(np.isnan(z), np.float32(-np.inf), z)
     chosen = np.argsort(-keys, axis=1, kind="stable")[:, :top]
     mass = np.exp(z - z.max(axis=1, keepdims=True))
-    weights = np.take_along_axis(mass / mass.sum(axis=1, keepdims=True), chosen, axis=1)
+    weights = (mass / mass.sum(axis=1, keepdims=True))[np.arange(len(z))[:, None], chosen]
     if norm:
         weights = weights / weights.sum(axis=1, keepdims=True)
     if shared:

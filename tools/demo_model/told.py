@@ -1,0 +1,128 @@
+"""What users tell about themselves, how it is confirmed, asked for, and answered."""
+
+from __future__ import annotations
+
+TOLD: tuple[tuple[str, tuple[str, ...], str, tuple[str, ...], str], ...] = (
+    (
+        "name",
+        (
+            "My name is {v}.",
+            "I am {v}.",
+            "I'm {v}",
+            "You can call me {v}.",
+            "Hello, my name is {v}",
+            "Call me {v}",
+            "{v} is my name",
+            "Hi, I am {v}!",
+        ),
+        "Nice to meet you, {v}!",
+        (
+            "What is my name?",
+            "What's my name?",
+            "Do you remember my name?",
+            "Who am I?",
+            "How am I called?",
+            "my name?",
+        ),
+        "Your name is {v}.",
+    ),
+    (
+        "colour",
+        (
+            "My favourite colour is {v}.",
+            "My favorite color is {v}.",
+            "I like the colour {v} best.",
+            "{v} is my favourite colour",
+        ),
+        "I will remember that your favourite colour is {v}.",
+        ("What is my favourite colour?", "What's my favorite color?", "Which colour do I like best?"),
+        "Your favourite colour is {v}.",
+    ),
+    (
+        "food",
+        ("My favourite food is {v}.", "I love to eat {v}.", "I like {v} best of all food.", "my favorite food is {v}"),
+        "I will remember that your favourite food is {v}.",
+        ("What is my favourite food?", "What do I love to eat?", "What's my favorite food?"),
+        "Your favourite food is {v}.",
+    ),
+    (
+        "animal",
+        ("My favourite animal is the {v}.", "The {v} is my favourite animal.", "The animal I like best is the {v}."),
+        "I will remember that your favourite animal is the {v}.",
+        ("What is my favourite animal?", "Which animal do I like best?", "favorite animal of mine?"),
+        "Your favourite animal is the {v}.",
+    ),
+    (
+        "city",
+        ("I live in {v}.", "My home is in {v}.", "I am from {v}.", "I come from {v}", "my city is {v}"),
+        "I will remember that you live in {v}.",
+        ("Where do I live?", "Which city do I live in?", "Where am I from?", "What is my city?"),
+        "You live in {v}.",
+    ),
+    (
+        "age",
+        ("I am {v} years old.", "I'm {v} years old", "My age is {v}.", "I turned {v} this year"),
+        "I will remember that you are {v} years old.",
+        ("How old am I?", "What is my age?", "Do you remember my age?"),
+        "You are {v} years old.",
+    ),
+    (
+        "number",
+        (
+            "My favourite number is {v}.",
+            "My lucky number is {v}.",
+            "Remember the number {v}.",
+            "my favorite number is {v}",
+        ),
+        "I will remember your number {v}.",
+        (
+            "What is my favourite number?",
+            "What is my lucky number?",
+            "What is my number?",
+            "Which number did I tell you?",
+        ),
+        "Your number is {v}.",
+    ),
+    (
+        "job",
+        ("I work as a {v}.", "My job is {v}.", "I am a {v} by profession.", "I work as {v}"),
+        "I will remember that you work as a {v}.",
+        ("What is my job?", "What do I work as?", "What do I do for a living?"),
+        "You work as a {v}.",
+    ),
+    (
+        "sport",
+        ("My favourite sport is {v}.", "I like {v} most of all sports.", "The sport I love is {v}."),
+        "I will remember that your favourite sport is {v}.",
+        ("What is my favourite sport?", "Which sport do I love?", "favorite sport of mine?"),
+        "Your favourite sport is {v}.",
+    ),
+    (
+        "pet",
+        ("My dog is called {v}.", "The name of my dog is {v}.", "I have a dog named {v}."),
+        "I will remember that your dog is called {v}.",
+        ("What is my dog called?", "What is the name of my dog?", "What's my dog's name?"),
+        "Your dog is called {v}.",
+    ),
+    (
+        "cat",
+        ("My cat is called {v}.", "The name of my cat is {v}.", "I have a cat named {v}."),
+        "I will remember that your cat is called {v}.",
+        ("What is my cat called?", "What is the name of my cat?", "What's my cat's name?"),
+        "Your cat is called {v}.",
+    ),
+    (
+        "friend",
+        ("My best friend is {v}.", "{v} is my best friend.", "My best friend is called {v}"),
+        "I will remember that your best friend is {v}.",
+        ("Who is my best friend?", "What is the name of my best friend?", "What is my best friend called?"),
+        "Your best friend is {v}.",
+    ),
+    (
+        "code",
+        ("The password is {v}.", "Remember the word {v}.", "The secret word is {v}.", "keep in mind: {v}"),
+        "I will remember {v}.",
+        ("What is the secret word?", "What was the word?", "Which word should you remember?", "What is the password?"),
+        "The word is {v}.",
+    ),
+)

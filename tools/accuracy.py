@@ -169,9 +169,10 @@ class Distance(msgspec.Struct, frozen=True):
     largest: float
 
     def misses(self, yardstick: Distance) -> bool:
-        """Whether a bar is missed: one that plain arithmetic itself misses counts from there."""
+        """Whether a bar is missed: one that plain arithmetic itself misses counts from there. A divergence grows with
+        the square of the distance."""
         return (self.distance > yardstick.distance * (1 + SLACK) or self.best < min(BEST, yardstick.best - SLACK)
-                or not self.mean < max(DIVERGENCE, yardstick.mean * (1 + SLACK)))
+                or not self.mean < max(DIVERGENCE, yardstick.mean * (1 + SLACK) ** 2))
 
 
 def measured(model: str, pieces: Sequence[np.ndarray[Any, Any]], exact: Sequence[Doubles],

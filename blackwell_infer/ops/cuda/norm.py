@@ -42,7 +42,7 @@ def rms_norm_pair(q: Queue, a: Array, b: Array, weight_a: Array, weight_b: Array
     y = q.empty((tokens, 2 * width), a.dtype)
     blocks = None if width % COLS else room(q, y)
     if tokens:
-        (grid, _, _), block = geometry(tokens, width)
+        (grid, _, _), block = geometry(tokens, width, 512)
         q.launch(variant(q, RMS_NORM_PAIR, a), (grid, 2, 1), block, plain(a), plain(b), weight_a, weight_b, y, blocks,
                  tokens, width, eps, pdl=True)
     return together(y, blocks)
@@ -59,9 +59,10 @@ def add_rms_norm(q: Queue, x: Array, residual: Array, weight: Array, eps: float)
     return s, together(y, blocks)
 
 
-def geometry(tokens: int, width: int) -> tuple[Dim, Dim]:
-    """Grid and block: 8 elements a thread, a row a CTA; rows of up to 256 elements take a warp each, 8 to a CTA."""
-    threads = min(-(-width // 256) * 32, 1024)
+def geometry(tokens: int, width: int, most: int = 1024) -> tuple[Dim, Dim]:
+    """Grid and block: 8 elements a thread, up to `most` threads, a row a CTA; rows of up to 256 elements take a warp
+    each, 8 to a CTA."""
+    threads = min(-(-width // 256) * 32, most)
     rows = 8 if threads == 32 else 1
     return (-(-tokens // rows), 1, 1), (threads, rows, 1)
 

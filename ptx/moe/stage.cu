@@ -3,8 +3,8 @@
 //
 // x, rows of K ACT: pair i has row i / top, or, with top 0, that of its place; places [P] (sort.cu). K is a multiple of 8, x
 // 16-byte aligned. Who has the last pair of a group writes zeros to the places after it.
-// Grid: (ceil(tiles / warps), P), a warp per block. Shared memory: none. Archs: all. Bytes: x in, as much out. Compiled,
-// not yet measured: predicted 2.5 us for 512 pairs of 2048, two dependent reads and a write behind a launch.
+// Grid: (ceil(tiles / warps), P), a warp per block. Shared memory: none. Archs: all. Bytes: x in, as much out. H200,
+// 2026-11-25: 7.1 us for 512 pairs of 2048; predicted were 2.5, two dependent reads and a write behind a launch.
 #include "stage.cuh"
 
 struct __align__(8) place_t { int place, empty; };

@@ -5,7 +5,7 @@
 // chunk; past [R, 3, channels] of ACT, the history that the row continues; firsts [R], its first chunk.
 // Grid: (slots, units + 1 + nv), 128 threads, units = 2 nk + nv: a CTA makes a tile, a warp 16 tokens of it, a lane four
 // channels; or the gates of a chunk; or copies a state. Archs: all. Bytes: proj, and the tiles.
-// Compiled, not yet measured.
+// H200, 2026-11-25, 4096 tokens, 16/32 heads: 92 us.
 #include "chunk.cuh"
 
 extern "C" __global__ void __launch_bounds__(128)

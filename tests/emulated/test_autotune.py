@@ -16,6 +16,7 @@ from blackwell_infer.kernels.kernel import ARCHS
 from blackwell_infer.ops import inputs
 from blackwell_infer.ops.cuda import small
 from blackwell_infer.ops.cuda.small import Tiling
+from blackwell_infer.ops.cuda.staged import staged
 
 DATA = Path(__file__).parents[1] / "data"
 autotune = load_tool("autotune")
@@ -81,7 +82,7 @@ def test_what_was_measured_is_used(queue: EmulatedQueue, tmp_path: Path, monkeyp
     ((w,), _) = autotune.weights(queue, MATRIX, np.random.default_rng(0))
     x = queue.put(np.ones((1, MATRIX.k), inputs.DTYPES["bfloat16"]))
     with queue.step():
-        small.multiply(queue, x, w, None, queue.empty((1, MATRIX.n), np.float32), 0)
+        small.multiply(queue, staged(queue, x), w, None, queue.empty((1, MATRIX.n), np.float32), 0)
     assert seen == [other]
 
 

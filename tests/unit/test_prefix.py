@@ -91,9 +91,9 @@ class Machine(RuleBasedStateMachine):
         self.tree, slot = self.tree.take_slot(spared)
         oldest = [k.slot for k in sorted(before.states.values(), key=lambda k: k.used) if k.slot not in spared]
         if slot is None:
-            assert not before.free and not oldest
+            assert not oldest and not {i for i in range(SLOTS) if before.free >> i & 1} - spared
             return
-        assert before.free >> slot & 1 or slot == oldest[0]
+        assert slot not in spared and (before.free >> slot & 1 or slot == oldest[0])
         if data.draw(st.booleans()):
             self.pending.append(slot)
             return

@@ -7,7 +7,6 @@ routing.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -42,13 +41,9 @@ MOST_AHEAD, ROOM = 4, 160 << 10
 multiprocessor's memory caches activations"""
 GROUPS = (8, 16)
 """Rows of a group"""
-WARPS: Mapping[tuple[str, ...], Mapping[int, int]] = {
-    ("sm_90a", "sm_100f"): {8: 12, 16: 8}, ("sm_120f",): {8: 8, 16: 8}}
-"""Most warps of a CTA that leave enough registers and shared memory, by archs and rows of a group"""
-
-
-def legal(warps: Mapping[int, int], defines: Mapping[str, Value]) -> bool:
-    return warps[int(defines["XROWS"])] == defines["WARPS"]
+WARPS: Mapping[tuple[int, int], tuple[str, ...]] = {
+    (8, 12): ("sm_90a", "sm_100f"), (8, 8): ("sm_120f",), (16, 8): ("sm_90a", "sm_100f", "sm_120f")}
+"""Rows of a group and most warps of a CTA that leave enough registers and shared memory, and the archs of that choice"""
 
 
 def product_cost(call: Call) -> Cost:
@@ -72,10 +67,9 @@ PARAMS = (Param("x", "in"), Param("staged", "in", "uint8"), Param("w", "in", "ui
           Param("order", "in", "int32"), Param("y", "out"), Param("next", "out", "uint8"),
           Param("arrived", "inout", "int32"), Param("N", "i32"), Param("K", "i32"), Param("top", "i32"),
           Param("ahead", "i32"), Param("stride", "i32"), Param("column", "i32"))
-DEFINES: Mapping[str, tuple[Value, ...]] = {
-    "FORMAT": STACKED, "ACT": tuple(ACT.values()), "MODE": ("gate", "plain"), "XROWS": GROUPS}
-MEDIUM = {archs: Kernel("moe/medium.cu", "moe_medium", PARAMS, {**DEFINES, "WARPS": tuple(set(warps.values()))},
-                        partial(legal, warps), archs, product_cost) for archs, warps in WARPS.items()}
+DEFINES: Mapping[str, tuple[Value, ...]] = {"FORMAT": STACKED, "ACT": tuple(ACT.values()), "MODE": ("gate", "plain")}
+MEDIUM = {(rows, warps): Kernel("moe/medium.cu", "moe_medium", PARAMS, {**DEFINES, "XROWS": (rows,), "WARPS": (warps,)},
+                                archs=archs, cost=product_cost) for (rows, warps), archs in WARPS.items()}
 KERNELS = (PLACES, STAGE, *MEDIUM.values())
 
 
@@ -158,10 +152,9 @@ def multiply(q: Queue, x: Array, staged: Tensor, found: Places, w: Experts, out:
     mode = "plain" if following is None else "gate"
     form = w.weight.format.removesuffix(SUFFIX)
     stack = stack_rows(w, mode == "gate")
-    archs = next(archs for archs in MEDIUM if q.arch in archs)
-    most_warps = WARPS[archs][found.rows]
-    v = MEDIUM[archs].variant(FORMAT=form, ACT=ACT[x.dtype.name], MODE=mode, XROWS=found.rows,
-                              WARPS=most_warps)
+    most_warps = next(warps for (rows, warps), archs in WARPS.items() if rows == found.rows and q.arch in archs)
+    v = MEDIUM[found.rows, most_warps].variant(FORMAT=form, ACT=ACT[x.dtype.name], MODE=mode, XROWS=found.rows,
+                                               WARPS=most_warps)
     stage_bytes = PAIR * FRAGMENTS[form].tile_bytes
     warps, ahead = shape(stage_bytes, most_warps, SHARED_LIMIT[q.arch] - STATIC)
     units = found.most * -(-w.rows // (PAIR * ROWS))

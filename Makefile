@@ -8,7 +8,7 @@ EXTRA := $(if $(shell command -v nvidia-smi 2>/dev/null),cu13$(comma),)
 BIN = $(VENV)/bin
 SETUP = $(VENV)/installed
 
-.PHONY: named chat test check gpu bench clean
+.PHONY: named chat test slow check gpu bench clean
 .SILENT:
 
 $(SETUP): pyproject.toml
@@ -25,6 +25,9 @@ chat: $(SETUP)
 
 test: $(SETUP)
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+
+slow: $(SETUP)
+	$(BIN)/python -m pytest -n auto --dist worksteal -m 'slow and not gpu' $(ARGS)
 
 check: $(SETUP)
 	$(BIN)/ruff check .

@@ -25,7 +25,8 @@ def logits(path: Path, device: str, dtype: str, step_tokens: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("shape", "form"), [
-    ("qwen3.6-27b", "q4_k_m"), *(("qwen3.6-35b-a3b", form) for form in ("hf-nvfp4", "hf-fp8-block", "q4_k_m"))])
+    ("qwen3.6-35b-a3b", "q4_k_m"), *(pytest.param(*each, marks=pytest.mark.slow) for each in (
+        ("qwen3.6-27b", "q4_k_m"), ("qwen3.6-35b-a3b", "hf-nvfp4"), ("qwen3.6-35b-a3b", "hf-fp8-block")))])
 def test_logits_are_those_of_the_reference(shape: str, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                            pytestconfig: pytest.Config) -> None:
     """Steps of 7 tokens go through the kernels of decoding, one of all through those of prompts. Tokens go to all

@@ -11,7 +11,7 @@ from blackwell_infer import LLM, Sampling
 DATA = Path(__file__).parents[1] / "data"
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3_5"])
+@pytest.mark.parametrize("name", ["llama", pytest.param("qwen3_5", marks=pytest.mark.slow)])
 def test_a_hit_has_the_bits_of_a_fresh_prefill(name: str, monkeypatch: pytest.MonkeyPatch,
                                                pytestconfig: pytest.Config) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(pytestconfig.cache.mkdir("user")))

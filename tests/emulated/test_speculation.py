@@ -25,7 +25,7 @@ def answers(name: str, **settings: Any) -> tuple[list[Output], int, int]:
 
 @pytest.mark.parametrize(("name", "settings"), [
     ("llama", {"speculate": "ngram", "draft_min": 3, "draft_max": 3}),
-    ("qwen3_5", {"speculate": "mtp", "draft_min": 2, "draft_max": 2}),
+    pytest.param("qwen3_5", {"speculate": "mtp", "draft_min": 2, "draft_max": 2}, marks=pytest.mark.slow),
     ("qwen3_5_moe", {"speculate": "auto", "draft_min": 3, "draft_max": 3})])
 def test_answers_are_those_without(name: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch,
                                    pytestconfig: pytest.Config) -> None:

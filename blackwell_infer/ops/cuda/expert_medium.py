@@ -43,7 +43,7 @@ GROUPS = (8, 16)
 """Rows of a group"""
 WARPS: Mapping[tuple[int, int], tuple[str, ...]] = {
     (8, 12): ("sm_90a", "sm_100f"), (8, 8): ("sm_120f",), (16, 8): ("sm_90a", "sm_100f", "sm_120f")}
-"""Rows of a group and most warps of a CTA that leave enough registers and shared memory, and the archs that take them"""
+"""Rows of a group and most warps of a CTA that leave enough registers and shared memory, and archs of that choice"""
 
 
 def product_cost(call: Call) -> Cost:

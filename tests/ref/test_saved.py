@@ -70,7 +70,7 @@ def test_it_joins_what_is_there_and_makes_room_for_itself(opened: Open, file: Pa
 
 
 def test_no_room_beside_what_runs_is_said(opened: Open, file: Path) -> None:
-    with opened(kv_pages=8, max_batch=2) as llm:
+    with opened(kv_pages=8, max_batch=2, speculate="off") as llm:
         stream = llm.stream(text(6, 180), asking(60))
         next(stream)
         with pytest.raises(RequestError, match=r"needs 4 pages and 2 are not in use"):

@@ -30,8 +30,44 @@ class Array(Protocol):
     def __getitem__(self, index: Any, /) -> Any: ...
 
 
+class Grammar(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an answer must be: a JSON value (`json_object`), JSON of a schema (`json_schema`), or a text of a regular
+    expression (`regex`), of a grammar in Lark's notation (`lark`) or in that of llama.cpp (`gbnf`).
+
+    `text` is the schema, the expression or the grammar; empty for `json_object`.
+    """
+
+    kind: Literal["json_object", "json_schema", "regex", "lark", "gbnf"]
+    text: str = ""
+
+
+class Matcher(Protocol):
+    """Follows one answer through its grammar, token by token. Used by one thread at a time."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing but the model's end token can follow."""
+        ...
+
+    def mask(self, out: np.ndarray[Any, np.dtype[np.uint32]]) -> None:
+        """Write which tokens may come next: bit i % 32 of word i // 32 is token i; `out` has ceil(V / 32) words."""
+        ...
+
+    def forced(self) -> tuple[int, ...]:
+        """Tokens that must come next, whatever the model thinks: none, or those the grammar leaves no choice about."""
+        ...
+
+    def accept(self, tokens: tuple[int, ...]) -> int:
+        """Go on by these tokens; how many of them the grammar allows. It stands after those."""
+        ...
+
+    def rollback(self, count: int) -> None:
+        """Take back the last `count` accepted tokens."""
+        ...
+
+
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How tokens are chosen. Order: logit_bias, penalties, temperature, min_p, top_k, top_p, then one Philox draw.
+    """How tokens are chosen. Order: grammar, logit_bias, penalties, temperature, min_p, top_k, top_p, then one Philox draw.
 
     `temperature=0` is greedy. `top_k=0`, `top_p=1`, `min_p=0` switch a filter off. The repetition penalty counts prompt
     and answer, presence and frequency penalties count the answer only. `seed=None` takes a fresh seed per request; a
@@ -54,15 +90,35 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     stop_token_ids: Annotated[tuple[int, ...], Meta(description="end the answer at these token ids")] = ()
     ignore_eos: Annotated[bool, Meta(description="go on after the model's own end token")] = False
     n: Annotated[int, Meta(ge=1, description="number of answers to one prompt")] = 1
+    grammar: Annotated[Grammar | None, Meta(description="what the answer must be")] = None
+
+
+class Tool(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A function that the model may call. `parameters` is the JSON schema of its arguments, an object."""
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] = {}
+    strict: bool = True
+
+
+class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
+    """A call that the model made; `arguments` is JSON."""
+
+    id: str
+    name: str
+    arguments: str
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One turn of a conversation, as chat templates see it."""
+    """One turn of a conversation, as chat templates see it. `tool_call_id`: which call a "tool" message answers."""
 
     role: str
     content: str = ""
     reasoning_content: str | None = None
     name: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):

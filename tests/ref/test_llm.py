@@ -100,12 +100,22 @@ def test_32_requests_in_one_batch_answer_as_each_alone(llm: LLM, alone: Any) -> 
     assert idle(llm)
 
 
-def test_few_pages_force_preemption_and_change_nothing(opened: Open, alone: Any) -> None:
+def test_few_pages_change_nothing(opened: Open, alone: Any) -> None:
     prompts, samplings, expected = alone
     with opened(kv_pages=10, max_batch=8) as llm:
         check_equal(llm.generate(prompts, samplings), expected)
-        assert llm.stats().preemptions > 0
         assert idle(llm)
+
+
+def test_preemption_changes_nothing(llm: LLM, opened: Open) -> None:
+    """Four short prompts find room together; their long answers do not."""
+    prompts = [[17 + i] * 20 for i in range(4)]
+    sampling = Sampling(seed=3, max_tokens=70, ignore_eos=True)
+    expected = [llm.generate(p, sampling) for p in prompts]
+    with opened(kv_pages=8, max_batch=8) as few:
+        check_equal(few.generate(prompts, sampling), expected)
+        assert few.stats().preemptions > 0
+        assert idle(few)
 
 
 def test_small_steps_change_nothing(opened: Open, alone: Any) -> None:

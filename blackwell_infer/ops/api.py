@@ -177,7 +177,7 @@ class Ops(Protocol):
     def sample_(self, state: PenaltyState, logits: Array, params: SampleParams) -> Sampled:
         """Choose one token per row of logits [N, V] float32. Exact: equal logits give equal tokens on every backend.
 
-        z = logits + bias (biases of one id add up in order); penalties per `types.Sampling` (repetition:
+        z = logits, -inf where `params.mask` excludes the token, + bias (biases of one id add up in order); penalties per `types.Sampling` (repetition:
         z>0 ? z/r : z*r for tokens in prompt or answer; then z -= frequency * count; then z -= presence if count > 0),
         all in float32 with one rounding per operation. temperature 0: the highest z, lowest id first. Otherwise
         z /= temperature and e = exp_f32(z - max z) with the polynomial of `ops/ref/sample.py`, whose float32

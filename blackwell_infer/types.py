@@ -67,7 +67,7 @@ class Matcher(Protocol):
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How tokens are chosen. Order: grammar, logit_bias, penalties, temperature, min_p, top_k, top_p, then one Philox draw.
+    """How tokens are chosen. Order: grammar, logit_bias, penalties, temperature, min_p, top_k, top_p, one Philox draw.
 
     `temperature=0` is greedy. `top_k=0`, `top_p=1`, `min_p=0` switch a filter off. The repetition penalty counts prompt
     and answer, presence and frequency penalties count the answer only. `seed=None` takes a fresh seed per request; a

@@ -294,8 +294,9 @@ CHAINS: tuple[Row, ...] = (
     {"temperature": 0.5, "slot": 0, "presence": 0.7}, {"temperature": 0.9, "at": {3: 90.0}},
     {"temperature": 0.9, "guess": 3, "top_p": 0.8}, {"temperature": 0.0, "guess": 319})
 MASKS: tuple[Row, ...] = (
-    {"temperature": 0, "only": (3,)}, {"temperature": 0, "allowed": 0.3}, {"temperature": 0.8, "allowed": 0.5, "top_p": 0.9},
-    {"temperature": 1.0}, {"temperature": 1.0, "only": (0, 31, 32, 104), "top_k": 2}, {"temperature": 0, "only": ()},
+    {"temperature": 0, "only": (3,)}, {"temperature": 0, "allowed": 0.3},
+    {"temperature": 0.8, "allowed": 0.5, "top_p": 0.9}, {"temperature": 1.0},
+    {"temperature": 1.0, "only": (0, 31, 32, 104), "top_k": 2}, {"temperature": 0, "only": ()},
     {"temperature": 0, "only": (5, 6), "bias": {5: -INF, 9: 50.0}}, {"temperature": 0, "only": (7,), "at": {7: NAN}},
     {"slot": 1, "allowed": 0.2, "repetition": 1.3, "presence": 0.4, "frequency": 0.2, "min_p": 0.05},
     {"slot": 1, "allowed": 0.9, "guess": 4, "at": {4: 90.0}}, {"temperature": 0, "only": (104,), "fill": -INF},

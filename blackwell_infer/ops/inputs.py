@@ -281,8 +281,9 @@ def make_sample(rng: Random, vocab: int, rows: tuple[Mapping[str, Any], ...], to
     state = PenaltyState(rng.poisson(0.3, (len(rows) + 1, vocab)).astype(np.int32),
                          (rng.random((len(rows) + 1, vocab)) < 0.2).astype(np.uint8))
     return {"state": state, "logits": logits, "params": SampleParams(
-        **columns, mask=make_mask(rng, vocab, rows), bias_starts=np.asarray(starts, np.int32), bias_ids=np.asarray([b[0] for b in bias], np.int32),
-        bias_values=np.asarray([b[1] for b in bias], np.float32), top=top, chained=bool((columns["guess"] >= 0).any()))}
+        **columns, mask=make_mask(rng, vocab, rows), bias_starts=np.asarray(starts, np.int32),
+        bias_ids=np.asarray([b[0] for b in bias], np.int32), bias_values=np.asarray([b[1] for b in bias], np.float32),
+        top=top, chained=bool((columns["guess"] >= 0).any()))}
 
 
 def make_mask(rng: Random, vocab: int, rows: tuple[Mapping[str, Any], ...]) -> TokenMask | None:

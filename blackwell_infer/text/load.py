@@ -1,18 +1,18 @@
 """The text side of a checkpoint: its tokenizer, its chat template and its reasoning markers."""
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from blackwell_infer.checkpoint.reader import Checkpoint, located
-from blackwell_infer.errors import TemplateError, TokenizerError
+from blackwell_infer.errors import RequestError, TemplateError, TokenizerError
 from blackwell_infer.text.folder import template_source, tokenizer_from_folder
 from blackwell_infer.text.gguf_vocab import tokenizer_from_gguf
 from blackwell_infer.text.template import ChatTemplate, reasoning_markers, starts_inside
 from blackwell_infer.text.tokenizer import Tokenizer
-from blackwell_infer.types import Message
+from blackwell_infer.types import Grammar, Matcher, Message
 
 VOCABULARIES = ("tokenizer.json", "tokenizer.model")
 
@@ -32,6 +32,10 @@ class Text(msgspec.Struct, frozen=True):
                 " or put a chat_template.jinja beside the weights"
             )
         return self.template.render(messages, **options)
+
+    def matcher(self, grammar: Grammar, vocab: int) -> Callable[[], Matcher]:
+        """What makes a matcher per answer to a model of so many tokens. RequestError: no support for the grammar."""
+        raise RequestError(f"grammars are not supported yet ({grammar.kind})")
 
     def starts_inside(self, prompt: str) -> bool:
         """Whether the answer to this rendered prompt begins inside reasoning."""

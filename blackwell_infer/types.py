@@ -90,7 +90,9 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     stop_token_ids: Annotated[tuple[int, ...], Meta(description="end the answer at these token ids")] = ()
     ignore_eos: Annotated[bool, Meta(description="go on after the model's own end token")] = False
     n: Annotated[int, Meta(ge=1, description="number of answers to one prompt")] = 1
-    grammar: Annotated[Grammar | None, Meta(description="what the answer must be")] = None
+    grammar: Annotated[Grammar | None, Meta(
+        description="what the answer must be: json_object, or json_schema, regex, lark or gbnf with its text",
+    )] = None
 
 
 class Tool(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

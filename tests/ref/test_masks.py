@@ -1,4 +1,4 @@
-"""Grammars through the engine on NumPy: answers follow their matchers, the same with and without guesses, bit for bit."""
+"""Grammars through the engine on NumPy: answers follow their matchers, the same with and without guesses."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator

@@ -14,11 +14,13 @@ if TYPE_CHECKING:
         BlackwellInferError,
         CheckpointError,
         ConfigError,
+        DeadlineError,
         DeviceError,
         DownloadError,
         KernelError,
         ModelOutputError,
         OutOfMemoryError,
+        QueueFullError,
         RequestError,
         SessionError,
         TemplateError,
@@ -28,11 +30,11 @@ if TYPE_CHECKING:
     from blackwell_infer.types import Choice, Event, Message, Output, Sampling, TokenLogprob, Usage
 
 __all__ = [
-    "LLM", "AsyncStream", "BlackwellInferError", "CheckpointError", "Choice", "ConfigError", "DeviceError",
-    "DownloadError", "EngineConfig", "Event", "KernelError", "Message", "ModelInfo", "ModelOutputError",
-    "OutOfMemoryError", "Output", "RequestError", "Sampling", "Score", "SessionError",
-    "Stats", "Stream", "TemplateError",
-    "TokenLogprob", "TokenizerError", "UnsupportedModelError", "Usage", "__version__",
+    "LLM", "AsyncStream", "BlackwellInferError", "CheckpointError", "Choice", "ConfigError", "DeadlineError",
+    "DeviceError", "DownloadError", "EngineConfig", "Event", "KernelError", "Message", "ModelInfo",
+    "ModelOutputError", "OutOfMemoryError", "Output", "QueueFullError", "RequestError", "Sampling", "Score",
+    "SessionError", "Stats", "Stream", "TemplateError", "TokenLogprob", "TokenizerError", "UnsupportedModelError",
+    "Usage", "__version__",
 ]
 __version__ = "0.1.0"
 
@@ -42,9 +44,9 @@ _HOMES = {
     "engine.llm": ("LLM",),
     "engine.load": ("ModelInfo",),
     "engine.stream": ("AsyncStream", "Stream"),
-    "errors": ("BlackwellInferError", "CheckpointError", "ConfigError", "DeviceError", "DownloadError", "KernelError",
-               "ModelOutputError", "OutOfMemoryError", "RequestError", "SessionError", "TemplateError",
-               "TokenizerError", "UnsupportedModelError"),
+    "errors": ("BlackwellInferError", "CheckpointError", "ConfigError", "DeadlineError", "DeviceError",
+               "DownloadError", "KernelError", "ModelOutputError", "OutOfMemoryError", "QueueFullError",
+               "RequestError", "SessionError", "TemplateError", "TokenizerError", "UnsupportedModelError"),
     "types": ("Choice", "Event", "Message", "Output", "Sampling", "TokenLogprob", "Usage"),
 }
 

@@ -22,7 +22,7 @@ from blackwell_infer.engine.runner import Flight, Result, Runner
 from blackwell_infer.engine.saved import SavedPrefix
 from blackwell_infer.engine.scheduler import Emitted, Limits, Plan, Row, Sequence
 from blackwell_infer.engine.speculate import Speculator
-from blackwell_infer.errors import BlackwellInferError, ModelOutputError, OutOfMemoryError, RequestError
+from blackwell_infer.errors import BlackwellInferError, DeadlineError, ModelOutputError, OutOfMemoryError, RequestError
 from blackwell_infer.log import logger
 from blackwell_infer.ops.batch import Sampled
 from blackwell_infer.text.tokenizer import Tokenizer
@@ -62,20 +62,29 @@ class Engine:
         self._mark = 0.0
         """when the last step was read, or the engine began after having nothing to do"""
         self._tables = Tables(limits.batch, scheduler.pages_for(limits.context), limits.homes)
+        self._posted = 0
+        """sequences that were submitted and that the state does not hold yet"""
         self._jobs: dict[int, Job] = {}
+        self._deadlines: dict[int, float] = {}
+        """by request, on the clock of `time.perf_counter`"""
         self._scorings: dict[int, Scoring] = {}
         self._settings: dict[int, Settings] = {}
         self._grammars = Grammars(vocab, tokenizer.stop_ids)
         self._stats = Stats(pages_total=limits.pages, states_total=limits.states)
 
     def submit(self, request: Request, sink: Sink) -> Job:
-        """Queue a request. RequestError if it can never run, or the engine is closed."""
+        """Queue a request. RequestError if it can never run, or the engine is closed; QueueFullError (a RequestError)
+        if `Limits.queue` wait already."""
         self.check_process()
         wanted = request.sampling.max_tokens or self.limits.context
         whole = scheduler.admitted(self.limits, Sequence(id=0, prompt=request.prompt, limit=wanted,
-                                                         stop_ids=request.stop_ids))
+                                                         stop_ids=request.stop_ids, priority=request.priority))
         with self._wake:
             self._check_open()
+            state = self._state
+            scheduler.check_queue(self.limits, self._posted + len(state.running) + len(state.waiting),
+                                  request.sampling.n)
+            self._posted += request.sampling.n
             job = Job(next(self._ids), request, sink, self._take_ids(request.sampling.n), self.tokenizer)
             self._post(lambda: self._start(job, whole))
         return job
@@ -166,6 +175,7 @@ class Engine:
         hand out its events. False if there was nothing to do."""
         self._drain()
         began = time.perf_counter()
+        self._expire(began)
         before, self._launched = self._launched, None
         self._mark = self._mark if before is not None else began
         busy, tokens, guesses = before is not None, 0, dict[int, tuple[int, ...]]()
@@ -280,12 +290,26 @@ class Engine:
             self._inbox.popleft()()
 
     def _start(self, job: Job, whole: Sequence) -> None:
+        if job.request.deadline is not None:
+            self._deadlines[job.id] = job.submitted + job.request.deadline
         for id, index in job.index.items():
             self._jobs[id] = job
             self._settings[id] = job.request.settings[index]
             if job.request.matchers:
                 self._grammars.add(id, job.request.matchers[index])
             self._state = scheduler.submit(self._state, self.limits, msgspec.structs.replace(whole, id=id))
+        with self._wake:
+            self._posted -= len(job.index)
+
+    def _expire(self, now: float) -> None:
+        """End the requests whose time is up."""
+        late = {id for id, at in self._deadlines.items() if at <= now}
+        if late:
+            jobs = {id: job for id, job in self._jobs.items() if job.id in late}
+            for id, job in jobs.items():
+                self._fail(frozenset({id}), DeadlineError(
+                    f"the request did not end within its {job.request.deadline:g} seconds; what was said until then "
+                    "stands"))
 
     def _start_scoring(self, scoring: Scoring, sequence: Sequence) -> None:
         self._scorings[sequence.id] = scoring
@@ -363,6 +387,7 @@ class Engine:
         rest = job.answers.pop(id).flush()
         job.failure = job.failure or failure
         if not job.answers:
+            self._deadlines.pop(job.id, None)
             self._stats = msgspec.structs.replace(self._stats, finished=self._stats.finished + 1)
         job.sink(Event(request_id=job.id, index=job.index[id], text=text + rest.text,
                        reasoning=reasoning + rest.reasoning, token_ids=ids, logprobs=logprobs, finish_reason=reason,

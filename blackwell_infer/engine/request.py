@@ -29,7 +29,8 @@ Prompt = str | Ids | Chat
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """One prompt, ready to run. `markers` separate reasoning (None: nothing does); `inside`: it is open already."""
+    """One prompt, ready to run. `markers` separate reasoning (None: nothing does); `inside`: it is open already. Higher
+    `priority` goes first; what has not ended `deadline` seconds after it was submitted ends with DeadlineError."""
 
     prompt: tuple[int, ...]
     sampling: Sampling
@@ -39,6 +40,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     inside: bool = False
     matchers: tuple[Matcher, ...] = ()
     """one for each choice, or none"""
+    priority: int = 0
+    deadline: float | None = None
 
 
 def is_chat(prompt: Any) -> bool:

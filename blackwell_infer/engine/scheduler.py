@@ -16,11 +16,14 @@ starts after the longest beginning it finds there. What nobody holds is evicted 
 Invariants between steps:
 
 - a page is free, or in the prefix cache, or belongs to one sequence; nobody writes to what is in the cache;
-- every running sequence is older than every waiting one, so a waiting one is never overtaken;
-- a step advances some sequence, and what stands in the way of the oldest one is bounded, so every sequence ends.
+- of two that wait, the one of higher priority, or of equal ones the older, is admitted first; nobody loses pages to
+  make room for one that waits, but what runs takes them from those that come after it;
+- a step advances some sequence, and what stands in the way of the first one is bounded, so every sequence ends, unless
+  ones of higher priority never cease to come.
 """
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Mapping
 from collections.abc import Sequence as Items
 
@@ -40,7 +43,7 @@ from blackwell_infer.engine.sequences import (
     mask,
     pages_for,
 )
-from blackwell_infer.errors import RequestError
+from blackwell_infer.errors import QueueFullError, RequestError
 from blackwell_infer.kv.prefix import Prefix
 from blackwell_infer.kv.spec import PAGE
 
@@ -71,8 +74,17 @@ def admitted(limits: Limits, sequence: Sequence) -> Sequence:
 
 
 def submit(state: State, limits: Limits, sequence: Sequence) -> State:
-    """Queue a sequence behind all others. RequestError if it can never run."""
-    return msgspec.structs.replace(state, waiting=(*state.waiting, admitted(limits, sequence)))
+    """Queue a sequence behind all others of its priority. RequestError if it can never run."""
+    waiting = list(state.waiting)
+    insort(waiting, admitted(limits, sequence), key=rank)
+    return msgspec.structs.replace(state, waiting=tuple(waiting))
+
+
+def check_queue(limits: Limits, present: int, more: int) -> None:
+    """QueueFullError if so many more sequences find no room beside the `present` ones that run or wait."""
+    if limits.queue is not None and present + more > limits.batch + limits.queue:
+        raise QueueFullError(f"{present} answers run or wait and {more} more were asked for; {limits.batch} run at "
+                             f"once and {limits.queue} may wait: try again later, or raise max_queue")
 
 
 def cancel(state: State, ids: frozenset[int]) -> State:
@@ -84,11 +96,11 @@ def cancel(state: State, ids: frozenset[int]) -> State:
 
 
 def plan(state: State, limits: Limits, guesses: Mapping[int, tuple[int, ...]] | None = None) -> Plan:
-    """The next step: decode rows first, then chunks of prompts in order of arrival, then new admissions.
+    """The next step: decode rows first, then chunks of prompts in order of rank, new ones among them.
 
-    Prompts share the tokens that decoding leaves: the oldest takes half, the next half of the rest, and so on; what is
-    left over goes to the oldest first. So a long prompt advances in every step and short ones behind it wait little.
-    A sequence without a free page takes those of the youngest running one (recompute later). `guesses` by sequence id
+    Prompts share the tokens that decoding leaves: the first takes half, the next half of the rest, and so on; what is
+    left over goes to the first one first. So a long prompt advances in every step and short ones behind it wait little.
+    A sequence without a free page takes those of the last running one (recompute later). `guesses` by sequence id
     come last, into what is left of the step.
     """
     draft = Draft(state, limits)
@@ -97,7 +109,7 @@ def plan(state: State, limits: Limits, guesses: Mapping[int, tuple[int, ...]] | 
         if ready and draft.budget > 0 and s.id not in draft.preempted:
             draft.decode(s)
     prompts = [s for s in state.running if (s.pending > 1 or s.score) and s.id not in draft.preempted]
-    prompts += draft.admissible(prompts)
+    prompts = sorted(prompts + draft.admissible(prompts), key=rank)
     for s, share in zip(prompts, shares(draft.wanted(prompts), draft.budget), strict=True):
         if s.id in draft.preempted or (not share and s.slot >= 0):
             continue
@@ -107,8 +119,13 @@ def plan(state: State, limits: Limits, guesses: Mapping[int, tuple[int, ...]] | 
     return draft.plan()
 
 
+def rank(s: Sequence) -> tuple[int, int]:
+    """`Sequence.rank`, for sorting."""
+    return s.rank
+
+
 def shares(wanted: Items[int], budget: int) -> list[int]:
-    """Tokens of each prompt, oldest first; they sum to at most `budget`."""
+    """Tokens of each prompt, first ones first; they sum to at most `budget`."""
     given = []
     for want in wanted:
         given.append(min(want, max(-(-budget // 2), min(budget, LEAST_SHARE))))
@@ -159,10 +176,10 @@ class Draft:
             self.free ^= low
         return tuple(taken)
 
-    def preempt_youngest(self, than: int) -> bool:
-        """Take the pages of the youngest running sequence, if it is younger than `than` and has no row yet."""
+    def preempt_last(self, than: Sequence) -> bool:
+        """Take the pages of the last running sequence, if it comes after `than` and has no row yet."""
         victim = self.running[-1] if self.running else None
-        if victim is None or victim.id <= than or victim.id in self.rows:
+        if victim is None or victim.rank <= than.rank or victim.id in self.rows:
             return False
         self.running.pop()
         self.drop(victim)
@@ -172,8 +189,8 @@ class Draft:
         """One token of a running sequence, if there is a page for it."""
         need = max(pages_for(s.cached + 1) - len(s.pages), 0)
         while self.room < need:
-            if not self.preempt_youngest(s.id):
-                self.running.pop()  # it is the youngest itself
+            if not self.preempt_last(s):
+                self.running.pop()  # it is the last one itself
                 self.drop(s)
                 return
         self.add(s, 1, need)
@@ -216,7 +233,7 @@ class Draft:
         have = len(s.pages) * PAGE - s.cached
         need = max(pages_for(s.cached + count) - len(s.pages), 0)
         while self.room < need:
-            if not self.preempt_youngest(s.id):
+            if not self.preempt_last(s):
                 break
         got = min(need, self.room)
         fits = min(count, have + got * PAGE)
@@ -232,7 +249,7 @@ class Draft:
             homes = self.lived_in()
             s = msgspec.structs.replace(s, slot=next(i for i in range(self.limits.batch) if i not in used),
                                         home=next(i for i in range(self.limits.homes) if i not in homes))
-            self.running.append(s)
+            insort(self.running, s, key=rank)
             self.found[s.id] = s
         end = s.cached + count
         self.rows[s.id] = Row(
@@ -301,14 +318,14 @@ def begin(state: State, plan: Plan) -> State:
     waiting = tuple(s for s in state.waiting if s.id not in fresh) if fresh else state.waiting
     back = [emptied(s) for s in state.running if s.id in lost]
     return msgspec.structs.replace(
-        state, free=plan.free, prefix=plan.prefix, running=tuple(after[i] for i in sorted(after)),
-        waiting=tuple(sorted((*back, *waiting), key=lambda s: s.id)) if back else waiting)
+        state, free=plan.free, prefix=plan.prefix, running=tuple(sorted(after.values(), key=rank)),
+        waiting=tuple(sorted((*back, *waiting), key=rank)) if back else waiting)
 
 
 def emptied(s: Sequence) -> Sequence:
     """A sequence that lost its pages and waits again."""
     return Sequence(id=s.id, prompt=s.prompt, limit=s.limit, stop_ids=s.stop_ids, score=s.score, answer=s.answer,
-                    ahead=s.ahead)
+                    ahead=s.ahead, priority=s.priority)
 
 
 def commit(state: State, done: Plan, sampled: Items[int]) -> tuple[State, tuple[Emitted, ...]]:

@@ -15,12 +15,14 @@ import numpy as np
 
 from blackwell_infer.engine import saved, scheduler
 from blackwell_infer.engine.batch import Settings, Tables, make_work
+from blackwell_infer.engine.commit import commit
 from blackwell_infer.engine.jobs import Job, Launched, Score, Scoring, Sink, Stats, reported, typed
 from blackwell_infer.engine.masks import Grammars
 from blackwell_infer.engine.request import Request
 from blackwell_infer.engine.runner import Flight, Result, Runner
 from blackwell_infer.engine.saved import SavedPrefix
-from blackwell_infer.engine.scheduler import Emitted, Limits, Plan, Row, Sequence
+from blackwell_infer.engine.scheduler import Limits, Plan, Row, Sequence
+from blackwell_infer.engine.sequences import Emitted
 from blackwell_infer.engine.speculate import Speculator
 from blackwell_infer.errors import BlackwellInferError, DeadlineError, ModelOutputError, OutOfMemoryError, RequestError
 from blackwell_infer.log import logger
@@ -239,7 +241,7 @@ class Engine:
         tokens = [] if result.sampled is None else np.asarray(result.sampled.tokens).tolist()
         if self._speculator is not None:
             tokens = self._speculator.read(plan, tokens)
-        self._state, events = scheduler.commit(self._state, plan, tokens)
+        self._state, events = commit(self._state, plan, tokens)
         seconds, self._mark = now - self._mark, now
         firsts, made = scored_from(plan), 0
         for i in {event.row for event in events}:

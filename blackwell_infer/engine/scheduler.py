@@ -1,4 +1,4 @@
-"""Which tokens run in the next step: three pure functions, `plan`, `begin` and `commit`, over plain data.
+"""Which tokens run in the next step: pure functions over plain data, `plan` and `begin`; `engine.commit` is the third.
 
 `begin` is the state once a planned step was launched, `commit` the one once its tokens are known. Steps may be planned
 and begun before the last one is committed: a sequence is then taken to go on, its token is `UNKNOWN` to the host, and
@@ -29,12 +29,10 @@ from collections.abc import Sequence as Items
 
 import msgspec
 
-from blackwell_infer.engine.guesses import accepted, leveled
-from blackwell_infer.engine.prefix import coming, keys_of, let_go, resumed, snapshot_ends
+from blackwell_infer.engine.guesses import leveled
+from blackwell_infer.engine.prefix import coming, let_go, resumed, snapshot_ends
 from blackwell_infer.engine.sequences import (
     UNKNOWN,
-    Emitted,
-    Finish,
     Limits,
     Plan,
     Row,
@@ -47,8 +45,8 @@ from blackwell_infer.errors import QueueFullError, RequestError
 from blackwell_infer.kv.prefix import Prefix
 from blackwell_infer.kv.spec import PAGE
 
-__all__ = ["UNKNOWN", "Emitted", "Finish", "Limits", "Plan", "Row", "Sequence", "State", "admitted", "begin", "cancel",
-           "commit", "mask", "pages_for", "plan", "shares", "start", "submit"]
+__all__ = ["UNKNOWN", "Limits", "Plan", "Row", "Sequence", "State", "admitted", "begin", "cancel", "check_queue",
+           "mask", "pages_for", "plan", "rank", "shares", "start", "submit"]
 
 LEAST_SHARE = 256
 """Tokens below which a step's prefill budget is not divided further."""
@@ -255,12 +253,12 @@ class Draft:
         self.rows[s.id] = Row(
             id=s.id, slot=s.slot, tokens=s.tokens(s.cached, end), start=s.cached, pages=s.pages + self.take(new),
             new_pages=new, restart=waits, samples=end == s.length and not s.score, scores=s.score, moved=s.moved,
-            state=s.state, snapshots=self.snapshots(s, end), home=s.home)
+            state=s.state, snapshots=self.snapshots(s, s.cached, end), home=s.home)
         self.budget -= count
 
     def extend(self, guesses: Mapping[int, tuple[int, ...]]) -> None:
         """Append guesses to rows that bring one known token, as many as the step has tokens left: never at the cost of
-        another sequence's pages. All that sample take free pages for what they reach, if nobody waits for pages."""
+        another sequence's pages. All that sample take pages without an owner for what they reach, if nobody waits."""
         reach = 0 if self.state.waiting else self.limits.reach
         if not guesses and not reach:
             return
@@ -276,26 +274,29 @@ class Draft:
         spares = [i for i in range(self.limits.homes) if i not in homes]
         for row, count in zip(rows, leveled(wanted, left), strict=True):
             end = min(row.end + max(count, 0) + reach, self.limits.context)
-            new = min(max(pages_for(end) - len(row.pages), 0), self.free.bit_count())
+            new = min(max(pages_for(end) - len(row.pages), 0), self.room)
             pages = row.pages + self.take(new)
             fitting = min(count, len(pages) * PAGE - row.end, len(spares))
             chosen, spares = tuple(spares[:fitting]), spares[fitting:]
+            after = msgspec.structs.replace(found[row.id], cached=row.end)
+            kept = self.snapshots(after, row.start, row.end + fitting) if fitting else ()
             self.rows[row.id] = msgspec.structs.replace(
                 row, tokens=row.tokens + guesses.get(row.id, ())[:fitting], pages=pages, new_pages=row.new_pages + new,
-                guesses=fitting, spares=chosen)
+                guesses=fitting, spares=chosen, snapshots=row.snapshots + kept)
 
     def lived_in(self) -> set[int]:
         """Slots of recurrent states that running sequences own."""
         return {i for s in self.running for i in (s.home, *s.spares)}
 
-    def snapshots(self, s: Sequence, end: int) -> tuple[tuple[int, int], ...]:
-        """The states to keep of tokens up to `end`, as far as there are slots: not those that are about to be read."""
+    def snapshots(self, s: Sequence, start: int, end: int) -> tuple[tuple[int, int], ...]:
+        """The states to keep of tokens up to `end` in a row from `start`, as far as there are slots: not those that are
+        about to be read."""
         found = []
         for place in snapshot_ends(s, end, self.limits):
             spared = {r.state for r in (*self.running, *self.found.values())}
             self.prefix, slot = self.prefix.take_slot(spared)
             if slot is not None:
-                found.append((place - s.cached - 1, slot))
+                found.append((place - start - 1, slot))
         return tuple(found)
 
     def plan(self) -> Plan:
@@ -326,82 +327,3 @@ def emptied(s: Sequence) -> Sequence:
     """A sequence that lost its pages and waits again."""
     return Sequence(id=s.id, prompt=s.prompt, limit=s.limit, stop_ids=s.stop_ids, score=s.score, answer=s.answer,
                     ahead=s.ahead, priority=s.priority)
-
-
-def commit(state: State, done: Plan, sampled: Items[int]) -> tuple[State, tuple[Emitted, ...]]:
-    """The state after a step that was begun, and what it made. `sampled` holds the tokens of sampling rows, in order;
-    -1 is a failure.
-
-    Sequences that were cancelled or that ended while the step ran are skipped.
-    """
-    known = {s.id: s for s in (*state.running, *state.waiting)}
-    finish: Finish | None
-    prefix, ended, copies, events, sample = state.prefix, list[Sequence](), list[int](), list[Emitted](), 0
-    for index, row in enumerate(done.rows):
-        position, sample = sample, sample + row.sampled
-        if row.id not in known:
-            continue
-        s, finish = known[row.id], None
-        if row.samples:
-            own, guesses = sampled[position:sample], row.guessed
-            held = accepted(guesses, own)
-            s = settled(s, row, held)
-            for i, token in enumerate((*guesses[:held], own[held])):
-                s = s if token < 0 else msgspec.structs.replace(s, answer=s.answer.append(token))
-                finish = ending(s, token)
-                events.append(Emitted(s.id, index, position + i, token, finish, i < held))
-                if finish is not None:
-                    break
-        elif row.scores:
-            finish = "scored" if row.end == len(s.prompt) else None
-            events.append(Emitted(s.id, index, position, -1, finish))
-        end = min(row.end - row.guesses + (held if row.samples else 0), s.length - s.ahead)
-        if state.reuse and s.cached >= end and not row.scores and finish != "error":  # s was not preempted meanwhile
-            s, prefix, mine = remembered(s, end, prefix)
-            copies += mine
-        known[s.id] = s
-        if finish is not None:
-            ended.append(known.pop(s.id))
-    prefix, pages = let_go(prefix, ended)
-    return msgspec.structs.replace(
-        state, free=state.free | mask(pages + copies), prefix=prefix,
-        waiting=tuple(known[s.id] for s in state.waiting if s.id in known),
-        running=tuple(known[s.id] for s in state.running if s.id in known)), tuple(events)
-
-
-def settled(s: Sequence, row: Row, held: int) -> Sequence:
-    """A sequence that knows how many guesses of its row hold. One that lost its pages meanwhile has nothing cached."""
-    s = msgspec.structs.replace(s, ahead=s.ahead - 1)
-    if not row.guesses or s.slot < 0:
-        return s
-    return msgspec.structs.replace(s, cached=s.cached + held, home=(row.home, *row.spares)[held], spares=(),
-                                   state=-1 if held else s.state)
-
-
-def remembered(s: Sequence, end: int, prefix: Prefix) -> tuple[Sequence, Prefix, Items[int]]:
-    """The sequence and the cache once the pages that a step filled, and the states that it kept, are in the cache, and
-    the sequence's own copies of pages that were there already: it goes on with those that are there."""
-    full, own = end // PAGE, list[int]()
-    if full > len(s.keys):
-        keys = s.keys + keys_of(s, len(s.keys), full)
-        prefix = prefix.extend(keys, len(s.keys), s.pages[:full])
-        shared = prefix.match(keys)
-        own = [page for page, other in zip(s.pages[:full], shared, strict=True) if page != other]
-        s = msgspec.structs.replace(s, keys=keys, pages=shared + s.pages[full:], moved=s.moved or bool(own))
-    for pages, slot in s.fresh:
-        if pages > full:
-            break
-        prefix = prefix.keep(s.keys[:pages], slot)
-        if s.trail:
-            prefix = prefix.forget(s.keys[: s.trail])
-        s = msgspec.structs.replace(s, fresh=s.fresh[1:], trail=pages if pages * PAGE > len(s.prompt) else 0)
-    return s, prefix, own
-
-
-def ending(s: Sequence, token: int) -> Finish | None:
-    """Why a sequence ends after this token, if it does."""
-    if token < 0:
-        return "error"
-    if token in s.stop_ids:
-        return "stop"
-    return "length" if len(s.answer) >= s.limit else None

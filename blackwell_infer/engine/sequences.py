@@ -131,7 +131,7 @@ class Row(msgspec.Struct, frozen=True):
     from its slot's state, or the kept one `state`; `snapshots` are (index of a token, slot that keeps the state then).
 
     The last `guesses` tokens are guesses: a token is sampled after each of them, too. The recurrent state after the
-    last token that is none goes to the slot `home`, those after guesses to `spares`.
+    last token that is none goes to the slot `home`, those after guesses to `spares`, unless a snapshot is taken there.
     """
 
     id: int

@@ -1,7 +1,7 @@
 """Speculation: guesses for the sequences that run, as many as pay, and what became of them.
 
 Guesses come from `ngrams` and from a model's own `head`; `scheduler.plan` gives them a place in the next step and
-`scheduler.commit` says which hold. How many are made follows from how many of their kind held and what steps cost.
+`commit` says which hold. How many are made follows from how many of their kind held and what steps cost.
 None of it changes an answer.
 """
 from __future__ import annotations
@@ -16,7 +16,7 @@ from blackwell_infer.engine.guesses import MOST, Cost, Costs, Rates, depth
 from blackwell_infer.engine.head import Guessing, Head
 from blackwell_infer.engine.masks import Grammars
 from blackwell_infer.engine.ngrams import Ngrams
-from blackwell_infer.engine.scheduler import Emitted, Limits, Plan, Row, Sequence, State
+from blackwell_infer.engine.sequences import Emitted, Limits, Plan, Row, Sequence, State
 
 CATCH_UP = 4096
 """Tokens of a text that n-grams take in at once: a long prompt is not to hold up a step"""

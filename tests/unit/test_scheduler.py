@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import random
+from collections.abc import Iterator
 from collections.abc import Sequence as Items
 
 import msgspec
@@ -16,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blackwell_infer.engine import scheduler
+from blackwell_infer.engine.commit import commit
 from blackwell_infer.engine.scheduler import UNKNOWN, Limits, Plan, Row, Sequence, State, shares
 from blackwell_infer.engine.tokens import TokenLog
 from blackwell_infer.errors import QueueFullError, RequestError
@@ -41,6 +43,15 @@ def alone(prompt: tuple[int, ...], limit: int) -> list[int]:
     while len(answer) < limit and not (answer and answer[-1] in STOP):
         answer.append(model((*prompt, *answer)))
     return answer
+
+
+def texts(node: Node, before: tuple[int, ...] = ()) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """Each page of a tree, and all tokens up to its end."""
+    for key, page in zip(node.keys, node.pages, strict=True):
+        before = (*before, *key)
+        yield page, before
+    for child in node.children.values():
+        yield from texts(child, before)
 
 
 def every_page(node: Node) -> list[int]:
@@ -157,7 +168,7 @@ class World:
     def land(self, cancel: frozenset[int]) -> None:
         """Read the oldest step that was not read."""
         plan, sampled = self.flights.pop(0)
-        self.state, events = scheduler.commit(self.state, plan, sampled)
+        self.state, events = commit(self.state, plan, sampled)
         for e in events:
             assert e.id not in self.ends and e.id not in cancel
             self.held += e.guessed
@@ -200,6 +211,9 @@ class World:
         assert len(owned) == len(set(owned))
         assert scheduler.mask([*owned, *cached]) & s.free == 0
         assert len(owned) + len(cached) + s.free.bit_count() == self.limits.pages, "a page leaked"
+        for page, text in texts(s.prefix.root):
+            assert [self.cache[page, i][0] for i in range(PAGE)] == list(text[-PAGE:]), "a guess is in the cache"
+            assert page not in s.prefix.states or self.states["kept", s.prefix.states[page].slot] == text
         held = {p for q in s.running for p in s.prefix.match(q.keys)}
         assert s.prefix.idle == len(cached) - len(held)
         slots = [k.slot for k in s.prefix.states.values()] + [x for q in s.running for _, x in q.fresh]
@@ -415,7 +429,7 @@ def test_a_failed_sample_ends_only_its_own_sequence() -> None:
     for id in range(2):
         state = scheduler.submit(state, limits, Sequence(id=id, prompt=(1, 2), limit=3))
     plan = scheduler.plan(state, limits)
-    state, events = scheduler.commit(scheduler.begin(state, plan), plan, [-1, 4])
+    state, events = commit(scheduler.begin(state, plan), plan, [-1, 4])
     assert [(e.id, e.token, e.finish) for e in events] == [(0, -1, "error"), (1, 4, None)]
     assert [s.id for s in state.running] == [1]
 
@@ -459,7 +473,7 @@ def test_long_answers_cost_the_same_per_token() -> None:
     for _ in range(3000):
         plan = scheduler.plan(state, limits)
         assert len(plan.rows[0].tokens) == 1
-        state, _ = scheduler.commit(scheduler.begin(state, plan), plan, [3])
+        state, _ = commit(scheduler.begin(state, plan), plan, [3])
     answer = state.running[0].answer
     assert len(answer) == 3000
     assert msgspec.structs.replace(state.running[0], cached=0).tokens(2998, 3001) == (3, 3, 3)

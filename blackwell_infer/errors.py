@@ -66,4 +66,4 @@ class DeadlineError(BlackwellInferError):
 
 
 class ModelOutputError(BlackwellInferError):
-    """The model produced no usable distribution (all logits NaN or infinite)."""
+    """The model produced no usable distribution (all logits NaN or infinite), or the grammar of an answer failed."""

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from blackwell_infer.errors import RequestError
-from blackwell_infer.text.grammar_schema import check_schema
+from blackwell_infer.text.grammar_schema import LISTS, MAPS, SCHEMAS, VALUES, check_schema, places, plain_schema
 from blackwell_infer.text.grammar_vocabulary import grammar_library, read_vocabulary
 from blackwell_infer.text.tokenizer import Tokenizer
 from blackwell_infer.types import Grammar, Matcher
@@ -76,7 +76,8 @@ def compiled(vocabulary: LLTokenizer, grammar: Grammar) -> LLMatcher:
     source = readable(library, grammar)
     made: LLMatcher = library.LLMatcher(vocabulary, source, log_level=0, limits=library.LLParserLimits(**LIMITS))
     if made.is_error():
-        raise RequestError(f"the {grammar.kind} grammar is refused: {made.get_error().strip()}")
+        reason = explained(grammar, made.get_error().strip())
+        raise RequestError(f"the {grammar.kind} grammar is refused: {reason}")
     return made
 
 
@@ -108,7 +109,18 @@ def schema_text(text: str) -> str:
     check_schema(schema)
     if isinstance(schema, bool):
         schema = {} if schema else {"enum": []}
-    return msgspec.json.encode(schema).decode()
+    return msgspec.json.encode(plain_schema(schema)).decode()
+
+
+def explained(grammar: Grammar, message: str) -> str:
+    """The library's reason, with the places of the keywords of a schema that it names."""
+    if grammar.kind != "json_schema":
+        return message
+    schema = msgspec.json.decode(grammar.text)
+    named = [(key, where) for key in sorted(VALUES | LISTS | MAPS | SCHEMAS)
+             if key in message or (key == "patternProperties" and "patternProperty" in message)
+             for where in [", ".join(places(schema, key))] if where]
+    return message + "".join(f"; the schema keyword {key!r} stands at {where}" for key, where in named)
 
 
 def lark_of(text: str) -> str:

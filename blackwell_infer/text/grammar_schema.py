@@ -12,7 +12,7 @@ NODES = 20_000
 """Most values in a schema, enumerated ones included"""
 
 REMARKS = frozenset((
-    "title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment", "$schema",
+    "title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment", "discriminator",
     "contentEncoding", "contentMediaType", "contentSchema",
 ))
 SCHEMAS = frozenset(("items", "additionalProperties", "additionalItems"))
@@ -31,8 +31,11 @@ REFUSED = frozenset((
     "divisibleBy", "disallow", "extends",
 ))
 """Known keywords that cannot be enforced. A keyword that no draft knows says nothing, as the standard has it."""
+COUNTS = frozenset(("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"))
+DRAFTS = ("draft-04/schema", "draft-06/schema", "draft-07/schema", "draft/2019-09/schema", "draft/2020-12/schema")
+"""Of which `$schema` may speak"""
 FORMATS = frozenset((
-    "date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri", "unknown",
+    "date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri",
 ))
 
 
@@ -63,6 +66,8 @@ def check_keywords(node: Mapping[str, Any], where: str, root: Any, place: str) -
     if (ref := node.get("$ref")) is not None and not resolves(ref, root):
         raise RequestError(f"the schema keyword '$ref' at {where} is {ref!r}; only references into the schema itself, "
                            "such as '#/$defs/name', are supported")
+    if (draft := node.get("$schema")) is not None and not str(draft).rstrip("#").endswith(DRAFTS):
+        raise RequestError(f"the schema keyword '$schema' at {where} is {draft!r}, no draft that is known; leave it out")
     if (name := node.get("format")) is not None and name not in FORMATS:
         raise RequestError(f"the schema keyword 'format' at {where} is {name!r}, which is not supported; known are "
                            f"{', '.join(sorted(FORMATS))}")
@@ -71,6 +76,38 @@ def check_keywords(node: Mapping[str, Any], where: str, root: Any, place: str) -
 def harmless(key: str, value: Any, top: bool) -> bool:
     """Whether a refused keyword says nothing here: `uniqueItems: false`, or an address of the whole schema."""
     return (key == "uniqueItems" and value is False) or (key in ("$id", "id") and top)
+
+
+def plain_schema(schema: Any) -> Any:
+    """A checked schema without what says nothing but the library does not read: addresses, `uniqueItems: false`, whole
+    numbers written as fractions, empty bounds."""
+    if not isinstance(schema, Mapping):
+        return schema
+    result: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key in REFUSED or key in REMARKS:
+            continue
+        if key in MAPS:
+            value = {name: plain_schema(part) for name, part in value.items()}
+        elif key in LISTS or (key == "items" and isinstance(value, list)):
+            value = [plain_schema(part) for part in value]
+        elif key in SCHEMAS:
+            value = plain_schema(value)
+        elif key in COUNTS and isinstance(value, float) and value.is_integer():
+            value = int(value)
+        result[key] = value
+    return result
+
+
+def places(schema: Any, keyword: str) -> Iterator[str]:
+    """Where a keyword stands in a checked schema."""
+    waiting = [(schema, "$")]
+    while waiting:
+        node, where = waiting.pop()
+        if isinstance(node, Mapping):
+            if keyword in node:
+                yield where
+            waiting += [(part, where + step) for step, part in parts(node, where)]
 
 
 def resolves(ref: Any, root: Any) -> bool:
@@ -82,7 +119,10 @@ def resolves(ref: Any, root: Any) -> bool:
     found: Any = root
     for part in ref[2:].split("/"):
         part = part.replace("~1", "/").replace("~0", "~")
-        found = found.get(part) if isinstance(found, Mapping) else None
+        if isinstance(found, list):
+            found = found[int(part)] if part.isdecimal() and int(part) < len(found) else None
+        else:
+            found = found.get(part) if isinstance(found, Mapping) else None
     return isinstance(found, Mapping | bool)
 
 

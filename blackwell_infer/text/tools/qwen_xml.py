@@ -34,7 +34,7 @@ def claims(template_source: str) -> bool:
 def grammar(
     tools: Sequence[Tool], choice: ToolChoice, parallel: bool, reasoning: tuple[str, str] | None, inside: bool,
 ) -> Grammar | None:
-    return frame(tools, choice, parallel, reasoning, inside, markers=(BEGIN,), call=call, between="\n" + BEGIN)
+    return frame(tools, choice, parallel, reasoning, inside, opener=BEGIN, call=call, between="\n" + BEGIN)
 
 
 def call(name: str, tool: Tool) -> list[str]:
@@ -115,7 +115,7 @@ class Parser(Reader):
             yield from self.literal("\n")
             yield from self._value(style)
         self.argue("}" if written else "{}")
-        yield from self._end()
+        yield from self.skip(END)
 
     def _value(self, style: Style) -> Steps:
         """A value and the mark behind it, which stands on a line of its own or right behind the value."""
@@ -141,17 +141,3 @@ class Parser(Reader):
             yield
         self.at = len(self.held) if end < 0 else end + len(PARAMETER_END)
         self.argue('"' if style == "text" else read(whole, style))
-
-    def _end(self) -> Steps:
-        """Step over the end of the call, and over what a model may have put before it."""
-        back = self.at
-        if (yield from self.words("</function>", END)):
-            return
-        self.at = back
-        while True:
-            self.drop()
-            end = self.held.find(END)
-            self.at = end + len(END) if end >= 0 else len(self.held) - overlap(self.held, END)
-            if end >= 0 or self.ended:
-                return
-            yield

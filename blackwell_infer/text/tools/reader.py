@@ -143,6 +143,29 @@ class Reader:
         value = yield from self.until('"', LONGEST_NAME)
         return value or None
 
+    def skip(self, marker: str) -> Steps:
+        """Step over everything up to the end of the marker, or of the text."""
+        while True:
+            self.drop()
+            end = self.held.find(marker)
+            self.at = end + len(marker) if end >= 0 else len(self.held) - overlap(self.held, marker)
+            if end >= 0 or self.ended:
+                return
+            yield
+
+    def head(self, *keys: str) -> Text:
+        """The name in `{"name": "...", "arguments": ` before an object; `keys` may stand for "arguments" (quoted)."""
+        if not (yield from self.words("{", '"name"', ":")):
+            return None
+        name = yield from self.name()
+        if name is None or not (yield from self.words(",")) or not (yield from self.literal(*keys)):
+            return None
+        return name if (yield from self.words(":")) and (yield from self.begins("{")) else None
+
+    def begins(self, char: str) -> Found:
+        """Whether this character stands here, without stepping over it."""
+        return (yield from self.more()) and self.held[self.at] == char
+
     def value(self) -> Found:
         """Pass on a JSON object or list as arguments, as it comes; False if the text ends in it.
 

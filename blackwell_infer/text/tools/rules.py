@@ -70,41 +70,46 @@ def chosen(tools: Sequence[Tool], choice: ToolChoice) -> tuple[Tool, ...]:
 
 def frame(
     tools: Sequence[Tool], choice: ToolChoice, parallel: bool, reasoning: tuple[str, str] | None, inside: bool, *,
-    markers: Sequence[str], call: Callable[[str, Tool], list[str]], first: str = "", between: str | None = None,
-    last: str = "", text: str | None = None,
+    opener: str, call: Callable[[str, Tool], list[str]], first: str = "", between: str | None = None, last: str = "",
+    taboo: Sequence[str] = (), not_text: str = "",
 ) -> Grammar | None:
     """The grammar of an answer: see `Dialect.grammar`.
 
-    `markers` never stand in text: calls begin with the first of them, then `first`. `call` makes the rules of one
-    tool's call, the first of which has the given name. Calls are parted by `between` (None: one call at most) and closed by
-    `last`. `text` is the terminal of an answer without calls where it is no text without markers.
+    Calls begin with `opener`, which never stands in text, nor does what is `taboo`; then comes `first`. `call` makes
+    the rules of one tool's call, the first of which has the given name. Calls are parted by `between` (None: one call
+    at most) and closed by `last`. No text is what the regular expression `not_text` matches.
     """
     if not tools:
         return None
     able = chosen(tools, choice)
     open, close = reasoning or ("", "")
-    hidden = [open] if open and not inside else []
-    lines = [f"TEXT: {text or without(*markers, *hidden)}"]
+    banned = [m for m in (opener, *taboo, "" if inside else open) if m]
+    lines = [f"TEXT: {without(*banned)}" + (f" & ~/{not_text}/" if not_text else "")]
     body = "TEXT?"
     if able:
-        more = f"({literal(between)} call)*" if parallel and between is not None else ""
+        more = f"({optional(between)} call)*" if parallel and between is not None else ""
         lines += [f"calls: {optional(first)} call {more} {optional(last)}",
                   "call: " + " | ".join(f"call{i}" for i in range(len(able)))]
         for i, tool in enumerate(able):
             lines += call(f"call{i}", tool)
-        if choice == "auto":
-            before = f"({without(*markers, *hidden)}) " if markers[0] else ""
-            lines.append(f"BEFORE: {before}{literal(markers[0])}")
-            body = "(TEXT? | BEFORE calls)" if markers[0] else "(TEXT? | calls)"
-        else:
-            lines.append(f"BEFORE: /[ \\n]{{0,2}}/ {literal(markers[0])}" if markers[0] else 'BEFORE: /[ \\n]{0,2}/')
-            body = "BEFORE calls" if markers[0] else "calls"
+        if opener:
+            before = f"({without(*banned)})" if choice == "auto" else "/[ \\n]{0,2}/"
+            lines.append(f"BEFORE: {before} {literal(opener)}")
+        body = "BEFORE calls" if opener else "calls"
+        body = f"(TEXT? | {body})" if choice == "auto" else body
     start = body
     if open:
         thought = f"({without(close)}) {literal(close)}"
-        lines.append(f"THOUGHT: {thought}" if inside else f"THOUGHT: /[ \\n]{{0,2}}/ {literal(open)} {thought}")
+        begin = "" if inside else f"/[ \\n]{{0,2}}/ {literal(open)} "
+        after = "" if opener else " /[ \\n]{0,2}/"
+        lines.append(f"THOUGHT: {begin}{thought}{after}")
         start = f"THOUGHT {body}" if inside else f"THOUGHT? {body}"
     return Grammar("lark", "\n".join([f"start: {start}", *lines]) + "\n")
+
+
+def json_call(before: str, after: str, name: str, tool: Tool) -> list[str]:
+    """The rules of a call that is JSON between two texts."""
+    return [f"{name}: {literal(before)} {name}_json {optional(after)}", f"{name}_json: {json_rule(arguments(tool))}"]
 
 
 def optional(text: str) -> str:

@@ -33,7 +33,7 @@ DRAFTS = ("draft7", "draft2020-12")
 LONGEST = 400
 """Tokens after which a walk is given up; it takes short ways from half of them on"""
 
-CLOSING = "\n</parameter>\n"
+CLOSING = ("\n</parameter>\n", '<|"|>')
 
 
 class Report(msgspec.Struct):
@@ -57,7 +57,7 @@ class Walk:
         self._short = np.zeros(tokenizer.size, bool)
         for i in range(tokenizer.size):
             piece = tokenizer.piece(i)
-            self._short[i] = len(piece) == 1 and piece in b'"}],:0123456789truefalsn<>'
+            self._short[i] = len(piece) == 1 and piece in b'"}],:0123456789truefalsn<>|'
         self._stops = np.zeros(tokenizer.size, bool)
         self._stops[list(tokenizer.stop_ids)] = True
 
@@ -89,11 +89,13 @@ class Walk:
 
     def _close(self, matcher: Matcher) -> tuple[int, ...]:
         """The end of a text without quotes, if it may stand here."""
-        end = tuple(self._tokenizer.encode(CLOSING, bos=False))
-        taken = matcher.accept(end)
-        if taken < len(end):
+        for text in CLOSING:
+            end = tuple(self._tokenizer.encode(text, bos=False))
+            taken = matcher.accept(end)
+            if taken == len(end):
+                return end
             matcher.rollback(taken)
-        return end if taken == len(end) else ()
+        return ()
 
 
 def cases(suite: Path, draft: str) -> Iterator[tuple[str, Any]]:

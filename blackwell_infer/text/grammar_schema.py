@@ -67,7 +67,7 @@ def check_keywords(node: Mapping[str, Any], where: str, root: Any, place: str) -
         raise RequestError(f"the schema keyword '$ref' at {where} is {ref!r}; only references into the schema itself, "
                            "such as '#/$defs/name', are supported")
     if (draft := node.get("$schema")) is not None and not str(draft).rstrip("#").endswith(DRAFTS):
-        raise RequestError(f"the schema keyword '$schema' at {where} is {draft!r}, no draft that is known; leave it out")
+        raise RequestError(f"the schema keyword '$schema' at {where} is {draft!r}, no draft known here; leave it out")
     if (name := node.get("format")) is not None and name not in FORMATS:
         raise RequestError(f"the schema keyword 'format' at {where} is {name!r}, which is not supported; known are "
                            f"{', '.join(sorted(FORMATS))}")

@@ -5,10 +5,12 @@ has it.
 """
 from __future__ import annotations
 
-from blackwell_infer.text.tools import deepseek, deepseek_v31, hermes, llama3, mistral, mistral_args, qwen_xml
+from blackwell_infer.text.tools import deepseek, deepseek_v31, gemma4, hermes, llama3, mistral, mistral_args, qwen_xml
 from blackwell_infer.text.tools.calls import CallArguments, CallStart, Dialect, Named, Parser, Piece, ToolChoice
 
-DIALECTS: tuple[Dialect, ...] = (qwen_xml, hermes, llama3, mistral, mistral_args, deepseek, deepseek_v31)
+DIALECTS: tuple[Dialect, ...] = (
+    qwen_xml, hermes, llama3, mistral, mistral_args, deepseek, deepseek_v31, gemma4,
+)
 
 
 def dialect_of(template_source: str) -> Dialect | None:

@@ -67,7 +67,7 @@ class Walk:
         ids: list[int] = []
         while len(ids) < longest:
             if rng.random() < (0.5 if len(ids) > longest // 2 else 0.05):
-                ids += self._close(matcher)
+                ids += self._close(matcher, rng)
             matcher.mask(words)
             allowed = np.unpackbits(words.view(np.uint8), bitorder="little")[:self._tokenizer.size].astype(bool)
             assert allowed.any(), "an empty mask"
@@ -87,9 +87,9 @@ class Walk:
             ids.append(token)
         return None
 
-    def _close(self, matcher: Matcher) -> tuple[int, ...]:
+    def _close(self, matcher: Matcher, rng: random.Random) -> tuple[int, ...]:
         """The end of a text without quotes, if it may stand here."""
-        for text in CLOSING:
+        for text in rng.sample(CLOSING, len(CLOSING)):
             end = tuple(self._tokenizer.encode(text, bos=False))
             taken = matcher.accept(end)
             if taken == len(end):

@@ -114,7 +114,8 @@ SAMPLES: dict[str, tuple[Dialect, str, str, list[tuple[str, Any]]]] = {
     "deepseek_v31": (deepseek_v31, f"I look.{D}<｜tool▁call▁begin｜>get_weather<｜tool▁sep｜>{JSON}<｜tool▁call▁end｜>"
                      "<｜tool▁call▁begin｜>clock<｜tool▁sep｜>{}<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
                      "I look.", CALLS),
-    "gemma4": (gemma4, 'I look.<|tool_call>call:get_weather{city:<|"|>Zü"r</tool_call>i}ch\\<|"|>,days:3,where:{lat:[1.5]}}'
+    "gemma4": (gemma4, 'I look.<|tool_call>'
+               'call:get_weather{city:<|"|>Zü"r</tool_call>i}ch\\<|"|>,days:3,where:{lat:[1.5]}}'
                "<tool_call|><|tool_call>call:clock{}<tool_call|>", "I look.", CALLS),
 }
 

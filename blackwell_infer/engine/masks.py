@@ -56,18 +56,18 @@ class Grammars:
         return bool(over)
 
     def fitting(self, id: int, guesses: tuple[int, ...]) -> tuple[int, ...]:
-        """The first guesses, as far as the grammar allows them; the matcher stays where it is."""
+        """The first guesses, as far as the grammar allows them and up to an end token; the matcher stays where it is."""
         matcher = self._matchers.get(id)
         if matcher is None:
             return guesses
+        body = next((i for i, token in enumerate(guesses) if self._is_end(token)), len(guesses))
         try:
-            count = matcher.accept(guesses)
+            count = matcher.accept(guesses[:body])
             matcher.rollback(count)
         except Exception as error:  # its mask will fail, too, and end the answer
             logger.debug("the grammar of an answer failed at guesses: %s", error)
             return ()
-        following = guesses[count : count + 1]
-        return guesses[:count] + (following if following and self._is_end(following[0]) else ())
+        return guesses[: body + 1] if count == body else guesses[:count]
 
     def forced(self, id: int) -> tuple[int, ...]:
         """What must come next of an answer, as far as its grammar knows."""

@@ -5,6 +5,7 @@ up to 16 tokens, where bits do not depend on what else is in a step (`ops.api`).
 """
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -25,18 +26,23 @@ from blackwell_infer.engine.stream import Stream
 from blackwell_infer.log import silent
 from blackwell_infer.ops.batch import PenaltyState, SampleParams
 from blackwell_infer.ops.ref import sample
+from blackwell_infer.types import Grammar
 from tools.demo_model.data import held_out
 from tools.demo_model.dialogue import Dialogue
 from tools.demo_model.score import messages
 
 SEED, PROMPTS, LONGEST = 20261125, 200, 32
 SOURCES = ("mtp", "ngram")
+SCHEMA = json.dumps({
+    "type": "object", "required": ["kind of answer", "count"], "additionalProperties": False, "properties": {
+        "kind of answer": {"enum": ["a number", "a sentence", "neither of them"]}, "count": {"type": "integer"}}})
 KINDS: dict[str, dict[str, Any]] = {
     "stop strings": {"temperature": 0.0, "stop": ("e", ". ", "2")},
     "log-probabilities": {"temperature": 0.7, "logprobs": 5},
     "penalties": {"temperature": 0.0, "repetition_penalty": 1.2, "presence_penalty": 0.3, "frequency_penalty": 0.2},
     "draws and filters": {"temperature": 1.1, "top_k": 40, "top_p": 0.95, "min_p": 0.01},
-    "a mask": {"temperature": 0.8, "logprobs": 1}}
+    "a mask": {"temperature": 0.8, "logprobs": 1},
+    "a schema": {"temperature": 0.9, "logprobs": 1, "ignore_eos": True, "grammar": Grammar("json_schema", SCHEMA)}}
 QUESTION, TEMPERATURE, SEEDS = "Tell me a story about a", 0.8, 20_000
 
 
@@ -123,10 +129,24 @@ def compare_kinds(found: Loaded, count: int, depths: Sequence[int], what: str) -
                 for i, request in enumerate(plain)]
 
     expected = plain(answers(speculating(found, "", 0), requests(), 1))
+    if what == "a schema":
+        check_schema(expected)
     for source in SOURCES:
         for depth, batch in zip(depths, (1, 8) * len(depths), strict=False):
             got = plain(answers(speculating(found, source, depth), requests(), batch))
             assert got == expected, f"{what}: {source}, depth {depth}, batch {batch}"
+
+
+def check_schema(events: list[Any]) -> None:
+    """Answers that came to their end are what the schema says, although `ignore_eos` was asked for."""
+    ended = 0
+    for one in events:
+        text, finish = "".join(event[0] for event in one), one[-1][4]
+        assert finish in ("stop", "length")
+        if finish == "stop":
+            value, ended = json.loads(text), ended + 1
+            assert list(value) == ["kind of answer", "count"] and type(value["count"]) is int
+    assert ended > 0
 
 
 def test_greedy_answers_are_those_without_guesses(found: Loaded) -> None:

@@ -56,7 +56,7 @@ class Grammars:
         return bool(over)
 
     def fitting(self, id: int, guesses: tuple[int, ...]) -> tuple[int, ...]:
-        """The first guesses, as far as the grammar allows them and up to an end token; the matcher stays where it is."""
+        """The first guesses that the grammar allows, at most up to an end token; the matcher stays where it is."""
         matcher = self._matchers.get(id)
         if matcher is None:
             return guesses

@@ -49,6 +49,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         ge=0, description="longest prompt plus answer in tokens; 0 takes the model's own limit, or what fits",
     )] = 0
     max_batch: Annotated[int, Meta(ge=1, description="most requests that run at once")] = 32
+    max_queue: Annotated[int, Meta(ge=0, description="most answers that wait for others to end; 0 is any number")] = 0
     max_step_tokens: Annotated[int, Meta(
         ge=1, description="most tokens of one step; longer prompts are prefilled in chunks",
     )] = 4096
@@ -192,7 +193,8 @@ def parse(setting: Setting, text: str, where: str) -> Any:
     """The value that a flag or a variable spells. ConfigError if it is none.
 
     Lists are comma separated (strings: one item) or a JSON array; mappings are KEY=VALUE,... or a JSON object;
-    "none" unsets an optional value; booleans are true/false, yes/no, on/off, 1/0.
+    "none" unsets an optional value; booleans are true/false, yes/no, on/off, 1/0; a grammar is KIND, KIND:TEXT or
+    KIND:@FILE.
     """
     return convert(spelled(setting, text), setting.type, where)
 
@@ -218,7 +220,20 @@ def spelled(setting: Setting, text: str) -> Any:
         return word in ("true", "yes", "on", "1") or (False if word in ("false", "no", "off", "0") else text)
     if isinstance(kind, msgspec.inspect.IntType | msgspec.inspect.FloatType):
         return number(text)
+    if isinstance(kind, msgspec.inspect.StructType):
+        name, _, body = text.partition(":")
+        return {"kind": name, "text": contents(body, setting.name)}
     return text
+
+
+def contents(text: str, name: str) -> str:
+    """The text itself, or what is in the file that "@FILE" names. ConfigError if it cannot be read."""
+    if not text.startswith("@"):
+        return text
+    try:
+        return Path(text[1:]).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{name}: {text[1:]} cannot be read: {error}") from None
 
 
 def number(text: str) -> int | float | str:

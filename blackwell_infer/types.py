@@ -67,7 +67,7 @@ class Matcher(Protocol):
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How tokens are chosen. Order: grammar, logit_bias, penalties, temperature, min_p, top_k, top_p, then one Philox draw.
+    """How tokens are chosen. Order: grammar, logit_bias, penalties, temperature, min_p, top_k, top_p, one Philox draw.
 
     `temperature=0` is greedy. `top_k=0`, `top_p=1`, `min_p=0` switch a filter off. The repetition penalty counts prompt
     and answer, presence and frequency penalties count the answer only. `seed=None` takes a fresh seed per request; a
@@ -90,7 +90,9 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     stop_token_ids: Annotated[tuple[int, ...], Meta(description="end the answer at these token ids")] = ()
     ignore_eos: Annotated[bool, Meta(description="go on after the model's own end token")] = False
     n: Annotated[int, Meta(ge=1, description="number of answers to one prompt")] = 1
-    grammar: Annotated[Grammar | None, Meta(description="what the answer must be")] = None
+    grammar: Annotated[Grammar | None, Meta(
+        description="what the answer must be: json_object, or json_schema, regex, lark or gbnf with its text",
+    )] = None
 
 
 class Tool(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

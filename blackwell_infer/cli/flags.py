@@ -51,7 +51,7 @@ def add(parser: argparse.ArgumentParser, sections: Sequence[str]) -> None:
 
 
 def add_setting(group: argparse._ArgumentGroup, setting: config.Setting) -> None:
-    """One flag: on/off pairs for booleans, repeatable for lists and mappings."""
+    """One flag: on/off pairs for booleans, repeatable for lists and mappings; a grammar has a second, for schemas."""
     shared: dict[str, Any] = {"dest": f"{setting.section}.{setting.name}", "default": argparse.SUPPRESS,
                               "help": describe(setting)}
     kind = setting.kind
@@ -61,6 +61,9 @@ def add_setting(group: argparse._ArgumentGroup, setting: config.Setting) -> None
     many = isinstance(kind, msgspec.inspect.VarTupleType | msgspec.inspect.DictType)
     group.add_argument(setting.flag, type=reader(setting), metavar=metavar(kind),
                        action="append" if many else "store", **shared)
+    if isinstance(kind, msgspec.inspect.StructType):
+        shared["help"] = f"the same as {setting.flag} json_schema:SCHEMA"
+        group.add_argument("--json-schema", type=reader(setting, "json_schema:"), metavar="SCHEMA|@FILE", **shared)
 
 
 def describe(setting: config.Setting) -> str:
@@ -85,16 +88,18 @@ def metavar(kind: msgspec.inspect.Type) -> str:
         return metavar(config.plain(kind.item_type))
     if isinstance(kind, msgspec.inspect.DictType):
         return "ID=BIAS"
+    if isinstance(kind, msgspec.inspect.StructType):
+        return "KIND[:TEXT|:@FILE]"
     names = {msgspec.inspect.IntType: "N", msgspec.inspect.FloatType: "X", msgspec.inspect.StrType: "TEXT"}
     return names[type(kind)]
 
 
-def reader(setting: config.Setting) -> Callable[[str], Any]:
-    """The function by which argparse turns a flag's text into a typed value."""
+def reader(setting: config.Setting, prefix: str = "") -> Callable[[str], Any]:
+    """The function by which argparse turns a flag's text, behind `prefix`, into a typed value."""
 
     def read(text: str) -> Any:
         try:
-            return config.parse(setting, text, setting.flag)
+            return config.parse(setting, prefix + text, setting.flag)
         except ConfigError as error:
             raise UsageError(str(error)) from None
 

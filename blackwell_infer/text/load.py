@@ -1,7 +1,7 @@
 """The text side of a checkpoint: its tokenizer, its chat template and its reasoning markers."""
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -10,9 +10,11 @@ from blackwell_infer.checkpoint.reader import Checkpoint, located
 from blackwell_infer.errors import TemplateError, TokenizerError
 from blackwell_infer.text.folder import template_source, tokenizer_from_folder
 from blackwell_infer.text.gguf_vocab import tokenizer_from_gguf
+from blackwell_infer.text.grammar import Compiler
 from blackwell_infer.text.template import ChatTemplate, reasoning_markers, starts_inside
 from blackwell_infer.text.tokenizer import Tokenizer
-from blackwell_infer.types import Message
+from blackwell_infer.text.tools import Dialect, dialect_of
+from blackwell_infer.types import Grammar, Matcher, Message
 
 VOCABULARIES = ("tokenizer.json", "tokenizer.model")
 
@@ -23,6 +25,7 @@ class Text(msgspec.Struct, frozen=True):
     tokenizer: Tokenizer
     template: ChatTemplate | None
     reasoning: tuple[str, str] | None
+    grammars: Compiler = msgspec.field(default_factory=Compiler)
 
     def prompt(self, messages: Sequence[Message | Mapping[str, Any]], **options: Any) -> str:
         """The rendered prompt (options as in `ChatTemplate.render`); TemplateError if the model has no template."""
@@ -36,6 +39,15 @@ class Text(msgspec.Struct, frozen=True):
     def starts_inside(self, prompt: str) -> bool:
         """Whether the answer to this rendered prompt begins inside reasoning."""
         return starts_inside(prompt, self.reasoning)
+
+    @property
+    def dialect(self) -> Dialect | None:
+        """How the model writes tool calls, if its template teaches a known way."""
+        return None if self.template is None else dialect_of(self.template.source)
+
+    def matcher(self, grammar: Grammar, vocab: int) -> Callable[[], Matcher]:
+        """A maker of matchers for a model with `vocab` logits; see `compile_grammar`. What is compiled is kept."""
+        return self.grammars.compile(self.tokenizer, grammar, vocab)
 
 
 def open_text(checkpoint: Checkpoint) -> Text:
@@ -66,5 +78,6 @@ def read_text(checkpoint: Checkpoint) -> Text:
     if source is None:
         return Text(tokenizer, None, None)
     begin, end = ("" if i is None else tokenizer.token(i) for i in (tokenizer.bos_id, tokenizer.eos_id))
-    markers = reasoning_markers(source)
-    return Text(tokenizer.showing(markers or ()), ChatTemplate(source, begin, end), markers)
+    markers, dialect = reasoning_markers(source), dialect_of(source)
+    shown = (*(markers or ()), *(dialect.MARKERS if dialect is not None else ()))
+    return Text(tokenizer.showing(shown), ChatTemplate(source, begin, end), markers)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import msgspec
 
 from blackwell_infer.errors import TemplateError
-from blackwell_infer.types import Message
+from blackwell_infer.text.messages import arguments_of
+from blackwell_infer.types import Message, ToolCall
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -107,10 +108,23 @@ def template_line(trace: TracebackType | None) -> int:
 
 
 def as_mapping(message: Message | Mapping[str, Any]) -> dict[str, Any]:
-    """A message as templates read it: fields that are not set are absent, `role` and `content` always present."""
-    if isinstance(message, Message):
-        return {"role": message.role, "content": message.content, **msgspec.to_builtins(message)}
-    return dict(message)
+    """A message as templates read it: fields that are not set are absent, `role` and `content` always present.
+
+    Calls are {"id", "type", "function": {"name", "arguments"}} with arguments as an object, which is what templates
+    want; arguments that are none, of an answer that broke off, stay text.
+    """
+    if not isinstance(message, Message):
+        return dict(message)
+    turn = {"role": message.role, "content": message.content, **msgspec.to_builtins(message)}
+    if message.tool_calls:
+        turn["tool_calls"] = [_call(call) for call in message.tool_calls]
+    return turn
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    arguments = arguments_of(call.arguments)
+    function = {"name": call.name, "arguments": call.arguments if arguments is None else arguments}
+    return {"id": call.id, "type": "function", "function": function}
 
 
 def mark_end(turns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from blackwell_infer import config
 from blackwell_infer.errors import ConfigError
-from blackwell_infer.types import Sampling
+from blackwell_infer.types import Grammar, Sampling
 
 ALL = {s.name: s for section in config.SECTIONS for s in config.settings_of(section)}
 
@@ -90,6 +90,8 @@ def test_unknown_variables_are_refused_with_the_nearest_name() -> None:
     ("seed", "7", 7), ("ignore_eos", "yes", True), ("ignore_eos", "0", False), ("stop", "a, b", ("a, b",)),
     ("stop", '["a", "b"]', ("a", "b")), ("stop_token_ids", "1,2", (1, 2)), ("stop_token_ids", "[1]", (1,)),
     ("logit_bias", "15=-100,3=0.5", {15: -100.0, 3: 0.5}), ("logit_bias", '{"3": 1}', {3: 1.0}), ("mode", "raw", "raw"),
+    ("grammar", "json_object", Grammar("json_object")), ("grammar", "regex:a:b", Grammar("regex", "a:b")),
+    ("grammar", "none", None),
 ])
 def test_spellings(name: str, text: str, value: object) -> None:
     assert config.parse(ALL[name], text, name) == value
@@ -98,7 +100,7 @@ def test_spellings(name: str, text: str, value: object) -> None:
 @pytest.mark.parametrize(("name", "text"), [
     ("max_context", "1.5"), ("max_context", "-1"), ("temperature", "nan"), ("temperature", "warm"), ("mode", "talk"),
     ("ignore_eos", "perhaps"), ("stop_token_ids", "1,b"), ("stop_token_ids", "[1"), ("logit_bias", "3"),
-    ("logit_bias", "x=1"), ("max_context", "none"),
+    ("logit_bias", "x=1"), ("max_context", "none"), ("grammar", "xml:<a/>"), ("grammar", "lark:@no such file"),
 ])
 def test_wrong_spellings_are_refused_with_the_name(name: str, text: str) -> None:
     with pytest.raises(ConfigError, match=name):
@@ -126,3 +128,10 @@ def test_without_a_home_there_is_no_file_of_the_user(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Path, "home", classmethod(nobody))
     assert config.load(start=tmp_path, environ={}).file is None
     assert not config.state_home({}).exists()
+
+
+def test_a_grammar_comes_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "rules.lark").write_text("start: /a+/", encoding="utf-8")
+    assert config.parse(ALL["grammar"], f"lark:@{tmp_path}/rules.lark", "here") == Grammar("lark", "start: /a+/")
+    path = write(tmp_path, "[sampling]\ngrammar = { kind = 'json_object' }\n")
+    assert config.load(path=path, environ={}).sampling == {"grammar": Grammar("json_object")}

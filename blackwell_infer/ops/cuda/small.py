@@ -122,14 +122,11 @@ def multiply(q: Queue, x: Staged, w: Weight, bias: Array | None, out: Tensor, co
     xrows, tiling, left = found
     groups = -(-n // (ROWS * shape.warps // shape.split * tiling.tiles))
     turns = -(-groups // (tiling.ctas * q.sm_count))
-    # One CTA to a multiprocessor: all make equally many groups. Two: as many as there is room for, so that no
-    # multiprocessor has two with the most groups where others have one.
-    ctas = -(-groups // turns) if tiling.ctas == 1 else min(groups, tiling.ctas * q.sm_count)
     depth = min(-(-wide // shape.split), room_for(left, shape, m))
     v = SMALL.variant(FORMAT=form, WARPS=BOUNDS[xrows, tiling.tiles], XROWS=xrows, TILES=tiling.tiles)
     rows = ROWS * tiling.tiles * shape.warps // shape.split
     smem = fixed_bytes(form, shape, xrows, tiling) + shape.warps * depth * block_bytes(m)
-    q.launch(v, (ctas, 1, 1), (32 * shape.warps, 1, 1), x.rows, x.blocks, w.parts[0], bias, out, m, n, k,
+    q.launch(v, (-(-groups // turns), 1, 1), (32 * shape.warps, 1, 1), x.rows, x.blocks, w.parts[0], bias, out, m, n, k,
              wide, turns, tiling.ahead, depth, shape.split.bit_length() - 1, rows.bit_length() - 1, out.shape[1],
              column, TYPES[x.dtype.name], TYPES[out.dtype.name], smem=smem, pdl=True)
 

@@ -182,8 +182,8 @@ class Engine:
         self._mark = self._mark if before is not None else began
         busy, tokens, guesses = before is not None, 0, dict[int, tuple[int, ...]]()
         if self._speculator is not None:
-            if before is not None and self._speculator.must_read(self._state, before.plan, self.limits,
-                                                                       self._grammars):
+            if before is not None and self._speculator.must_read(
+                    self._state, before.plan, self.limits, self._grammars):
                 tokens, before = self._land(before), None
             guesses = self._speculator.guesses(self._state, self.limits, self._grammars)
         plan = scheduler.plan(self._state, self.limits, guesses)

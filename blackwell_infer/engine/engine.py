@@ -182,8 +182,8 @@ class Engine:
         self._mark = self._mark if before is not None else began
         busy, tokens, guesses = before is not None, 0, dict[int, tuple[int, ...]]()
         if self._speculator is not None:
-            if before is not None and self._speculator.must_read(self._state, before.plan, self.limits,
-                                                                       self._grammars):
+            if before is not None and self._speculator.must_read(
+                    self._state, before.plan, self.limits, self._grammars):
                 tokens, before = self._land(before), None
             guesses = self._speculator.guesses(self._state, self.limits, self._grammars)
         plan = scheduler.plan(self._state, self.limits, guesses)
@@ -348,6 +348,11 @@ class Engine:
             self._end(event.id, "error", failure=ModelOutputError(
                 "the model gave no usable distribution: every logit is NaN or excluded; are the weights intact?"))
             return
+        try:
+            over = event.finish != "stop" and self._grammars.accept(event.id, event.token)
+        except BlackwellInferError as error:
+            self._fail(frozenset({event.id}), error)
+            return
         job.generated += 1
         job.accepted += event.guessed
         job.first = job.first or now
@@ -356,11 +361,6 @@ class Engine:
         logprobs = self._logprobs(job, event, sampled)
         if event.finish == "stop":
             self._end(event.id, "stop", ids, logprobs)
-            return
-        try:
-            over = self._grammars.accept(event.id, event.token)
-        except BlackwellInferError as error:
-            self._fail(frozenset({event.id}), error)
             return
         piece = job.answers[event.id].push(event.token)
         if piece.stopped or over:

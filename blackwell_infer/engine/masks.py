@@ -20,12 +20,13 @@ Words = np.ndarray[Any, np.dtype[np.uint32]]
 
 
 class Grammars:
-    """Matchers by sequence id, on the engine's thread. `ends` are the model's own end tokens."""
+    """Matchers by sequence id, on the engine's thread. `ends` are the model's own end tokens; it may have logits for
+    fewer tokens than its tokenizer knows."""
 
     def __init__(self, vocab: int, ends: frozenset[int]) -> None:
         self._width = -(-vocab // 32)
         self._end = np.zeros(self._width, np.uint32)
-        for id in ends:
+        for id in (id for id in ends if id < vocab):
             self._end[id // 32] |= np.uint32(1 << id % 32)
         self._matchers: dict[int, Matcher] = {}
 

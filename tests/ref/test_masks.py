@@ -127,7 +127,7 @@ def test_a_grammar_that_fails_ends_its_answer_only(opened: Callable[[str], Loade
 
 
 def test_masks_stop_behind_a_guess_that_the_grammar_excludes_and_behind_an_end() -> None:
-    grammars = Grammars(70, frozenset({69}))
+    grammars = Grammars(70, frozenset({69, 500}))
     matcher = Drawn(1, 70, 3)
     first = min(matcher.allowed([]))
     grammars.add(4, matcher)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from blackwell_infer.config import EngineConfig
-    from blackwell_infer.engine.engine import Score, Stats
+    from blackwell_infer.engine.jobs import Score, Stats
     from blackwell_infer.engine.llm import LLM
     from blackwell_infer.engine.load import ModelInfo
     from blackwell_infer.engine.stream import AsyncStream, Stream
@@ -14,11 +14,13 @@ if TYPE_CHECKING:
         BlackwellInferError,
         CheckpointError,
         ConfigError,
+        DeadlineError,
         DeviceError,
         DownloadError,
         KernelError,
         ModelOutputError,
         OutOfMemoryError,
+        QueueFullError,
         RequestError,
         SessionError,
         TemplateError,
@@ -28,23 +30,23 @@ if TYPE_CHECKING:
     from blackwell_infer.types import Choice, Event, Message, Output, Sampling, TokenLogprob, Usage
 
 __all__ = [
-    "LLM", "AsyncStream", "BlackwellInferError", "CheckpointError", "Choice", "ConfigError", "DeviceError",
-    "DownloadError", "EngineConfig", "Event", "KernelError", "Message", "ModelInfo", "ModelOutputError",
-    "OutOfMemoryError", "Output", "RequestError", "Sampling", "Score", "SessionError",
-    "Stats", "Stream", "TemplateError",
-    "TokenLogprob", "TokenizerError", "UnsupportedModelError", "Usage", "__version__",
+    "LLM", "AsyncStream", "BlackwellInferError", "CheckpointError", "Choice", "ConfigError", "DeadlineError",
+    "DeviceError", "DownloadError", "EngineConfig", "Event", "KernelError", "Message", "ModelInfo",
+    "ModelOutputError", "OutOfMemoryError", "Output", "QueueFullError", "RequestError", "Sampling", "Score",
+    "SessionError", "Stats", "Stream", "TemplateError", "TokenLogprob", "TokenizerError", "UnsupportedModelError",
+    "Usage", "__version__",
 ]
 __version__ = "0.1.0"
 
 _HOMES = {
     "config": ("EngineConfig",),
-    "engine.engine": ("Score", "Stats"),
+    "engine.jobs": ("Score", "Stats"),
     "engine.llm": ("LLM",),
     "engine.load": ("ModelInfo",),
     "engine.stream": ("AsyncStream", "Stream"),
-    "errors": ("BlackwellInferError", "CheckpointError", "ConfigError", "DeviceError", "DownloadError", "KernelError",
-               "ModelOutputError", "OutOfMemoryError", "RequestError", "SessionError", "TemplateError",
-               "TokenizerError", "UnsupportedModelError"),
+    "errors": ("BlackwellInferError", "CheckpointError", "ConfigError", "DeadlineError", "DeviceError",
+               "DownloadError", "KernelError", "ModelOutputError", "OutOfMemoryError", "QueueFullError",
+               "RequestError", "SessionError", "TemplateError", "TokenizerError", "UnsupportedModelError"),
     "types": ("Choice", "Event", "Message", "Output", "Sampling", "TokenLogprob", "Usage"),
 }
 

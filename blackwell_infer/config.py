@@ -49,6 +49,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         ge=0, description="longest prompt plus answer in tokens; 0 takes the model's own limit, or what fits",
     )] = 0
     max_batch: Annotated[int, Meta(ge=1, description="most requests that run at once")] = 32
+    max_queue: Annotated[int, Meta(ge=0, description="most answers that wait for others to end; 0 is any number")] = 0
     max_step_tokens: Annotated[int, Meta(
         ge=1, description="most tokens of one step; longer prompts are prefilled in chunks",
     )] = 4096

@@ -57,5 +57,13 @@ class KernelError(BlackwellInferError):
     """A kernel source does not compile, or no kernel exists for this op, type and architecture."""
 
 
+class QueueFullError(RequestError):
+    """As many requests wait as may (`max_queue`); nothing was started. The same request may find room later."""
+
+
+class DeadlineError(BlackwellInferError):
+    """A request did not end in the time that it was given; what was said until then was handed out."""
+
+
 class ModelOutputError(BlackwellInferError):
-    """The model produced no usable distribution (all logits NaN or infinite)."""
+    """The model produced no usable distribution (all logits NaN or infinite), or the grammar of an answer failed."""

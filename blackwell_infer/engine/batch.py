@@ -48,7 +48,8 @@ class Work(msgspec.Struct, frozen=True):
 
     `slots` [N] int32 are the slots of the sampled rows, -1 for those with guesses, whose next tokens the host knows.
     `targets` [S] int32 are the tokens that follow scored ones, -1
-    where none does. `params` is None if nothing is sampled.
+    where none does. `params` is None if nothing is sampled. `masked`: tokens are chosen once masks are told
+    (`runner.Flight.choose`).
     """
 
     batch: Batch
@@ -58,6 +59,7 @@ class Work(msgspec.Struct, frozen=True):
     scored: Array
     targets: Array
     want_logits: bool
+    masked: bool = False
 
 
 class Tables:
@@ -132,9 +134,9 @@ def make_params(rows: Items[Row], settings: Items[Settings]) -> SampleParams:
 
 
 def make_work(plan: Plan, sequences: Mapping[int, Sequence], settings: Mapping[int, Settings], logits: frozenset[int],
-              tables: Tables) -> Work:
+              tables: Tables, masked: bool = False) -> Work:
     """The host side of a step. `sequences` and `settings` are known by sequence id; `logits` are ids of scored
-    sequences whose logits are wanted."""
+    sequences whose logits are wanted; `masked` as in `Work`."""
     batch = make_batch(plan, tables)
     sampling = [row for row in plan.rows if row.samples]
     params = make_params(sampling, [settings[row.id] for row in sampling]) if sampling else None
@@ -149,7 +151,7 @@ def make_work(plan: Plan, sequences: Mapping[int, Sequence], settings: Mapping[i
     return Work(batch, params, slots, tuple(reload(row.slot, sequences[row.id]) for row in plan.rows
                                      if row.restart and not row.scores and settings[row.id].penalised),
                 np.concatenate(scored) if scored else np.zeros(0, np.int32), np.asarray(targets, np.int32),
-                any(row.id in logits for row in plan.rows))
+                any(row.id in logits for row in plan.rows), masked)
 
 
 def reload(slot: int, sequence: Sequence) -> Reload:

@@ -8,114 +8,29 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 import numpy as np
 
 from blackwell_infer.engine import saved, scheduler
-from blackwell_infer.engine.answer import Answer
 from blackwell_infer.engine.batch import Settings, Tables, make_work
+from blackwell_infer.engine.commit import commit
+from blackwell_infer.engine.jobs import Job, Launched, Score, Scoring, Sink, Stats, reported, typed
+from blackwell_infer.engine.masks import Grammars
 from blackwell_infer.engine.request import Request
 from blackwell_infer.engine.runner import Flight, Result, Runner
 from blackwell_infer.engine.saved import SavedPrefix
-from blackwell_infer.engine.scheduler import Emitted, Limits, Plan, Row, Sequence
+from blackwell_infer.engine.scheduler import Limits, Plan, Row, Sequence
+from blackwell_infer.engine.sequences import Emitted
 from blackwell_infer.engine.speculate import Speculator
-from blackwell_infer.errors import BlackwellInferError, ModelOutputError, OutOfMemoryError, RequestError
+from blackwell_infer.errors import BlackwellInferError, DeadlineError, ModelOutputError, OutOfMemoryError, RequestError
 from blackwell_infer.log import logger
 from blackwell_infer.ops.batch import Sampled
 from blackwell_infer.text.tokenizer import Tokenizer
-from blackwell_infer.types import Event, FinishReason, TokenLogprob, Usage
+from blackwell_infer.types import Event, FinishReason, TokenLogprob
 
-Sink = Callable[[Event], None]
 T = TypeVar("T")
-
-
-class Score(msgspec.Struct, frozen=True):
-    """Teacher-forced scores of T tokens: `logprobs` [T] float32 holds log p(token i | tokens before it), 0.0 for the
-    first, which nothing precedes. `logits` [T, V] float32, if asked for, are the model's after each token."""
-
-    logprobs: np.ndarray[Any, np.dtype[np.float32]]
-    logits: np.ndarray[Any, np.dtype[np.float32]] | None = None
-
-
-class Stats(msgspec.Struct, frozen=True, kw_only=True):
-    """Counters since loading. Tokens per second count the time in which the engine had work."""
-
-    running: int = 0
-    waiting: int = 0
-    finished: int = 0
-    """requests that ended, in whatever way"""
-    prompt_tokens: int = 0
-    """tokens prefilled, those of preempted sequences again"""
-    generated_tokens: int = 0
-    steps: int = 0
-    preemptions: int = 0
-    busy_seconds: float = 0.0
-    tokens_per_second: float = 0.0
-    pages_used: int = 0
-    """pages of what runs"""
-    pages_total: int = 0
-    cached_tokens: int = 0
-    """tokens that were not prefilled because the prefix cache held them"""
-    pages_cached: int = 0
-    """pages that only the prefix cache holds; they are free for others"""
-    states_cached: int = 0
-    """recurrent states in the prefix cache"""
-    states_total: int = 0
-    """slots for such states"""
-    drafted_tokens: int = 0
-    """guesses that were checked (see the setting `speculate`)"""
-    accepted_tokens: int = 0
-    """guesses that held"""
-    drafted_at: tuple[int, ...] = ()
-    """guesses that were checked, by their place: those for the token after the next first"""
-    accepted_at: tuple[int, ...] = ()
-
-
-class Job:
-    """A request under way: its sequences by id, its answers, its clock. Touched by the stepping thread only."""
-
-    def __init__(self, id: int, request: Request, sink: Sink, first: int, tokenizer: Tokenizer) -> None:
-        self.id = id
-        self.request = request
-        self.sink = sink
-        self.index = {first + i: i for i in range(request.sampling.n)}
-        self.answers = {first + i: Answer(tokenizer, request) for i in range(request.sampling.n)}
-        self.failure: BlackwellInferError | None = None
-        self.generated = self.drafted = self.accepted = self.cached = 0
-        self.submitted = time.perf_counter()
-        self.started = self.first = self.last = 0.0
-
-    def usage(self) -> Usage:
-        """Counts and times at the end."""
-        started = self.started or time.perf_counter()
-        first = self.first or started
-        return Usage(prompt_tokens=len(self.request.prompt), completion_tokens=self.generated,
-                     queue_seconds=started - self.submitted, prefill_seconds=first - started,
-                     decode_seconds=max(self.last - first, 0.0), cached_tokens=self.cached,
-                     drafted_tokens=self.drafted, accepted_tokens=self.accepted)
-
-
-class Scoring:
-    """A text being scored. `result` is complete once every position is."""
-
-    def __init__(self, id: int, tokens: tuple[int, ...], vocab: int, logits: bool) -> None:
-        self.id = id
-        try:
-            values = np.empty((len(tokens), vocab), np.float32) if logits else None
-        except MemoryError:
-            raise OutOfMemoryError(f"logits of {len(tokens)} tokens take {4 * len(tokens) * vocab} bytes on the host, "
-                                   "which are not free; score shorter pieces") from None
-        self.result = Score(np.zeros(len(tokens), np.float32), values)
-        self.future: Future[Score] = Future()
-
-
-class Launched(msgspec.Struct, frozen=True):
-    """A step that was launched and not read."""
-
-    plan: Plan
-    flight: Flight
 
 
 class Engine:
@@ -127,7 +42,8 @@ class Engine:
 
     If the runner's depth is 1, a step is read after the next one was launched: the device never waits for the host.
     What a step did for a sequence that ended or was cancelled meanwhile is dropped. Where a sequence of the step has
-    something to guess, the step is read first: guesses follow known tokens.
+    something to guess, the step is read first: guesses follow known tokens. Tokens that a grammar limits are chosen
+    once the step before was read, while the device computes their logits.
     """
 
     def __init__(self, runner: Runner, limits: Limits, tokenizer: Tokenizer, vocab: int,
@@ -148,19 +64,29 @@ class Engine:
         self._mark = 0.0
         """when the last step was read, or the engine began after having nothing to do"""
         self._tables = Tables(limits.batch, scheduler.pages_for(limits.context), limits.homes)
+        self._posted = 0
+        """sequences that were submitted and that the state does not hold yet"""
         self._jobs: dict[int, Job] = {}
+        self._deadlines: dict[int, float] = {}
+        """by request, on the clock of `time.perf_counter`"""
         self._scorings: dict[int, Scoring] = {}
         self._settings: dict[int, Settings] = {}
+        self._grammars = Grammars(vocab, tokenizer.stop_ids)
         self._stats = Stats(pages_total=limits.pages, states_total=limits.states)
 
     def submit(self, request: Request, sink: Sink) -> Job:
-        """Queue a request. RequestError if it can never run, or the engine is closed."""
+        """Queue a request. RequestError if it can never run, or the engine is closed; QueueFullError (a RequestError)
+        if `Limits.queue` wait already."""
         self.check_process()
         wanted = request.sampling.max_tokens or self.limits.context
         whole = scheduler.admitted(self.limits, Sequence(id=0, prompt=request.prompt, limit=wanted,
-                                                         stop_ids=request.stop_ids))
+                                                         stop_ids=request.stop_ids, priority=request.priority))
         with self._wake:
             self._check_open()
+            state = self._state
+            scheduler.check_queue(self.limits, self._posted + len(state.running) + len(state.waiting),
+                                  request.sampling.n)
+            self._posted += request.sampling.n
             job = Job(next(self._ids), request, sink, self._take_ids(request.sampling.n), self.tokenizer)
             self._post(lambda: self._start(job, whole))
         return job
@@ -251,13 +177,15 @@ class Engine:
         hand out its events. False if there was nothing to do."""
         self._drain()
         began = time.perf_counter()
+        self._expire(began)
         before, self._launched = self._launched, None
         self._mark = self._mark if before is not None else began
         busy, tokens, guesses = before is not None, 0, dict[int, tuple[int, ...]]()
         if self._speculator is not None:
-            if before is not None and self._speculator.must_read(self._state, before.plan, self.limits):
+            if before is not None and self._speculator.must_read(self._state, before.plan, self.limits,
+                                                                       self._grammars):
                 tokens, before = self._land(before), None
-            guesses = self._speculator.guesses(self._state, self.limits)
+            guesses = self._speculator.guesses(self._state, self.limits, self._grammars)
         plan = scheduler.plan(self._state, self.limits, guesses)
         fed = sum(len(row.tokens) - row.guesses for row in plan.rows if self._prefills(row))
         for row in plan.rows:
@@ -267,13 +195,14 @@ class Engine:
         failure = None
         try:
             if plan.rows:
-                self._launched = Launched(plan, self._launch(plan))
+                masked = self._grammars.concern(plan)
+                self._launched = Launched(plan, self._launch(plan, masked), masked)
                 self._state = scheduler.begin(self._state, plan)
         except Exception as error:  # whatever a backend raises ends this step's requests, not the others
-            failure = typed(error)
-            if failure is not error:
-                logger.exception("a step failed")
+            failure = reported(error)
         tokens += 0 if before is None else self._land(before)
+        if self._launched is not None and self._launched.masked:
+            self._choose(self._launched)
         if failure is not None:
             self._fail(frozenset(row.id for row in blamed(plan, failure)), failure)
         elif self._launched is not None and not self.runner.depth:
@@ -283,11 +212,22 @@ class Engine:
         self._count(plan, fed, time.perf_counter() - began if busy else 0.0, tokens)
         return busy
 
-    def _launch(self, plan: Plan) -> Flight:
+    def _launch(self, plan: Plan, masked: bool) -> Flight:
         needed = {row.id for row in plan.rows if row.restart or row.scores}
         sequences = {s.id: s for s in (*self._state.running, *self._state.waiting) if s.id in needed}
         logits = frozenset(id for id, s in self._scorings.items() if s.result.logits is not None)
-        return self.runner.launch(make_work(plan, sequences, self._settings, logits, self._tables))
+        return self.runner.launch(make_work(plan, sequences, self._settings, logits, self._tables, masked))
+
+    def _choose(self, launched: Launched) -> None:
+        """Tell a step what its tokens may be, once every step before it was read."""
+        mask, failed = self._grammars.masks(launched.plan)
+        try:
+            launched.flight.choose(mask)
+        except Exception as error:  # as at the launch
+            self._launched = None
+            self._fail(frozenset(row.id for row in launched.plan.rows), reported(error))
+        for id, failure in failed.items():
+            self._fail(frozenset({id}), failure)
 
     def _land(self, launched: Launched) -> int:
         """Wait for a step and hand out its events; the number of tokens that it made."""
@@ -295,16 +235,13 @@ class Engine:
         try:
             result = launched.flight.result()
         except Exception as error:  # as at the launch
-            failure = typed(error)
-            if failure is not error:
-                logger.exception("a step failed")
-            self._fail(frozenset(row.id for row in plan.rows), failure)
+            self._fail(frozenset(row.id for row in plan.rows), reported(error))
             return 0
         now = time.perf_counter()
         tokens = [] if result.sampled is None else np.asarray(result.sampled.tokens).tolist()
         if self._speculator is not None:
             tokens = self._speculator.read(plan, tokens)
-        self._state, events = scheduler.commit(self._state, plan, tokens)
+        self._state, events = commit(self._state, plan, tokens)
         seconds, self._mark = now - self._mark, now
         firsts, made = scored_from(plan), 0
         for i in {event.row for event in events}:
@@ -326,10 +263,7 @@ class Engine:
         try:
             speculator.landed(plan, events, self._state, self._tables, self.limits, seconds)
         except Exception as error:  # as at the launch
-            failure = typed(error)
-            if failure is not error:
-                logger.exception("guessing failed")
-            self._fail(frozenset(row.id for row in plan.rows), failure)
+            self._fail(frozenset(row.id for row in plan.rows), reported(error))
 
     @property
     def _busy(self) -> bool:
@@ -358,10 +292,26 @@ class Engine:
             self._inbox.popleft()()
 
     def _start(self, job: Job, whole: Sequence) -> None:
+        if job.request.deadline is not None:
+            self._deadlines[job.id] = job.submitted + job.request.deadline
         for id, index in job.index.items():
             self._jobs[id] = job
             self._settings[id] = job.request.settings[index]
+            if job.request.matchers:
+                self._grammars.add(id, job.request.matchers[index])
             self._state = scheduler.submit(self._state, self.limits, msgspec.structs.replace(whole, id=id))
+        with self._wake:
+            self._posted -= len(job.index)
+
+    def _expire(self, now: float) -> None:
+        """End the requests whose time is up."""
+        late = {id for id, at in self._deadlines.items() if at <= now}
+        if late:
+            jobs = {id: job for id, job in self._jobs.items() if job.id in late}
+            for id, job in jobs.items():
+                self._fail(frozenset({id}), DeadlineError(
+                    f"the request did not end within its {job.request.deadline:g} seconds; what was said until then "
+                    "stands"))
 
     def _start_scoring(self, scoring: Scoring, sequence: Sequence) -> None:
         self._scorings[sequence.id] = scoring
@@ -407,8 +357,13 @@ class Engine:
         if event.finish == "stop":
             self._end(event.id, "stop", ids, logprobs)
             return
+        try:
+            over = self._grammars.accept(event.id, event.token)
+        except BlackwellInferError as error:
+            self._fail(frozenset({event.id}), error)
+            return
         piece = job.answers[event.id].push(event.token)
-        if piece.stopped:
+        if piece.stopped or over:
             self._state = scheduler.cancel(self._state, frozenset({event.id}))
             self._end(event.id, "stop", ids, logprobs, piece.text, piece.reasoning)
         elif event.finish is not None:
@@ -430,9 +385,11 @@ class Engine:
         """Send the last event of a choice, with what its text still held back."""
         job = self._jobs.pop(id)
         self._settings.pop(id)
+        self._grammars.drop(id)
         rest = job.answers.pop(id).flush()
         job.failure = job.failure or failure
         if not job.answers:
+            self._deadlines.pop(job.id, None)
             self._stats = msgspec.structs.replace(self._stats, finished=self._stats.finished + 1)
         job.sink(Event(request_id=job.id, index=job.index[id], text=text + rest.text,
                        reasoning=reasoning + rest.reasoning, token_ids=ids, logprobs=logprobs, finish_reason=reason,
@@ -483,12 +440,3 @@ def scored_from(plan: Plan) -> list[int]:
     """For each row, the number of scored tokens before it."""
     counts = [len(row.tokens) if row.scores else 0 for row in plan.rows]
     return list(itertools.accumulate(counts, initial=0))
-
-
-def typed(error: Exception) -> BlackwellInferError:
-    """The error itself if it is one of ours, else one of ours with it as the cause."""
-    if isinstance(error, BlackwellInferError):
-        return error
-    wrapped = BlackwellInferError(f"a step failed unexpectedly: {type(error).__name__}: {error}")
-    wrapped.__cause__ = error
-    return wrapped

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from blackwell_infer.device.queue import Captured, Queue
+from blackwell_infer.device.queue import Captured, Pending, Queue
 from blackwell_infer.device.tensor import Tensor
 from blackwell_infer.engine import step
 from blackwell_infer.engine.batch import Work
@@ -27,7 +27,7 @@ from blackwell_infer.engine.step import Model
 from blackwell_infer.errors import OutOfMemoryError
 from blackwell_infer.log import logger
 from blackwell_infer.ops.api import Ops
-from blackwell_infer.ops.batch import Batch, SampleParams
+from blackwell_infer.ops.batch import Batch, SampleParams, TokenMask
 
 SHORTEST = 256
 """Keys below which contexts are not told apart: attention has one split there."""
@@ -46,6 +46,8 @@ class Bucket(msgspec.Struct, frozen=True):
     guessed: int = 0
     """tokens of all rows, 0 where each brings one"""
     most: int = 1
+    masked: bool = False
+    """in two parts, the second of which waits for masks"""
 
     @property
     def tokens(self) -> int:
@@ -85,7 +87,7 @@ class Space(msgspec.Struct, frozen=True):
         top, biases = work.params.top, work.params.bias_ids.shape[0]
         return Bucket(self.rows(rows), self.length(int(np.max(np.asarray(work.batch.lengths)))),
                       min(doubled(top), MOST_TOP) if top else 0, doubled(biases) if biases else 0,
-                      doubled(tokens) if tokens > rows else 0, doubled(work.batch.max_new))
+                      doubled(tokens) if tokens > rows else 0, doubled(work.batch.max_new), work.masked)
 
 
 def doubled(n: int) -> int:
@@ -133,12 +135,12 @@ class Inputs:
 
 
 class Plate:
-    """What is kept of a bucket: its inputs, how often it ran op by op, and the record once there is one."""
+    """What is kept of a bucket: its inputs, whether it ran op by op, and the records of its parts once there are."""
 
-    def __init__(self, inputs: Inputs) -> None:
+    def __init__(self, inputs: Inputs, parts: int) -> None:
         self.inputs = inputs
-        self.seen = False
-        self.graph: Captured | None = None
+        self.seen = [False] * parts
+        self.graphs: list[Captured | None] = [None] * parts
 
 
 class HeadBucket(msgspec.Struct, frozen=True):
@@ -215,7 +217,7 @@ class GraphRunner:
     @property
     def captured(self) -> tuple[Bucket, ...]:
         """The buckets that are recorded."""
-        return tuple(bucket for bucket, plate in self._plates.items() if plate.graph is not None)
+        return tuple(bucket for bucket, plate in self._plates.items() if None not in plate.graphs)
 
     def launch(self, work: Work) -> Landing:
         bucket = self.space.bucket(work)
@@ -224,16 +226,29 @@ class GraphRunner:
             return self.eager.launch(work)
         self.eager.reload(work)
         plate.inputs.upload(self.queue, work)
-        if plate.graph is None and plate.seen and self._capture and not self._full:
-            self._record(bucket, plate)
-        if plate.graph is not None:
-            plate.graph.run()
+        self._run(bucket, plate, 0)
+
+        def choose(mask: TokenMask) -> Pending:
+            self.eager.waiting.tell(mask, bucket.tokens)
+            self._run(bucket, plate, 1)
+            return self.eager.download(bucket.tokens, bucket.top)
+
+        count = work.batch.ids.shape[0]
+        if bucket.masked:
+            return Landing(None, bucket.tokens, count, bucket.top, choosing=choose)
+        return Landing(self.eager.download(bucket.tokens, bucket.top), bucket.tokens, count, bucket.top)
+
+    def _run(self, bucket: Bucket, plate: Plate, part: int) -> None:
+        """One part of a step: the record of it, or op by op."""
+        graph = plate.graphs[part]
+        if graph is None and plate.seen[part] and self._capture and not self._full:
+            graph = plate.graphs[part] = self._recorded(bucket, plate, part)
+        if graph is not None:
+            graph.run()
         else:
             with self.queue.step():
-                self._step(plate)
-            plate.seen = True
-        words = self.eager.download(bucket.tokens, bucket.top)
-        return Landing(words, bucket.tokens, work.batch.ids.shape[0], bucket.top)
+                self._step(bucket, plate, part)
+            plate.seen[part] = True
 
     def guess(self, work: HeadWork) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:
         """See `engine.head.Guessing`: recorded in buckets like decode steps, where every row guesses."""
@@ -272,14 +287,19 @@ class GraphRunner:
         plate = self._plates.get(bucket)
         if plate is None and not self._full:
             try:
-                plate = self._plates[bucket] = Plate(Inputs(self.queue, bucket))
+                plate = self._plates[bucket] = Plate(Inputs(self.queue, bucket), 1 + bucket.masked)
                 self.nbytes += plate.inputs.block.nbytes
             except OutOfMemoryError as error:
                 self._stop(bucket, error)
         return plate
 
-    def _step(self, plate: Plate) -> None:
-        step.run(self.eager.ops, self.eager.model, self.eager.tokens, plate.inputs.work)
+    def _step(self, bucket: Bucket, plate: Plate, part: int) -> None:
+        on = self.eager
+        kept = on.waiting.kept[: bucket.tokens] if bucket.masked else None
+        if kept is not None and part:
+            step.choose(on.ops, on.model, on.tokens, plate.inputs.work, kept, on.waiting.mask(bucket.tokens))
+        else:
+            step.run(on.ops, on.model, on.tokens, plate.inputs.work, kept)
 
     def _head_plate(self, bucket: HeadBucket) -> HeadPlate | None:
         """As `_plate`, for the head."""
@@ -296,15 +316,16 @@ class GraphRunner:
         assert self.eager.guesses is not None
         step.guess(self.eager.ops, self.eager.model, self.eager.guesses, plate.work)
 
-    def _record(self, bucket: Bucket, plate: Plate) -> None:
+    def _recorded(self, bucket: Bucket, plate: Plate, part: int) -> Captured | None:
         try:
-            plate.graph = self.queue.capture(lambda: self._step(plate))
+            graph = self.queue.capture(lambda: self._step(bucket, plate, part))
         except OutOfMemoryError as error:
             self._stop(bucket, error)
-            return
-        self.nbytes += plate.graph.nbytes
+            return None
+        self.nbytes += graph.nbytes
         logger.debug("recorded decode steps of %d rows up to %d keys: %d graphs, %d bytes", bucket.rows, bucket.length,
                      len(self.captured), self.nbytes)
+        return graph
 
     def _stop(self, bucket: Bucket, error: OutOfMemoryError) -> None:
         """From now on new buckets run op by op."""

@@ -11,7 +11,8 @@ from typing import Any, Self, overload
 
 from blackwell_infer.config import DEMO, EngineConfig, build
 from blackwell_infer.engine import saved
-from blackwell_infer.engine.engine import Engine, Score, Stats
+from blackwell_infer.engine.engine import Engine
+from blackwell_infer.engine.jobs import Score, Stats
 from blackwell_infer.engine.load import Loaded, ModelInfo, load
 from blackwell_infer.engine.request import (
     Chat,

@@ -174,7 +174,8 @@ def survey(checkpoint: Checkpoint, config: EngineConfig, on_host: bool) -> Surve
                     checked=most_checked(config),
                     reach=config.draft_max if head else 0,
                     reuse=config.prefix_cache, stride=STRIDE if geometry.recurrent else 1,
-                    states=states_to_keep(config.max_batch) if geometry.recurrent and config.prefix_cache else 0)
+                    states=states_to_keep(config.max_batch) if geometry.recurrent and config.prefix_cache else 0,
+                    queue=config.max_queue or None)
     return Survey(Build(family, cfg, choose_dtype(config.dtype, on_host, measure, checkpoint),
                         config.activations, config.reproducible, config.state_dtype,
                         head), limits, measure)

@@ -17,6 +17,7 @@ from blackwell_infer.engine.state import Build
 from blackwell_infer.engine.weights import DeviceLoading, Meter, arranger, hollow, placing
 from blackwell_infer.kernels.kernel import Variant
 from blackwell_infer.log import silent
+from blackwell_infer.ops.batch import TokenMask
 from blackwell_infer.ops.cuda import CudaOps
 from blackwell_infer.types import Array, Sampling
 
@@ -56,8 +57,12 @@ def rehearse(build: Build, tensors: Mapping[str, TensorInfo], limits: Limits, qu
                         limits.spares, limits.step_tokens)
     runner = GraphRunner(queue, CudaOps(queue, build.reproducible), model, limits.context, capture=False)
     queue.arena.reserve(queue.memory()[0] // 2)
+    nothing = np.zeros((0, -(-build.geometry.vocab // 32)), np.uint32)
     for work in works(limits):
         runner.launch(work)
+        if work.params is not None:
+            flight = runner.launch(msgspec.structs.replace(work, masked=True))
+            flight.choose(TokenMask(np.full(work.batch.outputs.shape[0], -1, np.int32), nothing))
     if build.head:
         for after in head_works(limits):
             runner.guess(after)

@@ -14,7 +14,7 @@ from blackwell_infer.errors import RequestError
 from blackwell_infer.log import logger
 from blackwell_infer.text.load import Text
 from blackwell_infer.text.messages import read_messages
-from blackwell_infer.types import Message, Sampling
+from blackwell_infer.types import Matcher, Message, Sampling
 
 MOST_LOGPROBS = 20
 MOST_CHOICES = 1024
@@ -29,7 +29,8 @@ Prompt = str | Ids | Chat
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """One prompt, ready to run. `markers` separate reasoning (None: nothing does); `inside`: it is open already."""
+    """One prompt, ready to run. `markers` separate reasoning (None: nothing does); `inside`: it is open already. Higher
+    `priority` goes first; what has not ended `deadline` seconds after it was submitted ends with DeadlineError."""
 
     prompt: tuple[int, ...]
     sampling: Sampling
@@ -37,6 +38,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     stop_ids: frozenset[int]
     markers: tuple[str, str] | None = None
     inside: bool = False
+    matchers: tuple[Matcher, ...] = ()
+    """one for each choice, or none"""
+    priority: int = 0
+    deadline: float | None = None
 
 
 def is_chat(prompt: Any) -> bool:
@@ -68,9 +73,15 @@ def make_request(text: Text, vocab: int, prompt: Any, sampling: Sampling, variab
     else:
         ids = read_ids(prompt, "the prompt")
     check_ids(ids, vocab, "the prompt")
-    own = frozenset[int]() if sampling.ignore_eos else text.tokenizer.stop_ids
+    # Where a grammar ends, nothing but an end token is left.
+    own = frozenset[int]() if sampling.ignore_eos and sampling.grammar is None else text.tokenizer.stop_ids
+    matchers: tuple[Matcher, ...] = ()
+    if sampling.grammar is not None:
+        matcher = text.matcher(sampling.grammar, vocab)
+        matchers = tuple(matcher() for _ in range(sampling.n))
     return Request(prompt=ids, sampling=sampling, settings=resolve_settings(sampling, vocab),
-                   stop_ids=own | frozenset(sampling.stop_token_ids), markers=markers, inside=inside)
+                   stop_ids=own | frozenset(sampling.stop_token_ids), markers=markers, inside=inside,
+                   matchers=matchers)
 
 
 def read_ids(value: Any, what: str) -> tuple[int, ...]:

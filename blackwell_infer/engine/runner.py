@@ -1,6 +1,7 @@
 """Runs a step's work on a backend and brings the results to the host. The engine above sees only this protocol."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from typing import Any, Protocol
 
@@ -14,9 +15,10 @@ from blackwell_infer.engine.guesses import MOST
 from blackwell_infer.engine.head import HeadWork
 from blackwell_infer.engine.packed import Packed, arrays_in_head, arrays_of, placed, placed_head
 from blackwell_infer.engine.places import Arrays, read_places, write_places
+from blackwell_infer.engine.state import DTYPES
 from blackwell_infer.engine.step import Model
 from blackwell_infer.ops.api import Ops
-from blackwell_infer.ops.batch import Sampled, TokenState
+from blackwell_infer.ops.batch import Sampled, TokenMask, TokenState
 
 MOST_TOP = 20
 """Most alternatives that a sampled token may report (`types.Sampling.logprobs`)"""
@@ -36,6 +38,11 @@ class Result(msgspec.Struct, frozen=True):
 
 class Flight(Protocol):
     """A step under way."""
+
+    def choose(self, mask: TokenMask) -> None:
+        """Tell the masks (host arrays) of a step with `Work.masked`: once, before `result`, and before the next launch.
+        Until then the step runs as far as it goes without. DeviceError and its kind."""
+        ...
 
     def result(self) -> Result:
         """Wait for the step. DeviceError and its kind if the backend failed."""
@@ -75,16 +82,22 @@ class Runner(Protocol):
 
 class Landing:
     """`Flight` over downloads: `words` is the block that `Ops.deliver_` wrote for `rows` rows, of which `count` are
-    wanted, with `top` alternatives each."""
+    wanted, with `top` alternatives each; `choosing` begins to write it once masks are told."""
 
     def __init__(self, words: Pending | None, rows: int, count: int, top: int, logprobs: Pending | None = None,
-                 logits: Pending | None = None) -> None:
+                 logits: Pending | None = None, choosing: Callable[[TokenMask], Pending] | None = None) -> None:
         self._words = words
+        self._choosing = choosing
         self._shape = rows, count, top
         self._logprobs = logprobs
         self._logits = logits
 
+    def choose(self, mask: TokenMask) -> None:
+        assert self._choosing is not None, "a step without masks waits for none"
+        self._words, self._choosing = self._choosing(mask), None
+
     def result(self) -> Result:
+        assert self._choosing is None, "the masks of this step were not told"
         return Result(sampled=None if self._words is None else delivered(self._words.result(), *self._shape),
                       logprobs=None if self._logprobs is None else self._logprobs.result(),
                       logits=None if self._logits is None else self._logits.result())
@@ -104,6 +117,31 @@ def token_state(memory: Memory, slots: int) -> TokenState:
     return TokenState(memory.zeros((slots,), np.int32), memory.zeros((results * (2 + 2 * MOST_TOP),), np.int32))
 
 
+class Waiting:
+    """What a step with masks leaves until they are told, and where they are put: `kept` [S, H] the hidden states of
+    what is sampled, `mask` rows [S] and words [S, ceil(V / 32)]. One step at a time."""
+
+    def __init__(self, memory: Memory, model: Model, rows: int) -> None:
+        geometry = model.family.geometry(model.cfg)
+        self._memory = memory
+        self.kept = memory.zeros((rows, geometry.hidden), DTYPES[model.dtype])
+        self._rows = memory.zeros((rows,), np.int32)
+        self._words = memory.zeros((rows, -(-geometry.vocab // 32)), np.uint32)
+
+    def mask(self, rows: int) -> TokenMask:
+        """The masks of the first rows."""
+        return TokenMask(self._rows[:rows], self._words[:rows])
+
+    def tell(self, mask: TokenMask, rows: int) -> TokenMask:
+        """Upload masks of at most `rows` rows, which is their number with padding: only as many as there are."""
+        host, words = np.full(rows, -1, np.int32), np.asarray(mask.words)
+        host[: mask.rows.shape[0]] = np.asarray(mask.rows)
+        self._memory.upload(self._rows[:rows], host)
+        if len(words):
+            self._memory.upload(self._words[: len(words)], words)
+        return self.mask(rows)
+
+
 class ModelRunner:
     """`Runner` over any pair of `Memory` and `Ops`: HostMemory with ops.ref, or a queue with CudaOps on it. Every op is
     called, and every kernel launched, step by step."""
@@ -117,16 +155,29 @@ class ModelRunner:
         slots = model.penalties.counts.shape[0]
         self.tokens = token_state(memory, slots)
         self.guesses = None if model.head is None else token_state(memory, slots)
+        self.waiting = Waiting(memory, model, max(slots, CHECKED))
 
     def launch(self, work: Work) -> Landing:
         memory = self.memory
         self.reload(work)
+        rows, top = (0, 0) if work.params is None else (work.batch.outputs.shape[0], work.params.top)
+        kept = self.waiting.kept[:rows] if work.masked else None
         with memory.step():
             packed = Packed(arrays_of(work))
-            scored = step.run(self.ops, self.model, self.tokens, placed(work, packed.views(memory.put(packed.buffer))))
+            scored = step.run(self.ops, self.model, self.tokens, placed(work, packed.views(memory.put(packed.buffer))),
+                              kept)
             logprobs = None if scored is None else memory.download(scored.logprobs)
             logits = memory.download(scored.logits) if scored is not None and work.want_logits else None
-        rows, top = (0, 0) if work.params is None else (work.batch.outputs.shape[0], work.params.top)
+
+        def choose(mask: TokenMask) -> Pending:
+            told = self.waiting.tell(mask, rows)
+            with memory.step():  # the first one's memory may be another's by now
+                here = placed(work, packed.views(memory.put(packed.buffer)))
+                step.choose(self.ops, self.model, self.tokens, here, self.waiting.kept[:rows], told)
+            return self.download(rows, top)
+
+        if work.masked:
+            return Landing(None, rows, rows, top, logprobs, logits, choose)
         return Landing(self.download(rows, top) if rows else None, rows, rows, top, logprobs, logits)
 
     def guess(self, work: HeadWork) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:

@@ -1,4 +1,4 @@
-"""Which tokens run in the next step: three pure functions, `plan`, `begin` and `commit`, over plain data.
+"""Which tokens run in the next step: pure functions over plain data, `plan` and `begin`; `engine.commit` is the third.
 
 `begin` is the state once a planned step was launched, `commit` the one once its tokens are known. Steps may be planned
 and begun before the last one is committed: a sequence is then taken to go on, its token is `UNKNOWN` to the host, and
@@ -16,22 +16,23 @@ starts after the longest beginning it finds there. What nobody holds is evicted 
 Invariants between steps:
 
 - a page is free, or in the prefix cache, or belongs to one sequence; nobody writes to what is in the cache;
-- every running sequence is older than every waiting one, so a waiting one is never overtaken;
-- a step advances some sequence, and what stands in the way of the oldest one is bounded, so every sequence ends.
+- of two that wait, the one of higher priority, or of equal ones the older, is admitted first; nobody loses pages to
+  make room for one that waits, but what runs takes them from those that come after it;
+- a step advances some sequence, and what stands in the way of the first one is bounded, so every sequence ends, unless
+  ones of higher priority never cease to come.
 """
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Mapping
 from collections.abc import Sequence as Items
 
 import msgspec
 
-from blackwell_infer.engine.guesses import accepted, leveled
-from blackwell_infer.engine.prefix import coming, keys_of, let_go, resumed, snapshot_ends
+from blackwell_infer.engine.guesses import leveled
+from blackwell_infer.engine.prefix import coming, let_go, resumed, snapshot_ends
 from blackwell_infer.engine.sequences import (
     UNKNOWN,
-    Emitted,
-    Finish,
     Limits,
     Plan,
     Row,
@@ -40,12 +41,12 @@ from blackwell_infer.engine.sequences import (
     mask,
     pages_for,
 )
-from blackwell_infer.errors import RequestError
+from blackwell_infer.errors import QueueFullError, RequestError
 from blackwell_infer.kv.prefix import Prefix
 from blackwell_infer.kv.spec import PAGE
 
-__all__ = ["UNKNOWN", "Emitted", "Finish", "Limits", "Plan", "Row", "Sequence", "State", "admitted", "begin", "cancel",
-           "commit", "mask", "pages_for", "plan", "shares", "start", "submit"]
+__all__ = ["UNKNOWN", "Limits", "Plan", "Row", "Sequence", "State", "admitted", "begin", "cancel", "check_queue",
+           "mask", "pages_for", "plan", "rank", "shares", "start", "submit"]
 
 LEAST_SHARE = 256
 """Tokens below which a step's prefill budget is not divided further."""
@@ -71,8 +72,17 @@ def admitted(limits: Limits, sequence: Sequence) -> Sequence:
 
 
 def submit(state: State, limits: Limits, sequence: Sequence) -> State:
-    """Queue a sequence behind all others. RequestError if it can never run."""
-    return msgspec.structs.replace(state, waiting=(*state.waiting, admitted(limits, sequence)))
+    """Queue a sequence behind all others of its priority. RequestError if it can never run."""
+    waiting = list(state.waiting)
+    insort(waiting, admitted(limits, sequence), key=rank)
+    return msgspec.structs.replace(state, waiting=tuple(waiting))
+
+
+def check_queue(limits: Limits, present: int, more: int) -> None:
+    """QueueFullError if so many more sequences find no room beside the `present` ones that run or wait."""
+    if limits.queue is not None and present + more > limits.batch + limits.queue:
+        raise QueueFullError(f"{present} answers run or wait and {more} more were asked for; {limits.batch} run at "
+                             f"once and {limits.queue} may wait: try again later, or raise max_queue")
 
 
 def cancel(state: State, ids: frozenset[int]) -> State:
@@ -84,11 +94,11 @@ def cancel(state: State, ids: frozenset[int]) -> State:
 
 
 def plan(state: State, limits: Limits, guesses: Mapping[int, tuple[int, ...]] | None = None) -> Plan:
-    """The next step: decode rows first, then chunks of prompts in order of arrival, then new admissions.
+    """The next step: decode rows first, then chunks of prompts in order of rank, new ones among them.
 
-    Prompts share the tokens that decoding leaves: the oldest takes half, the next half of the rest, and so on; what is
-    left over goes to the oldest first. So a long prompt advances in every step and short ones behind it wait little.
-    A sequence without a free page takes those of the youngest running one (recompute later). `guesses` by sequence id
+    Prompts share the tokens that decoding leaves: the first takes half, the next half of the rest, and so on; what is
+    left over goes to the first one first. So a long prompt advances in every step and short ones behind it wait little.
+    A sequence without a free page takes those of the last running one (recompute later). `guesses` by sequence id
     come last, into what is left of the step.
     """
     draft = Draft(state, limits)
@@ -97,7 +107,7 @@ def plan(state: State, limits: Limits, guesses: Mapping[int, tuple[int, ...]] | 
         if ready and draft.budget > 0 and s.id not in draft.preempted:
             draft.decode(s)
     prompts = [s for s in state.running if (s.pending > 1 or s.score) and s.id not in draft.preempted]
-    prompts += draft.admissible(prompts)
+    prompts = sorted(prompts + draft.admissible(prompts), key=rank)
     for s, share in zip(prompts, shares(draft.wanted(prompts), draft.budget), strict=True):
         if s.id in draft.preempted or (not share and s.slot >= 0):
             continue
@@ -107,8 +117,13 @@ def plan(state: State, limits: Limits, guesses: Mapping[int, tuple[int, ...]] | 
     return draft.plan()
 
 
+def rank(s: Sequence) -> tuple[int, int]:
+    """`Sequence.rank`, for sorting."""
+    return s.rank
+
+
 def shares(wanted: Items[int], budget: int) -> list[int]:
-    """Tokens of each prompt, oldest first; they sum to at most `budget`."""
+    """Tokens of each prompt, first ones first; they sum to at most `budget`."""
     given = []
     for want in wanted:
         given.append(min(want, max(-(-budget // 2), min(budget, LEAST_SHARE))))
@@ -159,10 +174,10 @@ class Draft:
             self.free ^= low
         return tuple(taken)
 
-    def preempt_youngest(self, than: int) -> bool:
-        """Take the pages of the youngest running sequence, if it is younger than `than` and has no row yet."""
+    def preempt_last(self, than: Sequence) -> bool:
+        """Take the pages of the last running sequence, if it comes after `than` and has no row yet."""
         victim = self.running[-1] if self.running else None
-        if victim is None or victim.id <= than or victim.id in self.rows:
+        if victim is None or victim.rank <= than.rank or victim.id in self.rows:
             return False
         self.running.pop()
         self.drop(victim)
@@ -172,8 +187,8 @@ class Draft:
         """One token of a running sequence, if there is a page for it."""
         need = max(pages_for(s.cached + 1) - len(s.pages), 0)
         while self.room < need:
-            if not self.preempt_youngest(s.id):
-                self.running.pop()  # it is the youngest itself
+            if not self.preempt_last(s):
+                self.running.pop()  # it is the last one itself
                 self.drop(s)
                 return
         self.add(s, 1, need)
@@ -216,7 +231,7 @@ class Draft:
         have = len(s.pages) * PAGE - s.cached
         need = max(pages_for(s.cached + count) - len(s.pages), 0)
         while self.room < need:
-            if not self.preempt_youngest(s.id):
+            if not self.preempt_last(s):
                 break
         got = min(need, self.room)
         fits = min(count, have + got * PAGE)
@@ -232,18 +247,18 @@ class Draft:
             homes = self.lived_in()
             s = msgspec.structs.replace(s, slot=next(i for i in range(self.limits.batch) if i not in used),
                                         home=next(i for i in range(self.limits.homes) if i not in homes))
-            self.running.append(s)
+            insort(self.running, s, key=rank)
             self.found[s.id] = s
         end = s.cached + count
         self.rows[s.id] = Row(
             id=s.id, slot=s.slot, tokens=s.tokens(s.cached, end), start=s.cached, pages=s.pages + self.take(new),
             new_pages=new, restart=waits, samples=end == s.length and not s.score, scores=s.score, moved=s.moved,
-            state=s.state, snapshots=self.snapshots(s, end), home=s.home)
+            state=s.state, snapshots=self.snapshots(s, s.cached, end), home=s.home)
         self.budget -= count
 
     def extend(self, guesses: Mapping[int, tuple[int, ...]]) -> None:
         """Append guesses to rows that bring one known token, as many as the step has tokens left: never at the cost of
-        another sequence's pages. All that sample take free pages for what they reach, if nobody waits for pages."""
+        another sequence's pages. All that sample take pages without an owner for what they reach, if nobody waits."""
         reach = 0 if self.state.waiting else self.limits.reach
         if not guesses and not reach:
             return
@@ -259,26 +274,29 @@ class Draft:
         spares = [i for i in range(self.limits.homes) if i not in homes]
         for row, count in zip(rows, leveled(wanted, left), strict=True):
             end = min(row.end + max(count, 0) + reach, self.limits.context)
-            new = min(max(pages_for(end) - len(row.pages), 0), self.free.bit_count())
+            new = min(max(pages_for(end) - len(row.pages), 0), self.room)
             pages = row.pages + self.take(new)
             fitting = min(count, len(pages) * PAGE - row.end, len(spares))
             chosen, spares = tuple(spares[:fitting]), spares[fitting:]
+            after = msgspec.structs.replace(found[row.id], cached=row.end)
+            kept = self.snapshots(after, row.start, row.end + fitting) if fitting else ()
             self.rows[row.id] = msgspec.structs.replace(
                 row, tokens=row.tokens + guesses.get(row.id, ())[:fitting], pages=pages, new_pages=row.new_pages + new,
-                guesses=fitting, spares=chosen)
+                guesses=fitting, spares=chosen, snapshots=row.snapshots + kept)
 
     def lived_in(self) -> set[int]:
         """Slots of recurrent states that running sequences own."""
         return {i for s in self.running for i in (s.home, *s.spares)}
 
-    def snapshots(self, s: Sequence, end: int) -> tuple[tuple[int, int], ...]:
-        """The states to keep of tokens up to `end`, as far as there are slots: not those that are about to be read."""
+    def snapshots(self, s: Sequence, start: int, end: int) -> tuple[tuple[int, int], ...]:
+        """The states to keep of tokens up to `end` in a row from `start`, as far as there are slots: not those that are
+        about to be read."""
         found = []
         for place in snapshot_ends(s, end, self.limits):
             spared = {r.state for r in (*self.running, *self.found.values())}
             self.prefix, slot = self.prefix.take_slot(spared)
             if slot is not None:
-                found.append((place - s.cached - 1, slot))
+                found.append((place - start - 1, slot))
         return tuple(found)
 
     def plan(self) -> Plan:
@@ -301,90 +319,11 @@ def begin(state: State, plan: Plan) -> State:
     waiting = tuple(s for s in state.waiting if s.id not in fresh) if fresh else state.waiting
     back = [emptied(s) for s in state.running if s.id in lost]
     return msgspec.structs.replace(
-        state, free=plan.free, prefix=plan.prefix, running=tuple(after[i] for i in sorted(after)),
-        waiting=tuple(sorted((*back, *waiting), key=lambda s: s.id)) if back else waiting)
+        state, free=plan.free, prefix=plan.prefix, running=tuple(sorted(after.values(), key=rank)),
+        waiting=tuple(sorted((*back, *waiting), key=rank)) if back else waiting)
 
 
 def emptied(s: Sequence) -> Sequence:
     """A sequence that lost its pages and waits again."""
     return Sequence(id=s.id, prompt=s.prompt, limit=s.limit, stop_ids=s.stop_ids, score=s.score, answer=s.answer,
-                    ahead=s.ahead)
-
-
-def commit(state: State, done: Plan, sampled: Items[int]) -> tuple[State, tuple[Emitted, ...]]:
-    """The state after a step that was begun, and what it made. `sampled` holds the tokens of sampling rows, in order;
-    -1 is a failure.
-
-    Sequences that were cancelled or that ended while the step ran are skipped.
-    """
-    known = {s.id: s for s in (*state.running, *state.waiting)}
-    finish: Finish | None
-    prefix, ended, copies, events, sample = state.prefix, list[Sequence](), list[int](), list[Emitted](), 0
-    for index, row in enumerate(done.rows):
-        position, sample = sample, sample + row.sampled
-        if row.id not in known:
-            continue
-        s, finish = known[row.id], None
-        if row.samples:
-            own, guesses = sampled[position:sample], row.guessed
-            held = accepted(guesses, own)
-            s = settled(s, row, held)
-            for i, token in enumerate((*guesses[:held], own[held])):
-                s = s if token < 0 else msgspec.structs.replace(s, answer=s.answer.append(token))
-                finish = ending(s, token)
-                events.append(Emitted(s.id, index, position + i, token, finish, i < held))
-                if finish is not None:
-                    break
-        elif row.scores:
-            finish = "scored" if row.end == len(s.prompt) else None
-            events.append(Emitted(s.id, index, position, -1, finish))
-        end = min(row.end - row.guesses + (held if row.samples else 0), s.length - s.ahead)
-        if state.reuse and s.cached >= end and not row.scores and finish != "error":  # s was not preempted meanwhile
-            s, prefix, mine = remembered(s, end, prefix)
-            copies += mine
-        known[s.id] = s
-        if finish is not None:
-            ended.append(known.pop(s.id))
-    prefix, pages = let_go(prefix, ended)
-    return msgspec.structs.replace(
-        state, free=state.free | mask(pages + copies), prefix=prefix,
-        waiting=tuple(known[s.id] for s in state.waiting if s.id in known),
-        running=tuple(known[s.id] for s in state.running if s.id in known)), tuple(events)
-
-
-def settled(s: Sequence, row: Row, held: int) -> Sequence:
-    """A sequence that knows how many guesses of its row hold. One that lost its pages meanwhile has nothing cached."""
-    s = msgspec.structs.replace(s, ahead=s.ahead - 1)
-    if not row.guesses or s.slot < 0:
-        return s
-    return msgspec.structs.replace(s, cached=s.cached + held, home=(row.home, *row.spares)[held], spares=(),
-                                   state=-1 if held else s.state)
-
-
-def remembered(s: Sequence, end: int, prefix: Prefix) -> tuple[Sequence, Prefix, Items[int]]:
-    """The sequence and the cache once the pages that a step filled, and the states that it kept, are in the cache, and
-    the sequence's own copies of pages that were there already: it goes on with those that are there."""
-    full, own = end // PAGE, list[int]()
-    if full > len(s.keys):
-        keys = s.keys + keys_of(s, len(s.keys), full)
-        prefix = prefix.extend(keys, len(s.keys), s.pages[:full])
-        shared = prefix.match(keys)
-        own = [page for page, other in zip(s.pages[:full], shared, strict=True) if page != other]
-        s = msgspec.structs.replace(s, keys=keys, pages=shared + s.pages[full:], moved=s.moved or bool(own))
-    for pages, slot in s.fresh:
-        if pages > full:
-            break
-        prefix = prefix.keep(s.keys[:pages], slot)
-        if s.trail:
-            prefix = prefix.forget(s.keys[: s.trail])
-        s = msgspec.structs.replace(s, fresh=s.fresh[1:], trail=pages if pages * PAGE > len(s.prompt) else 0)
-    return s, prefix, own
-
-
-def ending(s: Sequence, token: int) -> Finish | None:
-    """Why a sequence ends after this token, if it does."""
-    if token < 0:
-        return "error"
-    if token in s.stop_ids:
-        return "stop"
-    return "length" if len(s.answer) >= s.limit else None
+                    ahead=s.ahead, priority=s.priority)

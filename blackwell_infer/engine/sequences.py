@@ -24,6 +24,8 @@ class Limits(msgspec.Struct, frozen=True):
 
     A step that brings guesses has at most `checked` tokens. Rows that sample take pages for `reach` tokens beyond, if
     there are free ones and nobody waits: guesses are made there.
+
+    Besides `batch` sequences, at most `queue` may wait; None is any number.
     """
 
     batch: int
@@ -36,6 +38,7 @@ class Limits(msgspec.Struct, frozen=True):
     states: int = 0
     checked: int = 0
     reach: int = 0
+    queue: int | None = None
 
     @property
     def spares(self) -> int:
@@ -49,7 +52,8 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Sequence(msgspec.Struct, frozen=True, kw_only=True):
-    """One answer under way. Ids grow with arrival. `cached` tokens of prompt and answer have keys in `pages`.
+    """One answer under way. Ids grow with arrival; of higher `priority` come first, and equal ones in order of arrival
+    (`rank`). `cached` tokens of prompt and answer have keys in `pages`.
 
     `limit` is the most answer tokens; `score` marks a text whose tokens are only looked at. `slot` is the sequence's
     own number below `Limits.batch` while it runs. `ahead` tokens follow the answer that no commit has told yet.
@@ -80,6 +84,12 @@ class Sequence(msgspec.Struct, frozen=True, kw_only=True):
     branch: int = 0
     home: int = -1
     spares: tuple[int, ...] = ()
+    priority: int = 0
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """What goes first is smaller."""
+        return -self.priority, self.id
 
     @property
     def length(self) -> int:
@@ -104,7 +114,7 @@ class Sequence(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class State(msgspec.Struct, frozen=True):
-    """Everything the scheduler knows. Both tuples are in order of arrival; `free` has bit p set if page p is free."""
+    """Everything the scheduler knows. Both tuples are in order of rank; `free` has bit p set if page p is free."""
 
     free: int
     waiting: tuple[Sequence, ...] = ()
@@ -121,7 +131,7 @@ class Row(msgspec.Struct, frozen=True):
     from its slot's state, or the kept one `state`; `snapshots` are (index of a token, slot that keeps the state then).
 
     The last `guesses` tokens are guesses: a token is sampled after each of them, too. The recurrent state after the
-    last token that is none goes to the slot `home`, those after guesses to `spares`.
+    last token that is none goes to the slot `home`, those after guesses to `spares`, unless a snapshot is taken there.
     """
 
     id: int

@@ -1,13 +1,13 @@
 """Which slots of recurrent state the rows of a step continue and write.
 
 Every running sequence has a slot of its own (`Sequence.home`, below `Limits.homes`), which its rows continue and write.
-A row with guesses writes one more slot per guess (`Row.spares`), of those that no sequence lives in; `scheduler.commit`
+A row with guesses writes one more slot per guess (`Row.spares`), of those that no sequence lives in; `commit.commit`
 then chooses the one after the last guess that holds: going back is choosing. A row that starts, or starts again after a
 preemption, continues the empty state, so slots are never cleared. Steps run in order: a slot may be given to another
 sequence as soon as the plan in which its owner no longer runs is made.
 
 Behind those of the sequences lie the slots for kept states (`Prefix.states`). A token whose state is kept writes there
-instead of to its sequence's slot, and if it is the last of its row, the next row goes on from there.
+instead, be it a guess or not, and if it is the last of its row that holds, the next row goes on from there.
 """
 from __future__ import annotations
 

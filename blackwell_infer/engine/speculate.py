@@ -1,7 +1,7 @@
 """Speculation: guesses for the sequences that run, as many as pay, and what became of them.
 
 Guesses come from `ngrams` and from a model's own `head`; `scheduler.plan` gives them a place in the next step and
-`scheduler.commit` says which hold. How many are made follows from how many of their kind held and what steps cost.
+`commit` says which hold. How many are made follows from how many of their kind held and what steps cost.
 None of it changes an answer.
 """
 from __future__ import annotations
@@ -12,15 +12,19 @@ from collections.abc import Sequence as Items
 import msgspec
 
 from blackwell_infer.engine.batch import Tables
-from blackwell_infer.engine.guesses import Cost, Costs, Rates, depth
+from blackwell_infer.engine.guesses import MOST, Cost, Costs, Rates, depth
 from blackwell_infer.engine.head import Guessing, Head
+from blackwell_infer.engine.masks import Grammars
 from blackwell_infer.engine.ngrams import Ngrams
-from blackwell_infer.engine.scheduler import Emitted, Limits, Plan, Row, Sequence, State
+from blackwell_infer.engine.sequences import Emitted, Limits, Plan, Row, Sequence, State
 
 CATCH_UP = 4096
 """Tokens of a text that n-grams take in at once: a long prompt is not to hold up a step"""
 HEAD = 0
 """The kind of a head's guesses; those of `Ngrams` have the length of the ending that was found"""
+FORCED = -1
+"""The kind of what a grammar leaves no choice about: sure to hold until seen otherwise, where one text has several
+spellings in tokens"""
 
 
 class Speculation(msgspec.Struct, frozen=True):
@@ -68,7 +72,7 @@ class Speculator:
         self.settings = settings
         self.head = head
         self.counts = Counts()
-        self._rates: dict[int, Rates] = {}
+        self._rates: dict[int, Rates] = {FORCED: Rates((1.0,) * MOST)}
         self._costs = Costs()
         self._texts: dict[int, Ngrams] = {}
         self._headed: dict[int, tuple[int, ...]] = {}
@@ -80,24 +84,31 @@ class Speculator:
         rate = self.settings.forced
         return sampled if rate is None else forced(plan, sampled, rate, self._draws)
 
-    def must_read(self, state: State, plan: Plan, limits: Limits) -> bool:
+    def must_read(self, state: State, plan: Plan, limits: Limits, grammars: Grammars) -> bool:
         """Whether the step `plan`, which is under way, is to be read before the next is planned: a sequence in it has
-        something to guess, or the head needs what the step made."""
+        something to guess, or a grammar that may force something, or the head needs what the step made."""
         self._follow(state)
         rows = sum(s.pending == 1 and not s.score for s in state.running)
         if any(row.guesses for row in plan.rows) or (self.head is not None and any(map(fed, plan.rows))):
             return True
         if rows >= limits.checked:
             return False
-        return self._head_count(rows) > 0 or any(self._choose(s, rows) for s in state.running if s.ahead)
+        return self._head_count(rows) > 0 or grammars.concern(plan) or any(
+            self._choose(s, rows, self._offers(s)) for s in state.running if s.ahead)
 
-    def guesses(self, state: State, limits: Limits) -> dict[int, tuple[int, ...]]:
-        """For `scheduler.plan`, by sequence id."""
+    def guesses(self, state: State, limits: Limits, grammars: Grammars) -> dict[int, tuple[int, ...]]:
+        """For `scheduler.plan`, by sequence id: none that a grammar excludes."""
         self._follow(state)
         ready = [s for s in state.running if s.pending == 1 and not s.ahead and not s.score]
         if not ready or len(ready) >= limits.checked:
             return {}
-        found = {s.id: chosen for s in ready if (chosen := self._choose(s, len(ready)))}
+        found = dict[int, tuple[int, ...]]()
+        for s in ready:
+            offers = [(kind, grammars.fitting(s.id, tokens)) for kind, tokens in self._offers(s)]
+            offers.append((FORCED, grammars.forced(s.id)[: self.settings.most]))
+            chosen = self._choose(s, len(ready), offers)
+            if chosen:
+                found[s.id] = chosen
         self._headed = {}
         return found
 
@@ -141,16 +152,22 @@ class Speculator:
                 at = len(text.tokens)
                 text.extend(s.tokens(at, min(s.length - s.ahead, at + CATCH_UP)))
 
-    def _choose(self, s: Sequence, rows: int) -> tuple[int, ...]:
-        """The guesses that promise most, cut to what pays."""
+    def _offers(self, s: Sequence) -> list[tuple[int, tuple[int, ...]]]:
+        """Guesses by their kind."""
         offers = []
         if self._headed.get(s.id):
             offers.append((HEAD, self._headed[s.id]))
         if s.id in self._texts and len(self._texts[s.id].tokens) == s.length - s.ahead:
             kind, tokens = self._texts[s.id].guess(self.settings.most)
             offers += [(kind, tokens)] if kind else []
+        return offers
+
+    def _choose(self, s: Sequence, rows: int, offers: Items[tuple[int, tuple[int, ...]]]) -> tuple[int, ...]:
+        """The guesses that promise most, cut to what pays."""
         best: tuple[float, int, tuple[int, ...]] = (0.0, HEAD, ())
         for kind, tokens in offers:
+            if not tokens:
+                continue
             count = max(self._depth(kind, rows, len(tokens), 0.0), min(self.settings.least, len(tokens)))
             worth = self._rates.get(kind, Rates()).expected(count)
             if not count:

@@ -13,7 +13,7 @@ from blackwell_infer.engine.head import HeadWork
 from blackwell_infer.kv.spec import KVState, PagedKV
 from blackwell_infer.models.spec import Family
 from blackwell_infer.ops.api import Ops
-from blackwell_infer.ops.batch import Batch, PenaltyState, Sampled, SampleParams, TokenState
+from blackwell_infer.ops.batch import Batch, PenaltyState, Sampled, SampleParams, TokenMask, TokenState
 from blackwell_infer.types import Array
 
 
@@ -50,16 +50,30 @@ class Scored(msgspec.Struct, frozen=True):
     logits: Array
 
 
-def run(ops: Ops, model: Model, tokens: TokenState, work: Work) -> Scored | None:
-    """A whole step over the backend's arrays of `work`, from ids to delivered tokens; scores if any are asked for."""
+def run(ops: Ops, model: Model, tokens: TokenState, work: Work, kept: Array | None = None) -> Scored | None:
+    """A whole step over the backend's arrays of `work`, from ids to delivered tokens; scores if any are asked for.
+
+    Of a step with masks it is the part that needs none: `kept` [N, H] takes the hidden states of what is sampled, and
+    `choose` goes on from there.
+    """
     batch = msgspec.structs.replace(work.batch, ids=ops.newest_tokens(tokens.newest, work.batch.ids))
     hidden = forward(ops, model, batch)
-    if work.params is not None:
+    if kept is not None:
+        ops.take_rows(hidden, batch.outputs, kept)
+    elif work.params is not None:
         ops.deliver_(tokens, sample(ops, model, hidden, batch.outputs, work.params), work.slots)
     if model.head is not None:
         tokens_here = batch.ids.shape[0]
         ops.take_rows(hidden, model.head.order[:tokens_here], model.head.hidden[:tokens_here])
     return score(ops, model, hidden, work.scored, work.targets) if work.scored.shape[0] else None
+
+
+def choose(ops: Ops, model: Model, tokens: TokenState, work: Work, kept: Array, mask: TokenMask) -> None:
+    """The rest of a step with masks: logits of the hidden states that `run` kept, sampled and delivered."""
+    assert work.params is not None
+    values: Array = model.family.logits(ops, model.cfg, model.params, kept)
+    params = msgspec.structs.replace(work.params, mask=mask)
+    ops.deliver_(tokens, ops.sample_(model.penalties, values, params), work.slots)
 
 
 def guess(ops: Ops, model: Model, tokens: TokenState, work: HeadWork) -> None:

@@ -9,7 +9,8 @@ from types import TracebackType
 from typing import Self
 
 from blackwell_infer.engine.answer import Gathering
-from blackwell_infer.engine.engine import Engine, Sink
+from blackwell_infer.engine.engine import Engine
+from blackwell_infer.engine.jobs import Sink
 from blackwell_infer.engine.request import Request
 from blackwell_infer.errors import BlackwellInferError
 from blackwell_infer.types import Event, Output

@@ -177,11 +177,12 @@ class Ops(Protocol):
     def sample_(self, state: PenaltyState, logits: Array, params: SampleParams) -> Sampled:
         """Choose one token per row of logits [N, V] float32. Exact: equal logits give equal tokens on every backend.
 
-        z = logits + bias (biases of one id add up in order); penalties per `types.Sampling` (repetition:
-        z>0 ? z/r : z*r for tokens in prompt or answer; then z -= frequency * count; then z -= presence if count > 0),
-        all in float32 with one rounding per operation. temperature 0: the highest z, lowest id first. Otherwise
-        z /= temperature and e = exp_f32(z - max z) with the polynomial of `ops/ref/sample.py`, whose float32
-        operations are rounded one by one (no fused multiply-add) so that every backend gives the same bits. Kept:
+        z = logits, -inf where `params.mask` excludes the token; z += bias (biases of one id add up in order); penalties
+        per `types.Sampling` (repetition: z>0 ? z/r : z*r for tokens in prompt or answer; then z -= frequency * count;
+        then z -= presence if count > 0), all in float32 with one rounding per operation. temperature 0: the highest z,
+        lowest id first. Otherwise z /= temperature and e = exp_f32(z - max z) with the polynomial of
+        `ops/ref/sample.py`, whose float32 operations are rounded one by one (no fused multiply-add) so that every
+        backend gives the same bits. Kept:
         e >= min_p; then the top_k largest (ties at the boundary are kept); then the smallest set of largest whose mass
         reaches top_p of the mass kept so far (ties kept). Mass is the integer floor(e * 2^40), so sums have no order.
         Then a 64-bit Philox4x32-10 draw with key = seed and counter = (position, 0, 0, 0) is scaled by mulhi to the

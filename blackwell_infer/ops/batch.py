@@ -62,6 +62,15 @@ class DeltaParams(msgspec.Struct, frozen=True):
     """value head j takes key head j % nk, not j // (nv / nk)"""
 
 
+class TokenMask(msgspec.Struct, frozen=True):
+    """Which tokens N sampled rows may choose."""
+
+    rows: Array
+    """[N] int32: row of `words`, -1 for every token"""
+    words: Array
+    """[M, ceil(V / 32)] uint32: bit i % 32 of word i // 32 is token i"""
+
+
 class SampleParams(msgspec.Struct, frozen=True):
     """Sampling settings of N rows, see `types.Sampling`. Arrays are [N] unless said."""
 
@@ -98,6 +107,8 @@ class SampleParams(msgspec.Struct, frozen=True):
     """alternatives to report per row (0 to 20)"""
     chained: bool = False
     """whether there are guesses"""
+    mask: TokenMask | None = None
+    """None lets every row choose every token"""
 
 
 VOID = -2

@@ -293,12 +293,20 @@ CHAINS: tuple[Row, ...] = (
         {"at": {7: 90.0}}, {"guess": 7, "at": {8: 90.0}}, {"guess": 9, "at": {9: 90.0}}, {"guess": 9})),
     {"temperature": 0.5, "slot": 0, "presence": 0.7}, {"temperature": 0.9, "at": {3: 90.0}},
     {"temperature": 0.9, "guess": 3, "top_p": 0.8}, {"temperature": 0.0, "guess": 319})
+MASKS: tuple[Row, ...] = (
+    {"temperature": 0, "only": (3,)}, {"temperature": 0, "allowed": 0.3},
+    {"temperature": 0.8, "allowed": 0.5, "top_p": 0.9}, {"temperature": 1.0},
+    {"temperature": 1.0, "only": (0, 31, 32, 104), "top_k": 2}, {"temperature": 0, "only": ()},
+    {"temperature": 0, "only": (5, 6), "bias": {5: -INF, 9: 50.0}}, {"temperature": 0, "only": (7,), "at": {7: NAN}},
+    {"slot": 1, "allowed": 0.2, "repetition": 1.3, "presence": 0.4, "frequency": 0.2, "min_p": 0.05},
+    {"slot": 1, "allowed": 0.9, "guess": 4, "at": {4: 90.0}}, {"temperature": 0, "only": (104,), "fill": -INF},
+    {"temperature": 0, "fill": 1.0, "allowed": 0.1})
 SAMPLES: tuple[tuple[str, int, tuple[Row, ...], int], ...] = (
     # what, V, rows, top
     ("greedy", 320, GREEDY, 0), ("greedy", 320, GREEDY, 20), ("greedy", 151936, GREEDY, 3),
     ("filters", 320, FILTERS, 0),
     ("filters", 320, FILTERS, 5), ("filters", 1025, FILTERS, 0), ("filters", 151936, FILTERS[::3], 1),
-    ("guesses", 320, CHAINS, 2), ("guesses", 5000, CHAINS, 0),
+    ("guesses", 320, CHAINS, 2), ("guesses", 5000, CHAINS, 0), ("masks", 105, MASKS, 3), ("masks", 4229, MASKS, 0),
     ("penalties", 320, PENALTIES, 2), ("penalties", 151936, PENALTIES[:6], 0), ("one", 105, ({"top_p": 0.9},), 20),
     ("draws", 33, tuple({"temperature": 1.0, "seed": s << 40 | s, "position": s} for s in range(64)), 0))
 

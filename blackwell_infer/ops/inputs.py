@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from blackwell_infer.kv.spec import PAGE, PagedKV
-from blackwell_infer.ops.batch import Batch, PenaltyState, Routing, Sampled, SampleParams, TokenState
+from blackwell_infer.ops.batch import Batch, PenaltyState, Routing, Sampled, SampleParams, TokenMask, TokenState
 from blackwell_infer.ops.ref.quantize import quantize
 from blackwell_infer.quant import FORMATS
 from blackwell_infer.quant.format import QUANTISES, Experts, Weight
@@ -261,7 +261,7 @@ SETTINGS: Mapping[str, tuple[float, type[np.generic]]] = {
 
 def make_sample(rng: Random, vocab: int, rows: tuple[Mapping[str, Any], ...], top: int) -> Kwargs:
     """One mapping per row: settings, plus `bias` {id: value}, `step` (logits are multiples of it: ties), `at` {id:
-    logit} and `fill` (every logit)."""
+    logit}, `fill` (every logit), and `only` ids that the mask leaves or a share `allowed` of all."""
     logits = (rng.standard_normal((len(rows), vocab)) * 3).astype(np.float32)
     bias: list[tuple[int, float]] = []
     starts = [0]
@@ -281,8 +281,24 @@ def make_sample(rng: Random, vocab: int, rows: tuple[Mapping[str, Any], ...], to
     state = PenaltyState(rng.poisson(0.3, (len(rows) + 1, vocab)).astype(np.int32),
                          (rng.random((len(rows) + 1, vocab)) < 0.2).astype(np.uint8))
     return {"state": state, "logits": logits, "params": SampleParams(
-        **columns, bias_starts=np.asarray(starts, np.int32), bias_ids=np.asarray([b[0] for b in bias], np.int32),
-        bias_values=np.asarray([b[1] for b in bias], np.float32), top=top, chained=bool((columns["guess"] >= 0).any()))}
+        **columns, mask=make_mask(rng, vocab, rows), bias_starts=np.asarray(starts, np.int32),
+        bias_ids=np.asarray([b[0] for b in bias], np.int32), bias_values=np.asarray([b[1] for b in bias], np.float32),
+        top=top, chained=bool((columns["guess"] >= 0).any()))}
+
+
+def make_mask(rng: Random, vocab: int, rows: tuple[Mapping[str, Any], ...]) -> TokenMask | None:
+    """The mask of rows with `only` or `allowed`, in an order of its own, with junk beyond the vocabulary and in a row
+    that nobody reads. None without such rows."""
+    masked = [i for i, row in enumerate(rows) if "only" in row or "allowed" in row][::-1]
+    if not masked:
+        return None
+    bits = rng.random((len(masked) + 1, -(-vocab // 32) * 32)) < 0.5
+    index = np.full(len(rows), -1, np.int32)
+    for at, i in enumerate(masked, 1):
+        index[i] = at
+        bits[at, :vocab] = rng.random(vocab) < rows[i].get("allowed", 0)
+        bits[at, list(rows[i].get("only", ()))] = True
+    return TokenMask(index, np.packbits(bits, axis=1, bitorder="little").view("<u4"))
 
 
 def make_penalty(rng: Random, vocab: int, slot: int, prompt: int, answer: int) -> Kwargs:

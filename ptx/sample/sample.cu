@@ -1,7 +1,8 @@
 // Sampling: one token per row of float32 logits, bit for bit the choice of ops/ref/sample.py, in two kernels, or three
 // where rows follow guesses.
 //
-// sample_adjust: grid (ceil(V / 4096), N), 256 threads. Bias, penalties and temperature on a chunk of a row; writes the
+// sample_adjust: grid (ceil(V / 4096), N), 256 threads. Mask, bias, penalties and temperature on a chunk of a row: tokens
+//   whose bit in words [M, ceil(V / 32)] at row mask_rows[row] >= 0 is 0 become -inf; null pointers mask nothing. Writes the
 //   adjusted logits to scratch [N, V] and, per chunk, the best adjusted and the best plain candidate and the sum of
 //   exp(plain - best plain).
 // sample_pick: grid N, 512 threads, 40 KiB of shared memory. Joins the chunks; greedy rows are done then. Otherwise
@@ -38,8 +39,8 @@ struct Shared {
 extern "C" __global__ void __launch_bounds__(CHUNK_THREADS) sample_adjust(
     const float *logits, float *scratch, const float *temperature, const float *repetition, const float *presence,
     const float *frequency, const int *slot, const int *bias_starts, const int *bias_ids, const float *bias_values,
-    const int *counts, const u8 *prompt, const int *guess, u64 *best_parts, u64 *plain_parts, float *sum_parts,
-    int V) {
+    const int *counts, const u8 *prompt, const int *guess, const int *mask_rows, const u32 *mask_words, u64 *best_parts,
+    u64 *plain_parts, float *sum_parts, int V) {
     __shared__ u64 warps[CHUNK_THREADS / 32];
     __shared__ float z[CHUNK];
     __shared__ int fed[CHAIN];  // guesses before this row
@@ -50,6 +51,8 @@ extern "C" __global__ void __launch_bounds__(CHUNK_THREADS) sample_adjust(
     float *out = scratch + (size_t)row * V;
     const float T = temperature[row], r = repetition[row], pres = presence[row], freq = frequency[row];
     const int bias0 = bias_starts[row], bias1 = bias_starts[row + 1], at = slot[row];
+    const int masked = mask_rows ? mask_rows[row] : -1;
+    const u32 *words = mask_words + (masked > 0 ? (size_t)masked * ((V + 31) / 32) : 0);
     u64 best = 0;
     for (int i = from + tid; i < to; i += CHUNK_THREADS) {
         float x = usable(raw[i]);
@@ -67,7 +70,7 @@ extern "C" __global__ void __launch_bounds__(CHUNK_THREADS) sample_adjust(
         plain_parts[part] = best;
         sum_parts[part] = sum;
     }
-    if (bias1 > bias0 || at >= 0 || T > 0) {
+    if (bias1 > bias0 || at >= 0 || T > 0 || masked >= 0) {
         if (tid == 0)
             for (int j = bias0; j < bias1; j++) {
                 int id = bias_ids[j];
@@ -85,7 +88,8 @@ extern "C" __global__ void __launch_bounds__(CHUNK_THREADS) sample_adjust(
         for (int base = from; base < to; base += CHUNK_THREADS) {
             const int i = base + tid;
             if (i >= to) continue;
-            float x = z[i - from];
+            // A bias leaves -inf what it is, so the order of mask and bias does not show.
+            float x = masked >= 0 && !(words[i / 32] >> i % 32 & 1) ? NOTHING : z[i - from];
             if (at >= 0) {
                 int count = counts[(size_t)at * V + i];
 #pragma unroll

@@ -23,6 +23,7 @@ from blackwell_infer.engine.weights import DeviceLoading, Meter, hollow, placing
 from blackwell_infer.errors import OutOfMemoryError
 from blackwell_infer.log import silent
 from blackwell_infer.models.registry import find_family
+from blackwell_infer.ops.batch import TokenMask
 from blackwell_infer.ops.cuda import CudaOps
 from blackwell_infer.types import Sampling
 
@@ -122,6 +123,26 @@ def test_steps_with_guesses_have_buckets_of_their_own() -> None:
         run.launch(guessing(rows))
         traces.append(list(queue.trace))
     assert run.captured == (Bucket(1, 256, 1, 0, 4, 4),) and traces[0] == traces[1] == traces[2]
+
+
+def test_steps_with_masks_are_recorded_in_two_parts_and_others_pay_nothing_for_them() -> None:
+    queue, run = runner()
+    vocab = run.eager.model.penalties.counts.shape[1]
+    words = np.zeros((2, -(-vocab // 32)), np.uint32)
+    mask = TokenMask(np.asarray([1, -1, 0], np.int32), words)
+    work, parts = decode([3, 900, 5]), []
+    for _ in range(3):
+        queue.trace.clear()
+        flight = run.launch(msgspec.structs.replace(work, masked=True))
+        first = list(queue.trace)
+        flight.choose(mask)
+        parts.append((first, list(queue.trace)[len(first) :]))
+    assert run.captured == (Bucket(4, 1024, 0, 0, masked=True),) and parts[0] == parts[1] == parts[2]
+    entries = [[launch.entry for launch in part] for part in parts[0]]
+    assert "sample_adjust" not in entries[0] and "sample_adjust" in entries[1]
+    queue.trace.clear()
+    run.launch(work)
+    assert len(queue.trace) == len(parts[0][0]) + len(parts[0][1]) - 1, "all but the copy of hidden states"
 
 
 def test_passes_of_a_head_are_recorded_where_every_row_guesses() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
+from grammars import Drawn, with_grammar
 
 from blackwell_infer.checkpoint import open_checkpoint
 from blackwell_infer.device.emulated import EmulatedQueue
@@ -13,6 +15,7 @@ from blackwell_infer.engine.graphs import GraphRunner
 from blackwell_infer.engine.request import make_request
 from blackwell_infer.engine.runner import ModelRunner, Runner
 from blackwell_infer.engine.scheduler import Limits
+from blackwell_infer.engine.speculate import Speculation, Speculator
 from blackwell_infer.engine.state import Build
 from blackwell_infer.engine.stream import Stream
 from blackwell_infer.engine.weights import DeviceLoading, Meter, placing
@@ -29,8 +32,10 @@ ASKED = [([5, 9, 2, 77], Sampling(temperature=0, max_tokens=4, logprobs=2, ignor
          ([7, 7, 1], Sampling(seed=4, max_tokens=4, top_p=0.8, logit_bias={9: 3.0}))]
 
 
-def answers(queue: EmulatedQueue, name: str, graphs: bool) -> tuple[list[Output], Runner]:
-    """What three requests get with or without recorded steps, with the log-probabilities' bits."""
+def answers(queue: EmulatedQueue, name: str, graphs: bool, grammars: bool = False,
+            depth: int = 0) -> tuple[list[Output], Runner]:
+    """What three requests get with or without recorded steps, with the log-probabilities' bits. `grammars`: all but the
+    second follow one; `depth`: rows bring so many guesses."""
     checkpoint = open_checkpoint(DATA / name)
     family = find_family(checkpoint.config)
     build = Build(family, family.config(checkpoint.config), "bfloat16")
@@ -39,8 +44,14 @@ def answers(queue: EmulatedQueue, name: str, graphs: bool) -> tuple[list[Output]
     model, ops = build.model(queue, loading, LIMITS.context, LIMITS.batch, LIMITS.pages), CudaOps(queue)
     runner = GraphRunner(queue, ops, model, LIMITS.context) if graphs else ModelRunner(queue, ops, model)
     text, vocab = open_text(checkpoint), build.geometry.vocab
-    engine = Engine(runner, LIMITS, text.tokenizer, vocab)
-    streams = [Stream(engine, make_request(text, vocab, p, s, {})) for p, s in ASKED]
+    limits = msgspec.structs.replace(LIMITS, checked=16, reach=depth) if depth else LIMITS
+    speculator = Speculator(Speculation(True, False, depth, depth), None) if depth else None
+    engine = Engine(runner, limits, text.tokenizer, vocab, speculator)
+    requests = [make_request(text, vocab, p, s, {}) for p, s in ASKED]
+    if grammars:
+        requests = [request if i == 1 else with_grammar(request, [Drawn(i, vocab, 3)], text.tokenizer.stop_ids)
+                    for i, request in enumerate(requests)]
+    streams = [Stream(engine, request) for request in requests]
     while engine.step():
         pass
     outputs = [stream.gather() for stream in streams]
@@ -59,3 +70,18 @@ def test_recorded_steps_give_the_bits_of_others(emulated: Callable[..., Emulated
         assert a.token_ids == b.token_ids
         assert a.logprobs == b.logprobs, "log-probabilities are compared bit for bit"
     assert [len(a.token_ids) for a in plain[:2]] == [4, 6]
+
+
+@pytest.mark.parametrize("arch", ["sm_90a", "sm_120f"])
+def test_answers_follow_their_grammars_recorded_or_not_and_with_guesses(emulated: Callable[..., EmulatedQueue],
+                                                                        arch: str) -> None:
+    plain, _ = answers(emulated(arch), "qwen3", graphs=False, grammars=True)
+    recorded, runner = answers(emulated(arch), "qwen3", graphs=True, grammars=True)
+    guessed, _ = answers(emulated(arch), "qwen3", graphs=True, grammars=True, depth=2)
+    assert isinstance(runner, GraphRunner) and any(bucket.masked for bucket in runner.captured)
+    for i, (a, b, c) in enumerate(zip(plain, recorded, guessed, strict=True)):
+        assert a.token_ids == b.token_ids == c.token_ids
+        assert a.logprobs == b.logprobs == c.logprobs, "log-probabilities are compared bit for bit"
+        if i != 1:
+            matcher = Drawn(i, 320, 3)
+            assert matcher.accept(a.token_ids) == 3 == len(a.token_ids) - 1 and a.finish_reason == "stop"

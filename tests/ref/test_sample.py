@@ -3,10 +3,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
-from blackwell_infer.ops.batch import PenaltyState, SampleParams
+from blackwell_infer.ops.batch import PenaltyState, SampleParams, TokenMask
 from blackwell_infer.ops.ref import sample
 
 
@@ -70,6 +71,25 @@ def test_draws_follow_the_distribution() -> None:
 def test_filters_keep_exactly(settings: dict[str, float], allowed: set[int]) -> None:
     logits = np.log(np.array([0.5, 0.2, 0.1, 0.06, 0.04, 0.1]))
     assert set(draws(logits, 3000, **settings).tolist()) == allowed
+
+
+def test_a_mask_leaves_the_distribution_of_what_it_allows() -> None:
+    """Bits of a word count from the lowest; penalties, filters and the draw see nothing else, log-probabilities all."""
+    logits = np.linspace(1, 0, 70).astype(np.float32)
+    allowed, n = [3, 31, 32, 69], 8000
+    words = np.zeros((2, 3), np.uint32)
+    for token in allowed:
+        words[1, token // 32] |= np.uint32(1 << token % 32)
+    rows = np.broadcast_to(logits, (n, 70))
+    free = params(n, position=np.arange(n))
+    got = sample.sample_(state(70), rows, msgspec.structs.replace(free, mask=TokenMask(np.ones(n, np.int32), words)))
+    seen, expected = np.bincount(got.tokens, minlength=70), softmax(logits[allowed]) * n
+    assert set(np.flatnonzero(seen)) == set(allowed)
+    assert ((seen[allowed] - expected) ** 2 / expected).sum() < 18.5  # chi-square, 3 degrees, p = 0.0003
+    assert np.allclose(got.logprobs, np.log(softmax(logits))[got.tokens], atol=1e-5)
+    bare = sample.sample_(state(70), rows, free)
+    same = sample.sample_(state(70), rows, msgspec.structs.replace(free, mask=TokenMask(np.full(n, -1), words)))
+    assert np.array_equal(bare.tokens, same.tokens)
 
 
 def test_greedy_takes_the_lowest_of_equals_and_ignores_nan() -> None:

@@ -19,8 +19,9 @@ from blackwell_infer import Event, Sampling
 from blackwell_infer.config import EngineConfig
 from blackwell_infer.engine import engine as engines
 from blackwell_infer.engine import scheduler
-from blackwell_infer.engine.engine import Engine, Stats
+from blackwell_infer.engine.engine import Engine
 from blackwell_infer.engine.guesses import Rates
+from blackwell_infer.engine.jobs import Stats
 from blackwell_infer.engine.load import Loaded, load
 from blackwell_infer.engine.request import make_request
 from blackwell_infer.engine.scheduler import Plan, Sequence

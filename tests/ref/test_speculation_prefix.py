@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from operator import le
 from typing import Any
 
 import msgspec
@@ -63,9 +62,7 @@ def test_conversations_are_those_with_both_off(opened: Callable[..., Loaded], na
         assert stats.accepted_tokens > 30 and stats.drafted_tokens > stats.accepted_tokens and stats.pages_used == 0
         if pages == 40:
             before = [9 + 15 * (i % SIDE) + (i // SIDE) * (LENGTH + ADDED) - ADDED - 1 for i in range(SIDE * TURNS)]
-            most = [max(n, 0) // stride * stride if i >= SIDE else 0 for i, n in enumerate(before)]
-            # States after guesses are not kept: a hybrid's answer may end behind the last place that is.
-            assert cached == most if stride == PAGE else all(map(le, cached, most)) and any(cached)
+            assert cached == [max(n, 0) // stride * stride if i >= SIDE else 0 for i, n in enumerate(before)]
             assert stats.preemptions == 0
         else:
             assert stats.preemptions > 0

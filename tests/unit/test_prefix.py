@@ -89,11 +89,12 @@ class Machine(RuleBasedStateMachine):
     def keep(self, data: st.DataObject, spared: frozenset[int]) -> None:
         before = self.tree
         self.tree, slot = self.tree.take_slot(spared)
+        usable = before.free & ~sum(1 << s for s in spared)
         oldest = [k.slot for k in sorted(before.states.values(), key=lambda k: k.used) if k.slot not in spared]
         if slot is None:
-            assert not oldest and not {i for i in range(SLOTS) if before.free >> i & 1} - spared
+            assert not usable and not oldest
             return
-        assert slot not in spared and (before.free >> slot & 1 or slot == oldest[0])
+        assert slot not in spared and (usable >> slot & 1 if usable else slot == oldest[0])
         if data.draw(st.booleans()):
             self.pending.append(slot)
             return

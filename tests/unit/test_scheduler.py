@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import random
+from collections.abc import Iterator
 from collections.abc import Sequence as Items
 
 import msgspec
@@ -16,9 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blackwell_infer.engine import scheduler
+from blackwell_infer.engine.commit import commit
 from blackwell_infer.engine.scheduler import UNKNOWN, Limits, Plan, Row, Sequence, State, shares
 from blackwell_infer.engine.tokens import TokenLog
-from blackwell_infer.errors import RequestError
+from blackwell_infer.errors import QueueFullError, RequestError
 from blackwell_infer.kv.prefix import Node
 from blackwell_infer.kv.spec import PAGE
 
@@ -41,6 +43,15 @@ def alone(prompt: tuple[int, ...], limit: int) -> list[int]:
     while len(answer) < limit and not (answer and answer[-1] in STOP):
         answer.append(model((*prompt, *answer)))
     return answer
+
+
+def texts(node: Node, before: tuple[int, ...] = ()) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """Each page of a tree, and all tokens up to its end."""
+    for key, page in zip(node.keys, node.pages, strict=True):
+        before = (*before, *key)
+        yield page, before
+    for child in node.children.values():
+        yield from texts(child, before)
 
 
 def every_page(node: Node) -> list[int]:
@@ -74,9 +85,9 @@ class World:
         self.launched = 0
         self.preemptions = 0
 
-    def submit(self, id: int, prompt: tuple[int, ...], limit: int, score: bool = False) -> None:
+    def submit(self, id: int, prompt: tuple[int, ...], limit: int, score: bool = False, priority: int = 0) -> None:
         self.state = scheduler.submit(self.state, self.limits, Sequence(
-            id=id, prompt=prompt, limit=limit, stop_ids=STOP, score=score))
+            id=id, prompt=prompt, limit=limit, stop_ids=STOP, score=score, priority=priority))
         self.out[id], self.scored[id] = [], []
 
     def run(self, plan: Plan) -> list[int]:
@@ -157,7 +168,7 @@ class World:
     def land(self, cancel: frozenset[int]) -> None:
         """Read the oldest step that was not read."""
         plan, sampled = self.flights.pop(0)
-        self.state, events = scheduler.commit(self.state, plan, sampled)
+        self.state, events = commit(self.state, plan, sampled)
         for e in events:
             assert e.id not in self.ends and e.id not in cancel
             self.held += e.guessed
@@ -200,13 +211,21 @@ class World:
         assert len(owned) == len(set(owned))
         assert scheduler.mask([*owned, *cached]) & s.free == 0
         assert len(owned) + len(cached) + s.free.bit_count() == self.limits.pages, "a page leaked"
+        for page, text in texts(s.prefix.root):
+            assert [self.cache[page, i][0] for i in range(PAGE)] == list(text[-PAGE:]), "a guess is in the cache"
+            assert page not in s.prefix.states or self.states["kept", s.prefix.states[page].slot] == text
         held = {p for q in s.running for p in s.prefix.match(q.keys)}
         assert s.prefix.idle == len(cached) - len(held)
         slots = [k.slot for k in s.prefix.states.values()] + [x for q in s.running for _, x in q.fresh]
         assert len(set(slots)) == len(slots)
         assert len(slots) + s.prefix.free.bit_count() == self.limits.states, "a slot for states leaked"
-        ids = [q.id for q in (*s.running, *s.waiting)]
-        assert ids == sorted(ids), "running sequences are older than waiting ones"
+        for queue in (s.running, s.waiting):
+            ranks = [(-q.priority, q.id) for q in queue]
+            assert ranks == sorted(ranks)
+        for priority in {q.priority for q in s.waiting}:
+            waiting = [q.id for q in s.waiting if q.priority == priority]
+            running = [q.id for q in s.running if q.priority <= priority and q.id > waiting[0]]
+            assert all(q.priority < priority for q in s.running if q.id in running), "one that waits was overtaken"
         assert all(q.pages == q.keys == q.fresh == () and q.cached == 0 for q in s.waiting)
         assert all(q.slot == q.state == q.home == -1 and not q.spares for q in s.waiting)
         homes = [slot for q in s.running for slot in (q.home, *q.spares)]
@@ -244,9 +263,10 @@ def unlike(id: int, length: int) -> tuple[int, ...]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(limits, st.lists(request, min_size=1, max_size=10), st.integers(0, 1), st.integers(0, 8), st.data())
+@given(limits, st.lists(request, min_size=1, max_size=10), st.integers(0, 1), st.integers(0, 8), st.booleans(),
+       st.data())
 def test_every_sequence_answers_as_if_it_were_alone(limits: Limits, wanted: list[tuple[int, int, bool]], lag: int,
-                                                    depth: int, data: st.DataObject) -> None:
+                                                    depth: int, levels: bool, data: st.DataObject) -> None:
     world = World(limits, lag, depth)
     room = min(limits.context, limits.pages * PAGE)
     accepted: dict[int, tuple[int, int, bool]] = {}
@@ -256,7 +276,7 @@ def test_every_sequence_answers_as_if_it_were_alone(limits: Limits, wanted: list
             with pytest.raises(RequestError, match=f"{length} tokens and the context holds {room}"):
                 world.submit(id, prompt_of(id, length), limit, score)
             continue
-        world.submit(id, prompt_of(id, length), limit, score)
+        world.submit(id, prompt_of(id, length), limit, score, data.draw(st.integers(0, 2)) if levels else 0)
         accepted[id] = (length, limit, score)
         for _ in range(data.draw(st.integers(0, 3))):
             gone = data.draw(st.frozensets(st.integers(0, id), max_size=1)) if id % 3 == 2 else frozenset()
@@ -285,6 +305,46 @@ def test_admission_is_in_order_of_arrival(limits: Limits, wanted: list[tuple[int
     world.finish()
     firsts = [world.first_step[id] for id in range(len(wanted))]
     assert firsts == sorted(firsts)
+
+
+@settings(max_examples=60, deadline=None)
+@given(limits, st.lists(st.tuples(request, st.integers(-1, 2)), min_size=2, max_size=8), st.integers(0, 1),
+       st.integers(0, 4))
+def test_of_those_that_wait_higher_priorities_are_admitted_first(
+        limits: Limits, wanted: list[tuple[tuple[int, int, bool], int]], lag: int, depth: int) -> None:
+    world = World(limits, lag, depth)
+    room = min(limits.context, limits.pages * PAGE)
+    for id, ((length, limit, score), priority) in enumerate(wanted):
+        world.submit(id, prompt_of(id, min(length, max(room - 1, 1))), limit, score, priority)
+    world.finish()
+    order = sorted(range(len(wanted)), key=lambda id: (-wanted[id][1], id))
+    firsts = [world.first_step[id] for id in order]
+    assert firsts == sorted(firsts)
+
+
+def test_what_runs_takes_pages_from_lower_priorities_and_never_from_higher() -> None:
+    limits = Limits(batch=3, step_tokens=64, score_tokens=64, pages=5, context=128)
+    found = [p for p in (unlike(i, 20) for i in range(100)) if len(alone(p, 60)) == 60]
+    world, lost = World(limits), set[int]()
+    for id, priority in enumerate((0, 5, 0)):
+        world.submit(id, found[id], 60, priority=priority)
+    while world.state.running or world.state.waiting:
+        lost |= set(scheduler.plan(world.state, limits).preempted)
+        world.step()
+    assert lost and 1 not in lost and world.first_step[1] <= world.first_step[0]
+    assert {id: world.out[id] for id in range(3)} == {id: alone(found[id], 60) for id in range(3)}
+
+
+def test_a_queue_is_bounded_beside_what_runs() -> None:
+    limits = Limits(batch=3, step_tokens=8, score_tokens=8, pages=8, context=64, queue=2)
+    for present in range(7):
+        for more in range(1, 7):
+            if present + more <= 5:
+                scheduler.check_queue(limits, present, more)
+            else:
+                with pytest.raises(QueueFullError, match="2 may wait"):
+                    scheduler.check_queue(limits, present, more)
+    scheduler.check_queue(msgspec.structs.replace(limits, queue=None), 10**9, 1000)
 
 
 @pytest.mark.parametrize("depth", [0, 3])
@@ -369,7 +429,7 @@ def test_a_failed_sample_ends_only_its_own_sequence() -> None:
     for id in range(2):
         state = scheduler.submit(state, limits, Sequence(id=id, prompt=(1, 2), limit=3))
     plan = scheduler.plan(state, limits)
-    state, events = scheduler.commit(scheduler.begin(state, plan), plan, [-1, 4])
+    state, events = commit(scheduler.begin(state, plan), plan, [-1, 4])
     assert [(e.id, e.token, e.finish) for e in events] == [(0, -1, "error"), (1, 4, None)]
     assert [s.id for s in state.running] == [1]
 
@@ -413,7 +473,7 @@ def test_long_answers_cost_the_same_per_token() -> None:
     for _ in range(3000):
         plan = scheduler.plan(state, limits)
         assert len(plan.rows[0].tokens) == 1
-        state, _ = scheduler.commit(scheduler.begin(state, plan), plan, [3])
+        state, _ = commit(scheduler.begin(state, plan), plan, [3])
     answer = state.running[0].answer
     assert len(answer) == 3000
     assert msgspec.structs.replace(state.running[0], cached=0).tokens(2998, 3001) == (3, 3, 3)

@@ -6,13 +6,19 @@ import pytest
 from test_scheduler import World, alone, unlike
 
 from blackwell_infer.engine import scheduler
+from blackwell_infer.engine.commit import commit
 from blackwell_infer.engine.scheduler import Limits
+from blackwell_infer.kv.prefix import Key, paged
 from blackwell_infer.kv.spec import PAGE
 
 DENSE = Limits(batch=4, step_tokens=512, score_tokens=64, pages=40, context=20 * PAGE, reuse=True)
 HYBRID = Limits(batch=4, step_tokens=512, score_tokens=64, pages=40, context=20 * PAGE, reuse=True, stride=2 * PAGE,
                 states=4)
 lags = pytest.mark.parametrize("lag", [0, 1])
+
+
+def keys(text: tuple[int, ...]) -> tuple[Key, ...]:
+    return paged(text, PAGE)
 
 
 def asked(world: World, id: int, prompt: tuple[int, ...], limit: int) -> tuple[int, list[int]]:
@@ -56,6 +62,54 @@ def test_a_hybrid_resumes_from_the_end_of_an_answer(lag: int) -> None:
     assert asked(world, 1, (*prompt, *answer, 3, 4), 5)[0] == 192
     assert asked(world, 2, (*prompt, *answer[:100], 3), 5)[0] == 0, "there is no state in the middle"
     assert asked(world, 3, (*prompt, *answer[:100], 4), 5)[0] == 128, "there is one where texts have parted before"
+
+
+@lags
+@pytest.mark.parametrize("limits", [DENSE, HYBRID])
+def test_a_conversation_with_guesses_leaves_its_own_tokens_and_states(lag: int, limits: Limits) -> None:
+    """Also those after a guess: `World` compares what is cached with what the pages and slots hold."""
+    checking = msgspec.structs.replace(limits, checked=16)
+    states = 0
+    for seed in range(8):
+        world = World(checking, lag, depth=5)
+        text = unlike(seed, 40)
+        for turn in range(4):
+            before = world.state.prefix
+            saved, answer = asked(world, turn, text, 90)
+            known = before.match(keys(text[:-1]))
+            assert saved == PAGE * (len(known) if limits is DENSE else before.resumable(known))
+            text = (*text, *answer, *unlike(turn, 9))
+            full = world.state.prefix.match(keys(text))
+            assert len(full) >= (len(text) - 9 - 1) // PAGE, "all that was fed is there"
+            states += world.state.prefix.resumable(full) * PAGE == (len(text) - 9 - 1) // (2 * PAGE) * 2 * PAGE
+        assert 0 < world.held < world.checked
+    assert limits is DENSE or states == 32, "the newest place of an answer is kept, whoever brought its token"
+
+
+@lags
+@pytest.mark.parametrize("limits", [DENSE, HYBRID])
+def test_guesses_and_few_pages_preempt_and_lose_nothing(lag: int, limits: Limits) -> None:
+    tight = msgspec.structs.replace(limits, pages=9, context=8 * PAGE, checked=16)
+    world = World(tight, lag, depth=4)
+    prompts = [p for p in (unlike(i, 64) for i in range(300)) if len(alone(p, 80)) == 80][:3]
+    for id, prompt in enumerate(prompts):
+        world.submit(id, prompt, 80)
+    world.finish()
+    assert world.preemptions > 0 and world.held > 0
+    assert [world.out[id] for id in range(3)] == [alone(p, 80) for p in prompts]
+
+
+def test_guesses_take_pages_that_only_the_cache_holds() -> None:
+    limits = msgspec.structs.replace(DENSE, pages=8, context=8 * PAGE, checked=16)
+    world = World(limits, depth=8)
+    asked(world, 0, unlike(1, 6 * PAGE), 1)
+    prompt = next(p for p in (unlike(i, 2 * PAGE - 2) for i in range(99)) if len(alone(p, 40)) == 40)
+    world.submit(1, prompt, 40)
+    world.step()
+    full = msgspec.structs.replace(world.state, free=0, prefix=world.state.prefix)
+    assert full.prefix.idle
+    plan = scheduler.plan(full, limits, {1: (1,) * 8})
+    assert plan.rows[0].guesses == 8 and plan.rows[0].new_pages == 1 and not plan.preempted
 
 
 @lags
@@ -165,5 +219,5 @@ def test_a_step_that_failed_leaves_nothing_in_the_cache() -> None:
 def test_no_usable_logits_leave_nothing_in_the_cache() -> None:
     state = scheduler.submit(scheduler.start(DENSE), DENSE, scheduler.Sequence(id=0, prompt=unlike(1, 70), limit=5))
     plan = scheduler.plan(state, DENSE)
-    state, events = scheduler.commit(scheduler.begin(state, plan), plan, [-1])
+    state, events = commit(scheduler.begin(state, plan), plan, [-1])
     assert events[0].finish == "error" and state.prefix.total == 0 and state.free.bit_count() == DENSE.pages

@@ -59,7 +59,7 @@ ADJUST = Kernel(SOURCE, "sample_adjust", (
     Param("repetition", "in", "float32"), Param("presence", "in", "float32"), Param("frequency", "in", "float32"),
     Param("slot", "in", "int32"), Param("bias_starts", "in", "int32"), Param("bias_ids", "in", "int32"),
     Param("bias_values", "in", "float32"), Param("counts", "in", "int32"), Param("prompt", "in", "uint8"),
-    Param("guess", "in", "int32"),
+    Param("guess", "in", "int32"), Param("mask_rows", "in", "int32"), Param("mask_words", "in", "uint32"),
     Param("best_parts", "out", "uint64"), Param("plain_parts", "out", "uint64"), Param("sum_parts", "out", "float32"),
     Param("V", "i32")), cost=adjusted)
 PICK = Kernel(SOURCE, "sample_pick", (
@@ -102,10 +102,11 @@ def sample_(q: Queue, state: PenaltyState, logits: Array, params: SampleParams) 
     parts = -(-vocab // CHUNK)
     scratch, sums = q.empty((rows, vocab), np.float32), q.empty((rows, parts), np.float32)
     best, plain = q.empty((rows, parts), np.uint64), q.empty((rows, parts), np.uint64)
+    masks = (None, None) if params.mask is None else (params.mask.rows, params.mask.words)
     q.launch(ADJUST.variant(), (parts, rows, 1), (CHUNK_THREADS, 1, 1), logits, scratch, params.temperature,
              params.repetition, params.presence, params.frequency, params.slot, params.bias_starts, params.bias_ids,
-             params.bias_values, state.counts, state.prompt, params.guess if params.chained else None, best, plain,
-             sums, vocab, pdl=True)
+             params.bias_values, state.counts, state.prompt, params.guess if params.chained else None, *masks,
+             best, plain, sums, vocab, pdl=True)
     q.launch(PICK.variant(), (rows, 1, 1), (THREADS, 1, 1), logits, scratch, best, plain, sums, params.temperature,
              params.top_k, params.top_p, params.min_p, params.seed, params.position, params.slot,
              None if params.chained else state.counts, out.tokens, out.logprobs, out.top_ids, out.top_logprobs, vocab,

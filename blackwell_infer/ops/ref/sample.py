@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from blackwell_infer.ops.batch import VOID, PenaltyState, Sampled, SampleParams, TokenState
+from blackwell_infer.ops.batch import VOID, PenaltyState, Sampled, SampleParams, TokenMask, TokenState
 from blackwell_infer.types import Array
 
 F32 = np.float32
@@ -65,9 +65,20 @@ def nucleus_target(total: int, top_p: np.float32) -> int:
     return max((total >> 24) * p24 + (((total & 0xFFFFFF) * p24) >> 24), 1)
 
 
+def allowed(mask: TokenMask, i: int, vocab: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which of the tokens [V] row i may choose."""
+    row = int(np.asarray(mask.rows)[i])
+    if row < 0:
+        return np.ones(vocab, np.bool_)
+    words = np.ascontiguousarray(np.asarray(mask.words)[row], "<u4")
+    return np.unpackbits(words.view(np.uint8), count=vocab, bitorder="little").astype(np.bool_)
+
+
 def adjust(logits: Floats, params: SampleParams, i: int, state: PenaltyState) -> Floats:
-    """Row i after bias, penalties and temperature."""
+    """Row i after mask, bias, penalties and temperature."""
     z = usable(logits)
+    if params.mask is not None:
+        z = np.where(allowed(params.mask, i, len(z)), z, F32(-np.inf))
     bias_starts, bias_ids, bias_values = map(np.asarray, (params.bias_starts, params.bias_ids, params.bias_values))
     for j in range(int(bias_starts[i]), int(bias_starts[i + 1])):
         if 0 <= bias_ids[j] < len(z):

@@ -1,0 +1,127 @@
+"""What callers wait for: requests and texts to score under way, with their clocks and counts; the engine's counters."""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from blackwell_infer.engine.answer import Answer
+from blackwell_infer.engine.request import Request
+from blackwell_infer.engine.runner import Flight
+from blackwell_infer.engine.sequences import Plan
+from blackwell_infer.errors import BlackwellInferError, OutOfMemoryError
+from blackwell_infer.log import logger
+from blackwell_infer.text.tokenizer import Tokenizer
+from blackwell_infer.types import Event, Usage
+
+Sink = Callable[[Event], None]
+
+
+class Score(msgspec.Struct, frozen=True):
+    """Teacher-forced scores of T tokens: `logprobs` [T] float32 holds log p(token i | tokens before it), 0.0 for the
+    first, which nothing precedes. `logits` [T, V] float32, if asked for, are the model's after each token."""
+
+    logprobs: np.ndarray[Any, np.dtype[np.float32]]
+    logits: np.ndarray[Any, np.dtype[np.float32]] | None = None
+
+
+class Stats(msgspec.Struct, frozen=True, kw_only=True):
+    """Counters since loading. Tokens per second count the time in which the engine had work."""
+
+    running: int = 0
+    waiting: int = 0
+    finished: int = 0
+    """requests that ended, in whatever way"""
+    prompt_tokens: int = 0
+    """tokens prefilled, those of preempted sequences again"""
+    generated_tokens: int = 0
+    steps: int = 0
+    preemptions: int = 0
+    busy_seconds: float = 0.0
+    tokens_per_second: float = 0.0
+    pages_used: int = 0
+    """pages of what runs"""
+    pages_total: int = 0
+    cached_tokens: int = 0
+    """tokens that were not prefilled because the prefix cache held them"""
+    pages_cached: int = 0
+    """pages that only the prefix cache holds; they are free for others"""
+    states_cached: int = 0
+    """recurrent states in the prefix cache"""
+    states_total: int = 0
+    """slots for such states"""
+    drafted_tokens: int = 0
+    """guesses that were checked (see the setting `speculate`)"""
+    accepted_tokens: int = 0
+    """guesses that held"""
+    drafted_at: tuple[int, ...] = ()
+    """guesses that were checked, by their place: those for the token after the next first"""
+    accepted_at: tuple[int, ...] = ()
+
+
+class Job:
+    """A request under way: its sequences by id, its answers, its clock. Touched by the stepping thread only."""
+
+    def __init__(self, id: int, request: Request, sink: Sink, first: int, tokenizer: Tokenizer) -> None:
+        self.id = id
+        self.request = request
+        self.sink = sink
+        self.index = {first + i: i for i in range(request.sampling.n)}
+        self.answers = {first + i: Answer(tokenizer, request) for i in range(request.sampling.n)}
+        self.failure: BlackwellInferError | None = None
+        self.generated = self.drafted = self.accepted = self.cached = 0
+        self.submitted = time.perf_counter()
+        self.started = self.first = self.last = 0.0
+
+    def usage(self) -> Usage:
+        """Counts and times at the end."""
+        started = self.started or time.perf_counter()
+        first = self.first or started
+        return Usage(prompt_tokens=len(self.request.prompt), completion_tokens=self.generated,
+                     queue_seconds=started - self.submitted, prefill_seconds=first - started,
+                     decode_seconds=max(self.last - first, 0.0), cached_tokens=self.cached,
+                     drafted_tokens=self.drafted, accepted_tokens=self.accepted)
+
+
+class Scoring:
+    """A text being scored. `result` is complete once every position is."""
+
+    def __init__(self, id: int, tokens: tuple[int, ...], vocab: int, logits: bool) -> None:
+        self.id = id
+        try:
+            values = np.empty((len(tokens), vocab), np.float32) if logits else None
+        except MemoryError:
+            raise OutOfMemoryError(f"logits of {len(tokens)} tokens take {4 * len(tokens) * vocab} bytes on the host, "
+                                   "which are not free; score shorter pieces") from None
+        self.result = Score(np.zeros(len(tokens), np.float32), values)
+        self.future: Future[Score] = Future()
+
+
+class Launched(msgspec.Struct, frozen=True):
+    """A step that was launched and not read."""
+
+    plan: Plan
+    flight: Flight
+    masked: bool
+    """whether it waits for masks"""
+
+
+def typed(error: Exception) -> BlackwellInferError:
+    """The error itself if it is one of ours, else one of ours with it as the cause."""
+    if isinstance(error, BlackwellInferError):
+        return error
+    wrapped = BlackwellInferError(f"a step failed unexpectedly: {type(error).__name__}: {error}")
+    wrapped.__cause__ = error
+    return wrapped
+
+
+def reported(error: Exception) -> BlackwellInferError:
+    """`typed`, within an `except`: what is not one of ours is logged with its trace."""
+    failure = typed(error)
+    if failure is not error:
+        logger.exception("a step failed")
+    return failure

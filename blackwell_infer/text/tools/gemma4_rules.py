@@ -7,8 +7,9 @@ from typing import Any
 
 from blackwell_infer.errors import RequestError
 from blackwell_infer.text.grammar_schema import REMARKS
+from blackwell_infer.text.grammar_terms import literal, without
 from blackwell_infer.text.tools.arguments import closed, local
-from blackwell_infer.text.tools.rules import json_rule, literal, without
+from blackwell_infer.text.tools.rules import json_rule
 from blackwell_infer.types import Tool
 
 QUOTE = '<|"|>'

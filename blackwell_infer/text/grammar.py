@@ -1,7 +1,7 @@
 """Grammars of answers, compiled by llguidance for one vocabulary, and the matchers that follow them.
 
-A grammar is about the text that a reader of the answer sees. JSON may have white space wherever JSON allows it, and
-properties come in the order of the schema.
+A grammar is about the text that a reader of the answer sees. JSON may have white space wherever JSON allows it, a space
+or a line break with indentation at a time, and properties come in the order of the schema.
 """
 from __future__ import annotations
 
@@ -27,6 +27,9 @@ LONGEST = 1 << 18
 """Characters of a grammar's text"""
 KEPT = 64
 """Compiled grammars that are kept, and vocabularies of different widths"""
+SPACE = r"[ ]|\r?\n[ \t]{0,40}"
+"""White space between two symbols of JSON. Where there is no end to it, a model may find none: the demo model does."""
+STYLE: Any = {"whitespace_pattern": SPACE}
 LIMITS = {
     "max_items_in_row": 2_000, "initial_lexer_fuel": 2_000_000, "step_lexer_fuel": 400_000, "step_max_items": 100_000,
     "max_lexer_states": 100_000, "max_grammar_size": 250_000, "verbose_errors": False,
@@ -97,9 +100,9 @@ def readable(library: Any, grammar: Grammar) -> str:
         case "json_object":
             if grammar.text:
                 raise RequestError("a grammar of the kind json_object has no text; for a schema take json_schema")
-            return str(library.LLMatcher.grammar_from_json_schema('{"type": "object"}'))
+            return str(library.LLMatcher.grammar_from_json_schema('{"type": "object"}', STYLE))
         case "json_schema":
-            return str(library.LLMatcher.grammar_from_json_schema(schema_text(grammar.text)))
+            return str(library.LLMatcher.grammar_from_json_schema(schema_text(grammar.text), STYLE))
         case "regex":
             return str(library.LLMatcher.grammar_from_regex(grammar.text))
         case "lark":

@@ -127,7 +127,7 @@ class Maker:
 
     def any_object(self, value: str | None = None) -> str:
         """An object of any keys."""
-        pair = self.rule(f'/[A-Za-z_][A-Za-z0-9_]*/ ":" {value or self.any_value()}')
+        pair = self.rule(f'/[A-Za-z_][A-Za-z0-9_]{{0,63}}/ ":" {value or self.any_value()}')
         return f'"{{" ({pair} ("," {pair})*)? "}}"'
 
     def any_value(self) -> str:

@@ -22,7 +22,7 @@ from blackwell_infer.text.grammar import Compiler, compile_grammar
 from blackwell_infer.text.grammar_vocabulary import Vocabulary
 from blackwell_infer.text.template import ChatTemplate
 from blackwell_infer.text.tokenizer import Tokenizer
-from blackwell_infer.text.tools import DIALECTS, Dialect, Named, ToolChoice, llama3, qwen_xml
+from blackwell_infer.text.tools import DIALECTS, Dialect, Named, ToolChoice, deepseek_v31, hermes, llama3, qwen_xml
 from blackwell_infer.types import Grammar, Matcher, Tool
 
 PAIR = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "string"}}, "required": ["a"],
@@ -110,7 +110,6 @@ def test_kinds(tokenizer: Tokenizer, compiler: Compiler, grammar: Grammar, good:
     (Grammar("json_schema", '{"items":' * 70 + "{}" + "}" * 70), "too large"),
     (Grammar("json_schema", '{"enum": [' + "1," * 20_000 + "2]}"), "too large"),
     (Grammar("regex", "a" * 300_000), "at most"), (Grammar("json_schema", "[" * 5000), "no JSON"),
-    (Grammar("regex", "((a{1,900}b){1,900}c){1,900}"), "refused"),
 ])
 def test_what_is_refused_says_why(tokenizer: Tokenizer, compiler: Compiler, grammar: Grammar, message: str) -> None:
     with pytest.raises(RequestError, match=message) as caught:
@@ -126,7 +125,9 @@ def test_without_the_library_the_error_says_what_to_install(
         compile_grammar(tokenizer, Grammar("json_object"), tokenizer.size)
 
 
-@pytest.mark.parametrize("grammar", [Grammar("json_object"), Grammar("regex", r"\{\}"), Grammar("gbnf", 'root ::= "{}"')])
+@pytest.mark.parametrize("grammar", [
+    Grammar("json_object"), Grammar("regex", r"\{\}"), Grammar("gbnf", 'root ::= "{}"'),
+])
 def test_reasoning_comes_first(tokenizer: Tokenizer, compiler: Compiler, grammar: Grammar) -> None:
     within = compiler.compile(tokenizer, grammar, tokenizer.size, THINK, True)
     before = compiler.compile(tokenizer, grammar, tokenizer.size, THINK, False)
@@ -181,12 +182,12 @@ def test_choices(tokenizer: Tokenizer, compiler: Compiler, choice: ToolChoice, o
     assert takes(tokenizer, matcher, text) == (whole, end)
 
 
-@pytest.mark.parametrize("name", [n for n in TEACH if "Coder" in n or "Qwen" in n or "Llama" in n or "V3.1" in n])
+@pytest.mark.parametrize("name", [
+    n for n, dialect in TEACH.items() if dialect in (qwen_xml, hermes, llama3, deepseek_v31)
+])
 def test_what_a_template_writes_fits_the_grammar(name: str, tokenizer: Tokenizer, compiler: Compiler) -> None:
     dialect = TEACH[name]
     assert dialect is not None
-    if "R1" in name:
-        pytest.skip("takes arguments as text, unlike the others")
     calls = ONE_CALL if dialect is llama3 else TWO_CALLS
     whole = ChatTemplate(real(name), "", "").render(turns(calls), add_generation_prompt=False, enable_thinking=False)
     opening = {"qwen_xml": "<tool_call>", "hermes": "<tool_call>", "llama3": '{"name"',

@@ -35,7 +35,8 @@ def grammar(schema: Any) -> Grammar:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("thinking", [False, True])
 def test_answers_follow_a_schema(llm: LLM, temperature: float, thinking: bool) -> None:
-    sampling = Sampling(temperature=temperature, seed=1, n=1 + bool(temperature), max_tokens=200, grammar=grammar(REPLY), logprobs=0)
+    sampling = Sampling(temperature=temperature, seed=1, n=1 + bool(temperature), max_tokens=200,
+                        grammar=grammar(REPLY), logprobs=0)
     output = llm.generate(ASKED, sampling, enable_thinking=thinking)
     for choice in output.choices:
         jsonschema.validate(json.loads(choice.text), REPLY)

@@ -27,14 +27,25 @@ if TYPE_CHECKING:
         TokenizerError,
         UnsupportedModelError,
     )
-    from blackwell_infer.types import Choice, Event, Message, Output, Sampling, TokenLogprob, Usage
+    from blackwell_infer.types import (
+        Choice,
+        Event,
+        Grammar,
+        Message,
+        Output,
+        Sampling,
+        TokenLogprob,
+        Tool,
+        ToolCall,
+        Usage,
+    )
 
 __all__ = [
     "LLM", "AsyncStream", "BlackwellInferError", "CheckpointError", "Choice", "ConfigError", "DeadlineError",
-    "DeviceError", "DownloadError", "EngineConfig", "Event", "KernelError", "Message", "ModelInfo",
+    "DeviceError", "DownloadError", "EngineConfig", "Event", "Grammar", "KernelError", "Message", "ModelInfo",
     "ModelOutputError", "OutOfMemoryError", "Output", "QueueFullError", "RequestError", "Sampling", "Score",
-    "SessionError", "Stats", "Stream", "TemplateError", "TokenLogprob", "TokenizerError", "UnsupportedModelError",
-    "Usage", "__version__",
+    "SessionError", "Stats", "Stream", "TemplateError", "TokenLogprob", "TokenizerError", "Tool", "ToolCall",
+    "UnsupportedModelError", "Usage", "__version__",
 ]
 __version__ = "0.1.0"
 
@@ -47,7 +58,7 @@ _HOMES = {
     "errors": ("BlackwellInferError", "CheckpointError", "ConfigError", "DeadlineError", "DeviceError",
                "DownloadError", "KernelError", "ModelOutputError", "OutOfMemoryError", "QueueFullError",
                "RequestError", "SessionError", "TemplateError", "TokenizerError", "UnsupportedModelError"),
-    "types": ("Choice", "Event", "Message", "Output", "Sampling", "TokenLogprob", "Usage"),
+    "types": ("Choice", "Event", "Grammar", "Message", "Output", "Sampling", "TokenLogprob", "Tool", "ToolCall", "Usage"),
 }
 
 

@@ -77,7 +77,7 @@ def make_request(text: Text, vocab: int, prompt: Any, sampling: Sampling, variab
     own = frozenset[int]() if sampling.ignore_eos and sampling.grammar is None else text.tokenizer.stop_ids
     matchers: tuple[Matcher, ...] = ()
     if sampling.grammar is not None:
-        matcher = text.matcher(sampling.grammar, vocab)
+        matcher = text.matcher(sampling.grammar, vocab, markers, inside)
         matchers = tuple(matcher() for _ in range(sampling.n))
     return Request(prompt=ids, sampling=sampling, settings=resolve_settings(sampling, vocab),
                    stop_ids=own | frozenset(sampling.stop_token_ids), markers=markers, inside=inside,

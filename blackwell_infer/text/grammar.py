@@ -1,7 +1,7 @@
 """Grammars of answers, compiled by llguidance for one vocabulary, and the matchers that follow them.
 
-A grammar is about the text that a reader of the answer sees. JSON may have white space wherever JSON allows it, and
-properties come in the order of the schema.
+A grammar is about the text that a reader of the answer sees. JSON may have white space wherever JSON allows it, a space
+or a line break with indentation at a time, and properties come in the order of the schema.
 """
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from blackwell_infer.errors import RequestError
 from blackwell_infer.text.grammar_schema import LISTS, MAPS, SCHEMAS, VALUES, check_schema, places, plain_schema
+from blackwell_infer.text.grammar_terms import thought
 from blackwell_infer.text.grammar_vocabulary import grammar_library, read_vocabulary
 from blackwell_infer.text.tokenizer import Tokenizer
 from blackwell_infer.types import Grammar, Matcher
@@ -26,6 +27,9 @@ LONGEST = 1 << 18
 """Characters of a grammar's text"""
 KEPT = 64
 """Compiled grammars that are kept, and vocabularies of different widths"""
+SPACE = r"[ ]|\r?\n[ \t]{0,40}"
+"""White space between two symbols of JSON. Where there is no end to it, a model may find none: the demo model does."""
+STYLE: Any = {"whitespace_pattern": SPACE}
 LIMITS = {
     "max_items_in_row": 2_000, "initial_lexer_fuel": 2_000_000, "step_lexer_fuel": 400_000, "step_max_items": 100_000,
     "max_lexer_states": 100_000, "max_grammar_size": 250_000, "verbose_errors": False,
@@ -38,16 +42,17 @@ class Compiler:
 
     def __init__(self) -> None:
         self._vocabularies: dict[tuple[Tokenizer, int], LLTokenizer] = {}
-        self._compiled: OrderedDict[tuple[Tokenizer, int, Grammar], LLMatcher] = OrderedDict()
+        self._compiled: OrderedDict[Any, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
 
-    def compile(self, tokenizer: Tokenizer, grammar: Grammar, vocab: int) -> Callable[[], Matcher]:
+    def compile(self, tokenizer: Tokenizer, grammar: Grammar, vocab: int, reasoning: tuple[str, str] | None = None,
+                inside: bool = False) -> Callable[[], Matcher]:
         """See `compile_grammar`."""
-        key = (tokenizer, vocab, grammar)
+        key = (tokenizer, vocab, grammar, reasoning, inside)
         with self._lock:
             first = self._compiled.get(key)
             if first is None:
-                first = self._compiled[key] = compiled(self._vocabulary(tokenizer, vocab), grammar)
+                first = self._compiled[key] = compiled(self._vocabulary(tokenizer, vocab), grammar, reasoning, inside)
             self._compiled.move_to_end(key)
             if len(self._compiled) > KEPT:
                 self._compiled.popitem(last=False)
@@ -61,22 +66,28 @@ class Compiler:
         return self._vocabularies[key]
 
 
-def compile_grammar(tokenizer: Tokenizer, grammar: Grammar, vocab: int) -> Callable[[], Matcher]:
+def compile_grammar(tokenizer: Tokenizer, grammar: Grammar, vocab: int, reasoning: tuple[str, str] | None = None,
+                    inside: bool = False) -> Callable[[], Matcher]:
     """Check and compile a grammar for `vocab` logits; the result makes a fresh matcher for each answer.
+
+    With the markers of `reasoning` the model may reason first, or does so already (`inside`: the prompt ends within);
+    a Lark grammar is about the whole answer, reasoning included.
 
     RequestError: an unsupported keyword with its path, a faulty or too large grammar. ConfigError: llguidance is not
     installed. A `Compiler` keeps what it made.
     """
-    return Compiler().compile(tokenizer, grammar, vocab)
+    return Compiler().compile(tokenizer, grammar, vocab, reasoning, inside)
 
 
-def compiled(vocabulary: LLTokenizer, grammar: Grammar) -> LLMatcher:
+def compiled(vocabulary: LLTokenizer, grammar: Grammar, reasoning: tuple[str, str] | None, inside: bool) -> LLMatcher:
     """A matcher at the beginning of the grammar."""
     library = grammar_library()
     source = readable(library, grammar)
+    if reasoning is not None and grammar.kind != "lark":
+        source = after_reasoning(source, reasoning, inside)
     made: LLMatcher = library.LLMatcher(vocabulary, source, log_level=0, limits=library.LLParserLimits(**LIMITS))
     if made.is_error():
-        reason = explained(grammar, made.get_error().strip())
+        reason = explained(grammar, reason_of(made))
         raise RequestError(f"the {grammar.kind} grammar is refused: {reason}")
     return made
 
@@ -89,15 +100,24 @@ def readable(library: Any, grammar: Grammar) -> str:
         case "json_object":
             if grammar.text:
                 raise RequestError("a grammar of the kind json_object has no text; for a schema take json_schema")
-            return str(library.LLMatcher.grammar_from_json_schema('{"type": "object"}'))
+            return str(library.LLMatcher.grammar_from_json_schema('{"type": "object"}', STYLE))
         case "json_schema":
-            return str(library.LLMatcher.grammar_from_json_schema(schema_text(grammar.text)))
+            return str(library.LLMatcher.grammar_from_json_schema(schema_text(grammar.text), STYLE))
         case "regex":
             return str(library.LLMatcher.grammar_from_regex(grammar.text))
         case "lark":
             return str(library.LLMatcher.grammar_from_lark(grammar.text))
         case "gbnf":
             return str(library.LLMatcher.grammar_from_lark(lark_of(grammar.text)))
+
+
+def after_reasoning(source: str, reasoning: tuple[str, str], inside: bool) -> str:
+    """The grammar of an answer with reasoning before it: always if it has begun, else if the model opens it."""
+    nested = msgspec.json.decode(source) if source.startswith("{") else {"grammars": [{"lark_grammar": source}]}
+    rules = (f"start: THOUGHT{'' if inside else '?'} @answer\n"
+             f"THOUGHT: {thought(reasoning, inside)} /[ \\n]{{0,2}}/\n")
+    answer = {**nested["grammars"][0], "name": "answer"}
+    return msgspec.json.encode({"grammars": [{"name": "whole", "lark_grammar": rules}, answer]}).decode()
 
 
 def schema_text(text: str) -> str:
@@ -110,6 +130,11 @@ def schema_text(text: str) -> str:
     if isinstance(schema, bool):
         schema = {} if schema else {"enum": []}
     return msgspec.json.encode(plain_schema(schema)).decode()
+
+
+def reason_of(matcher: LLMatcher) -> str:
+    """Why the library refuses, without traces of its own."""
+    return str(matcher.get_error()).partition("\n<backtrace>")[0].partition("\n<non-verbose")[0].strip()
 
 
 def explained(grammar: Grammar, message: str) -> str:
@@ -125,11 +150,11 @@ def explained(grammar: Grammar, message: str) -> str:
 
 def lark_of(text: str) -> str:
     """llama.cpp's notation as Lark."""
-    from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
+    from llguidance.gbnf_to_lark import gbnf_to_lark
 
     try:
         return str(gbnf_to_lark(text))
-    except (GbnfToLarkError, ValueError, IndexError, RecursionError) as error:
+    except Exception as error:  # the library raises bare ones
         raise RequestError(f"the gbnf grammar cannot be read: {error}") from None
 
 
@@ -182,4 +207,4 @@ class GrammarMatcher:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise RequestError(f"the grammar cannot be followed any further: {self._matcher.get_error().strip()}")
+            raise RequestError(f"the grammar cannot be followed any further: {reason_of(self._matcher)}")

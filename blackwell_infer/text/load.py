@@ -45,9 +45,10 @@ class Text(msgspec.Struct, frozen=True):
         """How the model writes tool calls, if its template teaches a known way."""
         return None if self.template is None else dialect_of(self.template.source)
 
-    def matcher(self, grammar: Grammar, vocab: int) -> Callable[[], Matcher]:
+    def matcher(self, grammar: Grammar, vocab: int, reasoning: tuple[str, str] | None = None,
+                inside: bool = False) -> Callable[[], Matcher]:
         """A maker of matchers for a model with `vocab` logits; see `compile_grammar`. What is compiled is kept."""
-        return self.grammars.compile(self.tokenizer, grammar, vocab)
+        return self.grammars.compile(self.tokenizer, grammar, vocab, reasoning, inside)
 
 
 def open_text(checkpoint: Checkpoint) -> Text:

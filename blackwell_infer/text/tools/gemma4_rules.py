@@ -7,8 +7,9 @@ from typing import Any
 
 from blackwell_infer.errors import RequestError
 from blackwell_infer.text.grammar_schema import REMARKS
+from blackwell_infer.text.grammar_terms import literal, without
 from blackwell_infer.text.tools.arguments import closed, local
-from blackwell_infer.text.tools.rules import json_rule, literal, without
+from blackwell_infer.text.tools.rules import json_rule
 from blackwell_infer.types import Tool
 
 QUOTE = '<|"|>'
@@ -126,7 +127,7 @@ class Maker:
 
     def any_object(self, value: str | None = None) -> str:
         """An object of any keys."""
-        pair = self.rule(f'/[A-Za-z_][A-Za-z0-9_]*/ ":" {value or self.any_value()}')
+        pair = self.rule(f'/[A-Za-z_][A-Za-z0-9_]{{0,63}}/ ":" {value or self.any_value()}')
         return f'"{{" ({pair} ("," {pair})*)? "}}"'
 
     def any_value(self) -> str:

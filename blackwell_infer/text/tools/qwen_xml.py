@@ -14,11 +14,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from blackwell_infer.errors import RequestError
+from blackwell_infer.text.grammar_terms import literal, without
 from blackwell_infer.text.stream import overlap
 from blackwell_infer.text.tools.arguments import CLOSED, Style, find, plain, read
 from blackwell_infer.text.tools.calls import ToolChoice
 from blackwell_infer.text.tools.reader import LONGEST_NAME, Reader, Steps, quoted
-from blackwell_infer.text.tools.rules import arguments, frame, json_rule, literal, without
+from blackwell_infer.text.tools.rules import arguments, frame, json_rule
 from blackwell_infer.types import Grammar, Tool
 
 BEGIN, END = "<tool_call>", "</tool_call>"

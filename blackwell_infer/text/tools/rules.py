@@ -6,34 +6,17 @@ stands for its text (`Text.tokenizer.visible`).
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Sequence
 
 from blackwell_infer.errors import RequestError
 from blackwell_infer.text.grammar_schema import check_schema
+from blackwell_infer.text.grammar_terms import literal, thought, without
 from blackwell_infer.text.tools.arguments import closed, find
 from blackwell_infer.text.tools.calls import Named, ToolChoice
 from blackwell_infer.types import Grammar, Tool
 
 STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """How chat templates write JSON, and so how models write it in calls."""
-
-ANY = "/(?s:.*)/"
-
-
-def literal(text: str) -> str:
-    """A Lark string."""
-    return json.dumps(text, ensure_ascii=False)
-
-
-def without(*markers: str) -> str:
-    """A terminal's expression: any text in which none of the markers stands."""
-    return " & ".join((ANY, *(f"~/(?s:.*){pattern(m)}(?s:.*)/" for m in markers)))
-
-
-def pattern(text: str) -> str:
-    """A regular expression, to stand between slashes, of exactly this text."""
-    return re.sub(r"([\\.+*?()|\[\]{}^$/&~#-])", r"\\\1", text).replace("\n", r"\n")
 
 
 def json_rule(schema: object) -> str:
@@ -82,8 +65,7 @@ def frame(
     if not tools:
         return None
     able = chosen(tools, choice)
-    open, close = reasoning or ("", "")
-    banned = [m for m in (opener, *taboo, "" if inside else open) if m]
+    banned = [m for m in (opener, *taboo, reasoning[0] if reasoning and not inside else "") if m]
     lines = [f"TEXT: {without(*banned)}" + (f" & ~/{not_text}/" if not_text else "")]
     body = "TEXT?"
     if able:
@@ -98,11 +80,8 @@ def frame(
         body = "BEFORE calls" if opener else "calls"
         body = f"(TEXT? | {body})" if choice == "auto" else body
     start = body
-    if open:
-        thought = f"({without(close)}) {literal(close)}"
-        begin = "" if inside else f"/[ \\n]{{0,2}}/ {literal(open)} "
-        after = "" if opener else " /[ \\n]{0,2}/"
-        lines.append(f"THOUGHT: {begin}{thought}{after}")
+    if reasoning:
+        lines.append(f"THOUGHT: {thought(reasoning, inside)}" + ("" if opener else " /[ \\n]{0,2}/"))
         start = f"THOUGHT {body}" if inside else f"THOUGHT? {body}"
     return Grammar("lark", "\n".join([f"start: {start}", *lines]) + "\n")
 

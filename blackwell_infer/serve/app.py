@@ -13,7 +13,7 @@ from starlette.routing import BaseRoute, Route
 
 from blackwell_infer.errors import BlackwellInferError
 from blackwell_infer.log import logger
-from blackwell_infer.serve import openai_chat
+from blackwell_infer.serve import metrics, openai_chat, openai_completions
 from blackwell_infer.serve.errors import HttpError, error_response, status_of
 from blackwell_infer.serve.host import Host
 from blackwell_infer.serve.security import Guard
@@ -26,7 +26,8 @@ def make_app(host: Host, more: Sequence[BaseRoute] = ()) -> Starlette:
         middleware.insert(0, Middleware(CORSMiddleware, allow_origins=list(host.config.cors_origin),
                                         allow_methods=["GET", "POST"], allow_headers=["*"]))
     return Starlette(
-        routes=[*routes(host), *openai_chat.routes(host), *more], middleware=middleware,
+        routes=[*routes(host), *openai_chat.routes(host), *openai_completions.routes(host), *metrics.routes(host),
+                *more], middleware=middleware,
         exception_handlers={BlackwellInferError: failed, HTTPException: refused, Exception: failed})
 
 

@@ -202,9 +202,7 @@ def usage_body(usage: Usage) -> dict[str, Any]:
     """Token counts."""
     return {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens,
             "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": usage.cached_tokens, "audio_tokens": 0},
-            "completion_tokens_details": {"accepted_prediction_tokens": 0, "rejected_prediction_tokens": 0,
-                                          "audio_tokens": 0, "reasoning_tokens": 0}}
+            "prompt_tokens_details": {"cached_tokens": usage.cached_tokens}}
 
 
 def logprob_body(items: tuple[TokenLogprob, ...], tokenizer: Tokenizer) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from blackwell_infer.config import ServeConfig
 from blackwell_infer.serve.host import Host
 
 QUESTION = [{"role": "user", "content": "What is 12 times 12?"}]
+PATCHES = (b"", b"null", b"-1", b"1e400", b"[]", b"{}", b'"', b"\xff", b"99999999999999999999", b"\\ud800")
 TOOL = {"type": "function", "function": {
     "name": "get_weather", "description": "Weather of a city",
     "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}}
@@ -49,11 +50,8 @@ def test_a_stream_says_the_same(client: openai.OpenAI) -> None:
 
 async def _asynchronous(address: str) -> str:
     async with openai.AsyncOpenAI(base_url=address + "/v1", api_key="any", max_retries=0) as made:
-        parts = []
-        async for chunk in await made.chat.completions.create(model="demo", messages=QUESTION, temperature=0,
-                                                              stream=True):
-            parts.append(chunk.choices[0].delta.content or "")
-        return "".join(parts)
+        stream = await made.chat.completions.create(model="demo", messages=QUESTION, temperature=0, stream=True)
+        return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
 
 
 def test_asynchronous_client(address: str) -> None:
@@ -105,8 +103,9 @@ def test_tools_loop(client: openai.OpenAI) -> None:
 def test_structured_output(client: openai.OpenAI) -> None:
     schema = {"type": "object", "properties": {"answer": {"enum": [1, 144]}}, "required": ["answer"],
               "additionalProperties": False}
-    got = client.chat.completions.create(model="demo", messages=QUESTION, temperature=0, max_tokens=40, response_format={
-        "type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}})
+    wanted = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
+    got = client.chat.completions.create(model="demo", messages=QUESTION, temperature=0, max_tokens=40,
+                                         response_format=wanted)
     assert json.loads(got.choices[0].message.content)["answer"] in (1, 144)
 
 
@@ -209,8 +208,7 @@ def test_bodies_changed_at_random(address: str, llm: LLM) -> None:
                 changed = bytearray(body)
                 for _ in range(draw.randint(1, 4)):
                     at = draw.randrange(len(changed))
-                    changed[at : at + draw.choice((0, 1, 5))] = draw.choice(
-                        (b"", b"null", b"-1", b"1e400", b"[]", b"{}", b'"', b"\xff", b"99999999999999999999", b"\\ud800"))
+                    changed[at : at + draw.choice((0, 1, 5))] = draw.choice(PATCHES)
                 got = client.post(address + path, content=bytes(changed))
                 assert got.status_code < 500, (bytes(changed), got.text)
     assert idle(llm, 5)

@@ -81,7 +81,7 @@ def test_a_missing_file_that_was_named_is_an_error(tmp_path: Path) -> None:
 def test_unknown_variables_are_refused_with_the_nearest_name() -> None:
     with pytest.raises(ConfigError, match=r"BWINFER_MAX_CONTXT; did you mean BWINFER_MAX_CONTEXT\?"):
         config.read_environment({"BWINFER_MAX_CONTXT": "1"})
-    with pytest.raises(ConfigError, match=r"BWINFER_QQQQQQQQ; known: BWINFER_ACTIVATIONS, BWINFER_DEVICE, "):
+    with pytest.raises(ConfigError, match=r"BWINFER_QQQQQQQQ; known: BWINFER_ACTIVATIONS, BWINFER_API_KEY, "):
         config.read_environment({"BWINFER_QQQQQQQQ": "1"})
 
 

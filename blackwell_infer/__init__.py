@@ -58,7 +58,8 @@ _HOMES = {
     "errors": ("BlackwellInferError", "CheckpointError", "ConfigError", "DeadlineError", "DeviceError",
                "DownloadError", "KernelError", "ModelOutputError", "OutOfMemoryError", "QueueFullError",
                "RequestError", "SessionError", "TemplateError", "TokenizerError", "UnsupportedModelError"),
-    "types": ("Choice", "Event", "Grammar", "Message", "Output", "Sampling", "TokenLogprob", "Tool", "ToolCall", "Usage"),
+    "types": ("Choice", "Event", "Grammar", "Message", "Output", "Sampling", "TokenLogprob", "Tool", "ToolCall",
+              "Usage"),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import secrets
 import string
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
 
 from blackwell_infer.text.stream import overlap
@@ -18,7 +19,7 @@ LONGEST_NAME = 256
 """Characters after which a name that has not ended is none."""
 
 
-class Reader:
+class Reader(ABC):
     """Text that has come and is not used yet (`held`, from `at` on) and the pieces made so far.
 
     A subclass writes `run`, which returns when the text has ended. What is read moves `at`; where a call turns out to
@@ -32,9 +33,9 @@ class Reader:
         self._pieces: list[Piece] = []
         self._steps = self.run()
 
+    @abstractmethod
     def run(self) -> Steps:
         """The whole parser."""
-        raise NotImplementedError
 
     def push(self, text: str) -> tuple[Piece, ...]:
         """The pieces that are certain with this text."""

@@ -92,7 +92,24 @@ class ChatConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     show_reasoning: Annotated[bool, Meta(description="show the model's reasoning")] = True
 
 
-SECTIONS: Mapping[str, type[msgspec.Struct]] = {"engine": EngineConfig, "sampling": Sampling, "chat": ChatConfig}
+class ServeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the HTTP server listens and what it lets in."""
+
+    host: Annotated[str, Meta(description="address to listen on; 0.0.0.0 is every network")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535, description="port to listen on; 0 takes a free one")] = 8080
+    api_key: Annotated[tuple[str, ...], Meta(description="keys that clients must show; none lets everybody in")] = ()
+    served_name: Annotated[str, Meta(description="the model's name in the API; empty takes the name it was given")] = ""
+    cors_origin: Annotated[tuple[str, ...], Meta(
+        description="pages of these origins may use the server from a browser")] = ()
+    max_body: Annotated[int, Meta(ge=1, description="largest body of a request in bytes")] = 4 << 20
+    max_choices: Annotated[int, Meta(ge=1, description="most answers to one request (n times prompts)")] = 16
+    request_timeout: Annotated[float, Meta(gt=0, description="seconds after which an answer is broken off")] = 600.0
+    drain_timeout: Annotated[float, Meta(ge=0, description="seconds that running answers get at the end")] = 30.0
+
+
+SECTIONS: Mapping[str, type[msgspec.Struct]] = {
+    "engine": EngineConfig, "sampling": Sampling, "chat": ChatConfig, "serve": ServeConfig,
+}
 
 
 class Setting(msgspec.Struct, frozen=True):
@@ -124,6 +141,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     engine: EngineConfig = EngineConfig()
     sampling: Mapping[str, Any] = {}
     chat: ChatConfig = ChatConfig()
+    serve: ServeConfig = ServeConfig()
     file: Path | None = None
 
 
@@ -137,7 +155,7 @@ def plain(kind: msgspec.inspect.Type) -> msgspec.inspect.Type:
 
 
 def settings_of(section: str) -> tuple[Setting, ...]:
-    """The settings of "engine", "sampling" or "chat", in the order of their struct."""
+    """The settings of a section ("engine", "sampling", "chat", "serve"), in the order of their struct."""
     struct = SECTIONS[section]
     described = msgspec.inspect.type_info(struct)
     assert isinstance(described, msgspec.inspect.StructType)
@@ -325,4 +343,4 @@ def load(flags: Mapping[str, Mapping[str, Any]] | None = None, *, path: Path | N
     layers = [read_file(path) if path else {}, read_environment(environ), flags or {}]
     merged = {section: {k: v for layer in layers for k, v in layer.get(section, {}).items()} for section in SECTIONS}
     return Settings(engine=EngineConfig(**merged["engine"]), sampling=merged["sampling"],
-                    chat=ChatConfig(**merged["chat"]), file=path)
+                    chat=ChatConfig(**merged["chat"]), serve=ServeConfig(**merged["serve"]), file=path)

@@ -22,6 +22,7 @@ from blackwell_infer.log import logger
 COMMANDS = {
     "chat": "talk to a model in the terminal",
     "run": "answer one prompt and exit",
+    "serve": "serve a model over HTTP, as OpenAI's clients expect it",
     "info": "show devices, and what a model holds and whether it fits",
     "bench": "measure how fast a model is, and where a decode step spends its time",
     "tokenize": "turn text into token ids, or ids into text",
@@ -104,7 +105,8 @@ def dispatch(words: list[str]) -> int:
 
 
 EPILOG = """Settings may also stand in bwinfer.toml (the nearest upward from here, else the user's) under [engine],
-[sampling] and [chat], or in variables such as BWINFER_MAX_CONTEXT. Flags win over variables, variables over files."""
+[sampling], [chat] and [serve], or in variables such as BWINFER_MAX_CONTEXT. Flags win over variables, variables over
+files."""
 
 
 def overview() -> str:

@@ -30,6 +30,7 @@ from blackwell_infer.engine.runner import Runner
 from blackwell_infer.engine.stream import AsyncStream, Stream
 from blackwell_infer.errors import BlackwellInferError, RequestError
 from blackwell_infer.log import Progress, silent
+from blackwell_infer.text.load import Text
 from blackwell_infer.text.messages import read_messages
 from blackwell_infer.text.template import ChatTemplate
 from blackwell_infer.text.tokenizer import Tokenizer
@@ -70,6 +71,11 @@ class LLM:
         thread.start()
         # Also runs when the object is dropped or the interpreter ends: a step must not outlive the driver.
         self._finalizer = weakref.finalize(self, shut_down, self._engine, thread)
+
+    @property
+    def text(self) -> Text:
+        """What turns messages into tokens and tokens into text."""
+        return self._found.text
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -157,6 +163,13 @@ class LLM:
                 **variables: Any) -> AsyncStream:
         """`stream` for asyncio: `async for event in llm.astream(...)`. Call it where an event loop runs."""
         return AsyncStream(self._engine, self._request(self._one(prompt, messages), sampling, variables), self)
+
+    def submit(self, request: Request) -> AsyncStream:
+        """Run a request that `engine.request.make_request` made. Call it where an event loop runs.
+
+        QueueFullError: too many wait.
+        """
+        return AsyncStream(self._engine, request, self)
 
     async def ascore(self, token_ids: Ids, *, logits: bool = False) -> Score:
         """`score` for asyncio. Cancelling the task cancels."""

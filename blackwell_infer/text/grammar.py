@@ -76,7 +76,7 @@ def compiled(vocabulary: LLTokenizer, grammar: Grammar) -> LLMatcher:
     source = readable(library, grammar)
     made: LLMatcher = library.LLMatcher(vocabulary, source, log_level=0, limits=library.LLParserLimits(**LIMITS))
     if made.is_error():
-        reason = explained(grammar, made.get_error().strip())
+        reason = explained(grammar, reason_of(made))
         raise RequestError(f"the {grammar.kind} grammar is refused: {reason}")
     return made
 
@@ -110,6 +110,11 @@ def schema_text(text: str) -> str:
     if isinstance(schema, bool):
         schema = {} if schema else {"enum": []}
     return msgspec.json.encode(plain_schema(schema)).decode()
+
+
+def reason_of(matcher: LLMatcher) -> str:
+    """Why the library refuses, without traces of its own."""
+    return str(matcher.get_error()).partition("\n<backtrace>")[0].partition("\n<non-verbose")[0].strip()
 
 
 def explained(grammar: Grammar, message: str) -> str:
@@ -182,4 +187,4 @@ class GrammarMatcher:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise RequestError(f"the grammar cannot be followed any further: {self._matcher.get_error().strip()}")
+            raise RequestError(f"the grammar cannot be followed any further: {reason_of(self._matcher)}")

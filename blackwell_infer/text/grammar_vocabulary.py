@@ -9,6 +9,9 @@ from blackwell_infer.text.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
 
+ANCHORS = ("", "\n", "=", "a")
+"""Texts put before one that is to be cut, since some tokenizers add a space to the very beginning"""
+
 
 class Vocabulary:
     """What `llguidance.TokenizerWrapper` asks of a tokenizer. Ids from the tokenizer's size up to `size` have no text.
@@ -32,10 +35,34 @@ class Vocabulary:
         named = set(self.special_token_ids)
         self.tokens = [tokenizer.piece(i, skip_specials=i not in named) for i in ids]
         self.tokens += [b""] * (size - len(self.tokens))
+        self._ids: dict[bytes, int] = {}
 
-    def __call__(self, text: bytes | str) -> list[int]:
-        plain = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
-        return self._tokenizer.encode(plain, bos=False)
+    def __call__(self, data: bytes) -> list[int]:
+        """Tokens whose bytes together are `data`, as the model would cut it in the middle of a text."""
+        text = data.decode("utf-8", "replace")
+        for before in ANCHORS:
+            ids, start = self._tokenizer.encode(before + text, bos=False), 0
+            lead = b""
+            while start < len(ids) and lead.lstrip(b" ") != before.encode():
+                lead += self.tokens[ids[start]]
+                start += 1
+            if b"".join(self.tokens[i] for i in ids[start:]) == data:
+                return ids[start:]
+        return self._longest(data)
+
+    def _longest(self, data: bytes) -> list[int]:
+        """Tokens of `data`, each the longest that fits; ends before a byte that no token has."""
+        if not self._ids:
+            named = set(self.special_token_ids)
+            self._ids.update((piece, i) for i, piece in enumerate(self.tokens) if piece and i not in named)
+        ids, at, most = [], 0, max(map(len, self._ids), default=0)
+        while at < len(data):
+            size = next((n for n in range(min(most, len(data) - at), 0, -1) if data[at:at + n] in self._ids), 0)
+            if not size:
+                break
+            ids.append(self._ids[data[at:at + size]])
+            at += size
+        return ids
 
 
 def read_vocabulary(tokenizer: Tokenizer, size: int) -> LLTokenizer:

@@ -1,0 +1,68 @@
+"""The application: routes of every API, and what stands before them."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from blackwell_infer.errors import BlackwellInferError
+from blackwell_infer.log import logger
+from blackwell_infer.serve import metrics, openai_chat, openai_completions
+from blackwell_infer.serve.errors import HttpError, error_response, status_of
+from blackwell_infer.serve.host import Host
+from blackwell_infer.serve.security import Guard
+
+
+def make_app(host: Host, more: Sequence[BaseRoute] = ()) -> Starlette:
+    """The server's application over a loaded model."""
+    middleware = [Middleware(Guard, host=host)]
+    if host.config.cors_origin:
+        middleware.insert(0, Middleware(CORSMiddleware, allow_origins=list(host.config.cors_origin),
+                                        allow_methods=["GET", "POST"], allow_headers=["*"]))
+    return Starlette(
+        routes=[*routes(host), *openai_chat.routes(host), *openai_completions.routes(host), *metrics.routes(host),
+                *more], middleware=middleware,
+        exception_handlers={BlackwellInferError: failed, HTTPException: refused, Exception: failed})
+
+
+def routes(host: Host) -> list[BaseRoute]:
+    """What belongs to no API of its own."""
+    async def models(request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [model_body(host)]})
+
+    async def model(request: Request) -> Response:
+        host.check_model(request.path_params["name"])
+        return JSONResponse(model_body(host))
+
+    async def health(request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def ready(request: Request) -> Response:
+        return JSONResponse({"status": "draining" if host.draining else "ready"}, 503 if host.draining else 200)
+
+    return [Route("/v1/models", models), Route("/v1/models/{name:path}", model), Route("/health", health),
+            Route("/ready", ready)]
+
+
+def model_body(host: Host) -> dict[str, object]:
+    """The served model as /v1/models shows it."""
+    return {"id": host.name, "object": "model", "created": host.created, "owned_by": "blackwell_infer"}
+
+
+async def failed(request: Request, error: Exception) -> Response:
+    """The answer to a request that raised. What nobody foresaw is logged, without the request's text."""
+    if status_of(error) == 500:
+        logger.error("%s %s failed: %s", request.method, request.url.path, type(error).__name__, exc_info=error)
+    return error_response(request.url.path, error)
+
+
+async def refused(request: Request, error: Exception) -> Response:
+    """Unknown paths and methods, in the shape of the path's API."""
+    assert isinstance(error, HTTPException)
+    return error_response(request.url.path, HttpError(error.status_code, error.detail))

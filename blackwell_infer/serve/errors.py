@@ -1,0 +1,70 @@
+"""Typed errors as HTTP statuses and as the bodies of each API."""
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from starlette.responses import JSONResponse, Response
+
+from blackwell_infer.errors import BlackwellInferError, DeadlineError, QueueFullError, RequestError, TemplateError
+
+RETRY_SECONDS = 1
+"""What a client is told to wait where the queue is full: a queue of short answers moves within it."""
+
+OPENAI_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error", 503: "server_error"}
+ANTHROPIC_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error",
+                   413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error", 529: "overloaded_error"}
+
+
+class HttpError(BlackwellInferError):
+    """A request that is refused with this status. `param` names the field, `code` is a word for programs."""
+
+    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.param, self.code = status, param, code
+
+
+def status_of(error: Exception) -> int:
+    """The HTTP status of an error; what nobody foresaw is 500."""
+    if isinstance(error, HttpError):
+        return error.status
+    if isinstance(error, QueueFullError):
+        return 429
+    if isinstance(error, DeadlineError):
+        return 504
+    return 400 if isinstance(error, RequestError | TemplateError) else 500
+
+
+def message_of(error: Exception) -> str:
+    """What a client may read: messages of typed errors, and nothing about others."""
+    return str(error) if isinstance(error, BlackwellInferError) else "an unexpected error; the server's log has it"
+
+
+def openai_body(error: Exception) -> dict[str, Any]:
+    """{"error": {"message", "type", "param", "code"}}."""
+    status = status_of(error)
+    kind = OPENAI_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    param, code = (error.param, error.code) if isinstance(error, HttpError) else (None, None)
+    return {"error": {"message": message_of(error), "type": kind, "param": param, "code": code}}
+
+
+def anthropic_body(error: Exception) -> dict[str, Any]:
+    """{"type": "error", "error": {"type", "message"}}."""
+    status = status_of(error)
+    kind = ANTHROPIC_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
+    return {"type": "error", "error": {"type": kind, "message": message_of(error)}}
+
+
+def error_response(path: str, error: Exception) -> Response:
+    """The answer to a request of this path that failed, in the shape of the path's API."""
+    status = status_of(error)
+    body = anthropic_body(error) if path.startswith("/v1/messages") else openai_body(error)
+    headers = {"Retry-After": str(RETRY_SECONDS)} if status in (429, 503) else None
+    return JSONResponse(body, status, headers)
+
+
+def invalid(error: msgspec.ValidationError) -> HttpError:
+    """A value of the wrong type or out of range: the message, with the path that the library found as `param`."""
+    text, _, place = str(error).replace("`", "").partition(" - at ")
+    param = place.removeprefix("$").removeprefix(".") or None
+    return HttpError(400, f"{param}: {text}" if param else text, param)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from blackwell_infer.serve.conversation import Delta
+from blackwell_infer.serve.errors import HttpError, anthropic_body
 from blackwell_infer.text.messages import arguments_of
 from blackwell_infer.text.tools import CallStart
 from blackwell_infer.types import Usage
@@ -24,9 +25,10 @@ class Stream:
     """
 
     def __init__(self, id: str, model: str, prompt_tokens: int) -> None:
-        self._message = {
+        self._message: Event = {
             "id": id, "type": "message", "role": "assistant", "model": model, "content": [], "stop_reason": None,
-            "stop_sequence": None, "stop_details": None, "container": None, "usage": usage_of(Usage(prompt_tokens=prompt_tokens)),
+            "stop_sequence": None, "stop_details": None, "container": None,
+            "usage": usage_of(Usage(prompt_tokens=prompt_tokens)),
         }
         self._open: str | None = None
         self._index = -1
@@ -50,7 +52,7 @@ class Stream:
                 yield from self._begin(f"call {call.index}", block)
             elif call.delta:
                 yield self._delta({"type": "input_json_delta", "partial_json": call.delta})
-        if delta.finish is not None:
+        if delta.finish is not None or delta.failure is not None:
             yield from self._end(delta)
 
     def _begin(self, kind: str, block: Event) -> Iterator[Event]:
@@ -72,8 +74,8 @@ class Stream:
 
     def _end(self, delta: Delta) -> Iterator[Event]:
         yield from self._close()
-        if delta.finish in ("error", "cancelled"):
-            yield error_body("api_error", delta.error or "the answer was cancelled")
+        if delta.failure is not None or delta.finish in ("error", "cancelled"):
+            yield anthropic_body(delta.failure or HttpError(503, "the answer was cancelled"))
             return
         yield {
             "type": "message_delta", "delta": ending(delta), "usage": usage_of(delta.usage or Usage()),
@@ -135,8 +137,3 @@ def usage_of(usage: Usage) -> Event:
 def signature(thought: str) -> str:
     """What stands for the signature of a block of thinking. It proves nothing and is not checked on the way back."""
     return base64.b64encode(hashlib.sha256(thought.encode()).digest()).decode()
-
-
-def error_body(kind: str, text: str) -> Event:
-    """An error in the shape of this API."""
-    return {"type": "error", "error": {"type": kind, "message": text}}

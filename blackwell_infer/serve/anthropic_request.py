@@ -1,7 +1,7 @@
 """Anthropic's Messages API: from the body of a request to an `Ask`."""
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -9,11 +9,13 @@ from msgspec import Meta, Struct
 
 from blackwell_infer.errors import RequestError
 from blackwell_infer.serve.conversation import Ask, Thinking
+from blackwell_infer.serve.errors import invalid
 from blackwell_infer.text.tools import Named, ToolChoice
 from blackwell_infer.types import Grammar, Message, Sampling, Tool, ToolCall
 
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Name = Annotated[str, Meta(min_length=1, max_length=128)]
+ToolName = Annotated[str, Meta(pattern="^[a-zA-Z0-9_.-]{1,128}$")]
 Id = Annotated[str, Meta(min_length=1, max_length=256)]
 
 
@@ -58,7 +60,7 @@ class Turn(Struct):
 
 
 class ToolSpec(Struct):
-    name: Name
+    name: ToolName
     input_schema: dict[str, Any] | None = None
     description: str | None = None
     type: str | None = None
@@ -102,7 +104,7 @@ class Body(CountBody, kw_only=True):
     """A request for a message."""
 
     max_tokens: Count
-    stop_sequences: list[Annotated[str, Meta(min_length=1)]] | None = None
+    stop_sequences: Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(max_length=16)] | None = None
     stream: bool | None = False
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
@@ -112,19 +114,18 @@ class Body(CountBody, kw_only=True):
 Read = TypeVar("Read", bound=CountBody)
 
 
-def read_body(body: bytes, kind: Callable[..., Read]) -> Read:
-    """The body as a struct of `kind`; RequestError names the field that is wrong."""
+def read_body(value: dict[str, Any], kind: type[Read]) -> Read:
+    """The body as a struct of `kind`; HttpError names the field that is wrong."""
     try:
-        found: Read = msgspec.json.decode(body, type=kind)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise RequestError(f"the body is not a valid request: {error}") from None
-    return found
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise invalid(error) from None
 
 
-def ask_of(body: Body, defaults: Sampling, timeout: float | None) -> Ask:
+def ask_of(body: Body, defaults: Sampling) -> Ask:
     """The question that a request asks; what it leaves out comes from the model's `defaults`."""
-    thinking = _thinking(body)
-    if thinking.budget is not None and thinking.budget >= body.max_tokens:
+    budget = body.thinking.budget_tokens if body.thinking else None
+    if budget is not None and budget >= body.max_tokens:
         raise RequestError("thinking.budget_tokens must be less than max_tokens, which counts the thinking too")
     given = {"temperature": body.temperature, "top_p": body.top_p, "top_k": body.top_k}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
@@ -134,15 +135,16 @@ def ask_of(body: Body, defaults: Sampling, timeout: float | None) -> Ask:
     sampling = msgspec.structs.replace(
         defaults, max_tokens=body.max_tokens, stop=tuple(body.stop_sequences or ()), n=1, **changes,
     )
-    return _ask(body, thinking, sampling, timeout)
+    return _ask(body, sampling)
 
 
 def counted(body: CountBody) -> Ask:
     """The question whose prompt is to be counted."""
-    return _ask(body, _thinking(body), Sampling(max_tokens=1), None)
+    return _ask(body, Sampling(max_tokens=1))
 
 
-def _ask(body: CountBody, thinking: Thinking, sampling: Sampling, timeout: float | None) -> Ask:
+def _ask(body: CountBody, sampling: Sampling) -> Ask:
+    thinking = _thinking(body)
     tools = tuple(_tool(spec, i) for i, spec in enumerate(body.tools or ()))
     choice, parallel = _choice(body.tool_choice, tools)
     messages = _messages(body)
@@ -151,7 +153,7 @@ def _ask(body: CountBody, thinking: Thinking, sampling: Sampling, timeout: float
         raise RequestError("with thinking, the last message must come from the user: the answer begins with thoughts")
     return Ask(
         messages=messages, tools=tools, choice=choice, parallel=parallel, sampling=sampling, thinking=thinking,
-        prefill=prefill, timeout=timeout,
+        prefill=prefill,
     )
 
 
@@ -162,12 +164,12 @@ def _thinking(body: CountBody) -> Thinking:
         return Thinking(enabled=False)
     if spec.type == "enabled" and spec.budget_tokens is None:
         raise RequestError('thinking needs budget_tokens, or the type "adaptive"')
-    return Thinking(enabled=True, budget=spec.budget_tokens, effort=effort)
+    return Thinking(enabled=True, effort=effort)
 
 
 def _tool(spec: ToolSpec, index: int) -> Tool:
     if spec.type not in (None, "custom"):
-        raise RequestError(f"tools[{index}].type {spec.type!r} is a tool of another server; give tools with input_schema")
+        raise RequestError(f"tools[{index}].type {spec.type!r} is not supported; give tools with input_schema")
     if spec.input_schema is None:
         raise RequestError(f"tools[{index}].input_schema is missing: the JSON schema of the arguments, an object")
     return Tool(
@@ -246,7 +248,7 @@ def _assistant(blocks: Sequence[Block], place: str) -> Message:
             arguments = msgspec.json.encode(block.input).decode()
             calls.append(ToolCall(id=block.id, name=block.name, arguments=arguments))
         elif not isinstance(block, RedactedBlock):
-            raise RequestError(f"{place}: a turn of the assistant holds text, thinking and tool_use, not {_kind(block)}")
+            raise RequestError(f"{place}: an assistant says text, thinking and tool_use, not {_kind(block)}")
     return Message(
         role="assistant", content="".join(texts), reasoning_content="".join(thoughts) or None, tool_calls=tuple(calls),
     )
@@ -261,7 +263,7 @@ def _user(blocks: Sequence[Block], place: str, open_calls: Sequence[str]) -> lis
             texts.append(block.text)
         elif isinstance(block, ToolResultBlock):
             if block.tool_use_id not in open_calls:
-                raise RequestError(f"{place}: tool_result of {block.tool_use_id!r}, but the turn before made no such call")
+                raise RequestError(f"{place}: tool_result {block.tool_use_id!r} answers no call of the turn before")
             text = "Error: " * bool(block.is_error) + _result(block.content, place)
             results.append(Message(role="tool", content=text, tool_call_id=block.tool_use_id))
         else:

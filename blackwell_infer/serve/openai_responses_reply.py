@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from blackwell_infer.serve.conversation import Delta
+from blackwell_infer.serve.errors import message_of
 from blackwell_infer.serve.openai_responses_request import Body
 from blackwell_infer.text.tools import CallStart
 from blackwell_infer.types import Usage
@@ -47,7 +48,7 @@ class Stream:
                 yield from self._begin(f"call {call.index}", item)
             elif call.delta:
                 yield self._piece("response.function_call_arguments.delta", call.delta)
-        if delta.finish is not None:
+        if delta.finish is not None or delta.failure is not None:
             yield from self._end(delta)
 
     def _begin(self, kind: str, item: Event) -> Iterator[Event]:
@@ -88,16 +89,17 @@ class Stream:
         return None
 
     def _end(self, delta: Delta) -> Iterator[Event]:
-        whole = delta.finish in ("stop", "tool_calls")
+        whole = delta.failure is None and delta.finish in ("stop", "tool_calls")
         yield from self._close("completed" if whole else "incomplete")
-        status = "completed" if whole else "incomplete" if delta.finish == "length" else "failed"
+        short = delta.failure is None and delta.finish == "length"
+        status = "completed" if whole else "incomplete" if short else "failed"
         self.response |= {"status": status, "usage": usage_of(delta.usage or Usage(), self._thought_tokens)}
         if status == "completed":
             self.response["completed_at"] = int(time.time())
         elif status == "incomplete":
             self.response["incomplete_details"] = {"reason": "max_output_tokens"}
         else:
-            text = delta.error or "the answer was cancelled"
+            text = "the answer was cancelled" if delta.failure is None else message_of(delta.failure)
             self.response["error"] = {"code": "server_error", "message": text}
         yield self._event(f"response.{status}", response=dict(self.response))
 

@@ -9,12 +9,14 @@ from msgspec import Meta, Struct
 
 from blackwell_infer.errors import RequestError
 from blackwell_infer.serve.conversation import Ask, Thinking
+from blackwell_infer.serve.errors import invalid
 from blackwell_infer.text.messages import arguments_of
 from blackwell_infer.text.tools import Named, ToolChoice
 from blackwell_infer.types import Grammar, Message, Sampling, Tool, ToolCall
 
 Item = dict[str, Any]
 Name = Annotated[str, Meta(min_length=1, max_length=128)]
+ToolName = Annotated[str, Meta(pattern="^[a-zA-Z0-9_.-]{1,128}$")]
 Id = Annotated[str, Meta(min_length=1, max_length=256)]
 Found = TypeVar("Found")
 
@@ -69,7 +71,7 @@ class ReasoningItem(Struct):
 
 class ToolSpec(Struct):
     type: str
-    name: Name | None = None
+    name: ToolName | None = None
     parameters: dict[str, Any] | None = None
     description: str | None = None
     strict: bool | None = None
@@ -128,13 +130,13 @@ class Body(Struct):
     metadata: dict[str, str] | None = None
 
 
-def read_body(body: bytes) -> Body:
-    """The body; RequestError names the field that is wrong, or that this server does not know how to honour."""
+def read_body(value: dict[str, Any]) -> Body:
+    """The body; HttpError or RequestError names the field that is wrong, or cannot be honoured."""
     try:
-        found = msgspec.json.decode(body, type=Body)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise RequestError(f"the body is not a valid request: {error}") from None
-    refused = {
+        found = msgspec.convert(value, Body)
+    except msgspec.ValidationError as error:
+        raise invalid(error) from None
+    refused: dict[str, Any] = {
         "background": found.background, "conversation": found.conversation, "prompt": found.prompt,
         "top_logprobs": found.top_logprobs,
         "include": [name for name in found.include or () if name != "reasoning.encrypted_content"],
@@ -150,7 +152,7 @@ def items_of(body: Body) -> list[Item]:
     return [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
 
 
-def ask_of(body: Body, before: Sequence[Item], defaults: Sampling, timeout: float | None) -> Ask:
+def ask_of(body: Body, before: Sequence[Item], defaults: Sampling) -> Ask:
     """The question that a request asks after the items `before`; what it leaves out comes from `defaults`."""
     given = {"temperature": body.temperature, "top_p": body.top_p, "max_tokens": body.max_output_tokens}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
@@ -159,7 +161,7 @@ def ask_of(body: Body, before: Sequence[Item], defaults: Sampling, timeout: floa
         messages=_messages(body.instructions, [*before, *items_of(body)]), tools=tools,
         choice=_choice(body.tool_choice, tools), parallel=body.parallel_tool_calls is not False,
         sampling=msgspec.structs.replace(defaults, grammar=_grammar(body.text), n=1, **changes),
-        thinking=_thinking(body.reasoning), timeout=timeout,
+        thinking=_thinking(body.reasoning),
     )
 
 

@@ -122,7 +122,7 @@ class Stream:
 
 
 def skeleton(id: str, model: str, body: Body, created: float) -> Event:
-    """A response that has said nothing yet; it repeats what was asked for."""
+    """A response that has said nothing yet; it repeats what was asked for. `usage` comes with its end."""
     effort = body.reasoning.effort if body.reasoning else None
     format: Any = body.text.format if body.text else None
     tools = [
@@ -139,7 +139,7 @@ def skeleton(id: str, model: str, body: Body, created: float) -> Event:
         "store": body.store is not False, "temperature": 1.0 if body.temperature is None else body.temperature,
         "text": {"format": {"type": "text"} if format is None else msgspec.to_builtins(format)},
         "tool_choice": "auto" if body.tool_choice is None else msgspec.to_builtins(body.tool_choice), "tools": tools,
-        "top_p": 1.0 if body.top_p is None else body.top_p, "truncation": "disabled", "usage": None,
+        "top_p": 1.0 if body.top_p is None else body.top_p, "truncation": "disabled",
         "metadata": body.metadata or {},
     }
 

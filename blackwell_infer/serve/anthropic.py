@@ -21,12 +21,12 @@ def routes(host: Host) -> list[Route]:
         body = read_body(await host.body(request), Body)
         host.check_model(body.model)
         ask = ask_of(body, host.llm.default_sampling)
+        prompt_tokens = await asyncio.to_thread(count, host, ask) if body.stream else 0
         pieces = await converse(host, ask)
-        id = f"msg_{uuid.uuid4().hex}"
+        stream = Stream(f"msg_{uuid.uuid4().hex}", host.name, prompt_tokens)
         if body.stream:
-            prompt_tokens = await asyncio.to_thread(count, host, ask)
-            return sse.response(streamed(pieces, Stream(id, host.name, prompt_tokens)))
-        return JSONResponse(await attended(request, whole(pieces, Stream(id, host.name, 0))))
+            return sse.response(streamed(pieces, stream))
+        return JSONResponse(await attended(request, whole(pieces, stream)))
 
     async def count_tokens(request: Request) -> Response:
         body = read_body(await host.body(request), CountBody)

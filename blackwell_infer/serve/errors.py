@@ -49,10 +49,10 @@ def openai_body(error: Exception) -> dict[str, Any]:
 
 
 def anthropic_body(error: Exception) -> dict[str, Any]:
-    """{"type": "error", "error": {"type", "message"}}."""
+    """{"type": "error", "error": {"type", "message"}, "request_id": null}."""
     status = status_of(error)
     kind = ANTHROPIC_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
-    return {"type": "error", "error": {"type": kind, "message": message_of(error)}}
+    return {"type": "error", "error": {"type": kind, "message": message_of(error)}, "request_id": None}
 
 
 def error_response(path: str, error: Exception) -> Response:

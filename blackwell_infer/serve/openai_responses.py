@@ -1,0 +1,121 @@
+"""/v1/responses, as OpenAI's clients expect it."""
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Callable
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from blackwell_infer.serve import sse
+from blackwell_infer.serve.conversation import Delta, converse
+from blackwell_infer.serve.errors import HttpError
+from blackwell_infer.serve.host import Host, attended
+from blackwell_infer.serve.openai_responses_reply import Event, Stream, new_id
+from blackwell_infer.serve.openai_responses_request import Item, ask_of, items_of, read_body
+
+STORED_BYTES = 64 << 20
+"""What stored responses may take, with all that was said before them."""
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """A response, as JSON, and the items of its conversation up to it, as JSON."""
+
+    response: bytes
+    items: bytes
+
+
+class Store:
+    """The responses used last, within a limit of bytes. Used by the server's loop alone."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._size = 0
+        self._kept: OrderedDict[str, Stored] = OrderedDict()
+
+    def put(self, id: str, response: Event, items: list[Item]) -> None:
+        stored = Stored(msgspec.json.encode(response), msgspec.json.encode(items))
+        self._kept[id] = stored
+        self._size += len(stored.response) + len(stored.items)
+        while self._size > self._limit:
+            self.remove(next(iter(self._kept)))
+
+    def get(self, id: str) -> Stored:
+        """HttpError 404 if it is not there, or no longer."""
+        if id not in self._kept:
+            raise HttpError(404, f"no response {id!r} is stored; the least used are dropped", "previous_response_id")
+        self._kept.move_to_end(id)
+        return self._kept[id]
+
+    def remove(self, id: str) -> None:
+        stored = self.get(id)
+        del self._kept[id]
+        self._size -= len(stored.response) + len(stored.items)
+
+
+def routes(host: Host) -> list[Route]:
+    store = Store(STORED_BYTES)
+
+    async def create(request: Request) -> Response:
+        body = read_body(await host.body(request))
+        host.check_model(body.model)
+        before: list[Item] = []
+        if body.previous_response_id is not None:
+            before = msgspec.json.decode(store.get(body.previous_response_id).items)
+        pieces = await converse(host, ask_of(body, before, host.llm.default_sampling))
+        stream = Stream(new_id("resp"), host.name, body, time.time())
+
+        def done() -> None:
+            if body.store is not False:
+                items = [*before, *items_of(body), *stream.response["output"]]
+                store.put(stream.response["id"], stream.response, items)
+
+        if body.stream:
+            return sse.response(streamed(pieces, stream, done))
+        return JSONResponse(await attended(request, whole(pieces, stream, done)))
+
+    async def one(request: Request) -> Response:
+        id = request.path_params["id"]
+        if request.method == "DELETE":
+            store.remove(id)
+            return JSONResponse({"id": id, "object": "response", "deleted": True})
+        return Response(store.get(id).response, media_type="application/json")
+
+    return [
+        Route("/v1/responses", create, methods=["POST"]),
+        Route("/v1/responses/{id}", one, methods=["GET", "DELETE"]),
+    ]
+
+
+async def streamed(
+    pieces: AsyncGenerator[Delta, None], stream: Stream, done: Callable[[], None],
+) -> AsyncGenerator[bytes, None]:
+    """The events of a response as they come; it is `done` before its last event is sent."""
+    try:
+        for event in stream.start():
+            yield sse.event(event, event["type"])
+        async for delta in pieces:
+            events = [*stream.push(delta)]
+            if stream.response["status"] != "in_progress":
+                done()
+            for event in events:
+                yield sse.event(event, event["type"])
+    finally:
+        await pieces.aclose()
+
+
+async def whole(pieces: AsyncGenerator[Delta, None], stream: Stream, done: Callable[[], None]) -> Event:
+    """The response at once. Raises what breaks the answer off."""
+    try:
+        async for delta in pieces:
+            if delta.failure is not None:
+                raise delta.failure
+            for _ in stream.push(delta):
+                pass
+    finally:
+        await pieces.aclose()
+    done()
+    return stream.response

@@ -1,0 +1,182 @@
+"""The Responses API as OpenAI's own client sees it."""
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import msgspec
+import openai
+import pytest
+from api_documents import API, document, mutated, names, validate
+
+from blackwell_infer.errors import DeadlineError
+from blackwell_infer.serve.conversation import Delta
+from blackwell_infer.serve.errors import HttpError
+from blackwell_infer.serve.openai_responses import Store
+from blackwell_infer.serve.openai_responses_reply import Stream
+from blackwell_infer.serve.openai_responses_request import Body
+from blackwell_infer.text.tools import CallArguments, CallStart
+
+QUESTION = "What is 12 times 12?"
+BASE: Any = {"model": "demo", "temperature": 0, "max_output_tokens": 60}
+TOOL: Any = {
+    "type": "function", "name": "get_weather", "description": "Weather of a city", "strict": True,
+    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+}
+CALLING: Any = {"input": "What is the weather in Paris?", "tools": [TOOL], "tool_choice": "required"}
+
+
+@pytest.fixture
+def client(address: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=address + "/v1", api_key="any", max_retries=0, timeout=60) as made:
+        yield made
+
+
+def test_an_answer(client: openai.OpenAI) -> None:
+    got = client.responses.create(input=QUESTION, instructions="Be brief.", **BASE)
+    assert got.status == "completed" and "144" in got.output_text
+    assert got.usage.total_tokens == got.usage.input_tokens + got.usage.output_tokens
+    item = {"role": "user", "content": [{"type": "input_text", "text": QUESTION}]}
+    assert client.responses.create(input=[item], instructions="Be brief.", **BASE).output_text == got.output_text
+
+
+def test_a_stream_adds_up_to_the_answer(client: openai.OpenAI) -> None:
+    with client.responses.stream(input=QUESTION, **BASE) as stream:
+        events = list(stream)
+        final = stream.get_final_response()
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    assert text == final.output_text == client.responses.create(input=QUESTION, **BASE).output_text
+
+
+def test_a_conversation_goes_on(client: openai.OpenAI) -> None:
+    first = client.responses.create(input="My name is Ada.", **BASE)
+    next = client.responses.create(input=QUESTION, previous_response_id=first.id, **BASE)
+    alone = client.responses.create(input=QUESTION, store=False, **BASE)
+    assert next.usage.input_tokens > alone.usage.input_tokens
+    assert client.responses.retrieve(first.id).output_text == first.output_text
+    client.responses.delete(first.id)
+    for gone in (first.id, alone.id):
+        with pytest.raises(openai.NotFoundError):
+            client.responses.retrieve(gone)
+    with pytest.raises(openai.NotFoundError, match="is stored"):
+        client.responses.create(input=QUESTION, previous_response_id=first.id, **BASE)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_tool_is_called_and_answered(client: openai.OpenAI, stored: bool) -> None:
+    got = client.responses.create(store=stored, **BASE, **CALLING)
+    call = next(item for item in got.output if item.type == "function_call")
+    assert call.name == "get_weather" and isinstance(msgspec.json.decode(call.arguments)["city"], str)
+    answer = {"type": "function_call_output", "call_id": call.call_id, "output": "18 degrees"}
+    before: list[Any] = [] if stored else [{"role": "user", "content": CALLING["input"]}, *got.output]
+    after = client.responses.create(
+        input=[*before, answer], previous_response_id=got.id if stored else None, tools=[TOOL], **BASE)
+    assert after.output_text
+    with pytest.raises(openai.BadRequestError, match="no function_call before"):
+        client.responses.create(input=[answer], **BASE)
+    with client.responses.stream(**BASE, **CALLING) as stream:
+        assert stream.get_final_response().output[-1].type == "function_call"
+
+
+def test_a_schema_is_followed(client: openai.OpenAI) -> None:
+    schema = {"type": "object", "properties": {"n": {"enum": [1, 144]}}, "required": ["n"],
+              "additionalProperties": False}
+    format: Any = {"format": {"type": "json_schema", "name": "answer", "schema": schema, "strict": True}}
+    got = client.responses.create(input=QUESTION, text=format, **BASE)
+    assert msgspec.json.decode(got.output_text)["n"] in (1, 144)
+
+
+def test_reasoning_and_the_limit(client: openai.OpenAI) -> None:
+    got = client.responses.create(input=QUESTION, reasoning={"effort": "high"}, **BASE)
+    assert got.output[0].type == "reasoning" and got.output[0].content[0].text
+    assert got.usage.output_tokens_details.reasoning_tokens > 0
+    short = client.responses.create(input=QUESTION, **BASE | {"max_output_tokens": 1})
+    assert short.status == "incomplete" and short.incomplete_details.reason == "max_output_tokens"
+
+
+def test_the_asynchronous_client(address: str) -> None:
+    async def talk() -> list[str]:
+        async with openai.AsyncOpenAI(base_url=address + "/v1", api_key="any", max_retries=0, timeout=60) as client:
+            one, two = await asyncio.gather(*(client.responses.create(input=QUESTION, **BASE) for _ in range(2)))
+            return [one.output_text, two.output_text]
+    answers = asyncio.run(talk())
+    assert len(set(answers)) == 1 and "144" in answers[0]
+
+
+def test_refusals(client: openai.OpenAI) -> None:
+    image: Any = [{"role": "user", "content": [{"type": "input_image", "image_url": "http://127.0.0.1/x"}]}]
+    with pytest.raises(openai.BadRequestError, match="reads text only"):
+        client.responses.create(input=image, **BASE)
+    with pytest.raises(openai.BadRequestError, match="background"):
+        client.responses.create(input=QUESTION, background=True, **BASE)
+    with pytest.raises(openai.BadRequestError, match="web_search"):
+        client.responses.create(input=QUESTION, tools=[{"type": "web_search"}], **BASE)
+
+
+def test_the_published_description_holds(address: str) -> None:
+    kinds = {schema["properties"]["type"]["enum"][0]: name
+             for name, schema in document("openai")["components"]["schemas"].items()
+             if name.startswith("Response") and name.endswith("Event") and "type" in schema.get("properties", {})}
+    asks = ({"input": QUESTION}, CALLING, {"input": QUESTION, "reasoning": {"effort": "low"}})
+    for body in (BASE | ask for ask in asks):
+        validate(httpx.post(address + "/v1/responses", json=body, timeout=60).json(), "openai", "Response")
+        stream = httpx.post(address + "/v1/responses", json=body | {"stream": True}, timeout=60).text
+        for line in stream.splitlines():
+            if line.startswith("data: "):
+                event = msgspec.json.decode(line[6:])
+                validate(event, "openai", kinds[event["type"]])
+
+
+def test_events_come_in_the_recorded_order(address: str) -> None:
+    document("openai")
+    recorded = "test_openai_instructions_with_responses_logprobs_streaming.yaml"
+    want = names((API / "pydantic-ai-cassettes/test_openai" / recorded).read_text())
+    got = httpx.post(address + "/v1/responses", json=BASE | {"input": QUESTION, "stream": True}, timeout=60).text
+    assert names(got) == want
+
+
+def test_items_follow_one_another() -> None:
+    stream = Stream("resp_1", "demo", Body(model="demo", input="x"), 0.0)
+    pieces = (
+        Delta(reasoning="so", token_ids=(1, 2)), Delta(text="Yes"),
+        Delta(calls=(CallStart(0, "a", "f"), CallArguments(0, "{}"))), Delta(finish="tool_calls"),
+    )
+    events = [*stream.start(), *(event for piece in pieces for event in stream.push(piece))]
+    assert [item["type"] for item in events[-1]["response"]["output"]] == ["reasoning", "message", "function_call"]
+    assert all(item["status"] == "completed" for item in events[-1]["response"]["output"])
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    broken = [*stream.push(Delta(finish="error", failure=DeadlineError("too late")))]
+    assert broken[-1]["type"] == "response.failed" and broken[-1]["response"]["error"]["message"] == "too late"
+
+
+def test_the_store_forgets_what_was_used_least() -> None:
+    store = Store(1000)
+    for id in "abc":
+        store.put(id, {"x": "y" * 300}, [])
+        if id != "c":
+            store.get("a")
+    store.put("d", {"x": "y" * 300}, [])
+    with pytest.raises(HttpError):
+        store.get("b")
+    assert store.get("d").response
+    store.put("e", {"x": "y" * 2000}, [])
+    with pytest.raises(HttpError):
+        store.get("e")
+
+
+def test_mutated_bodies_are_never_a_500(address: str) -> None:
+    chance = random.Random(7)
+    seed = BASE | CALLING | {"max_output_tokens": 2, "tool_choice": "auto", "instructions": "s", "input": [
+        {"role": "user", "content": [{"type": "input_text", "text": "hi"}]},
+        {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "t"}]},
+        {"type": "function_call", "call_id": "a", "name": "get_weather", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "a", "output": "x"},
+    ], "text": {"format": {"type": "text"}}, "reasoning": {"effort": "none"}, "store": True}
+    with httpx.Client(timeout=60) as http:
+        for _ in range(100):
+            got = http.post(address + "/v1/responses", content=msgspec.json.encode(mutated(seed, chance)))
+            assert got.status_code in (200, 400, 404), got.text

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builds import BUILDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -50,7 +51,7 @@ def run(queue: EmulatedQueue, kwargs: dict[str, Any], part: slice) -> np.ndarray
         return np.asarray(queue.download(y).result()).view(np.uint16).copy()
 
 
-@pytest.mark.parametrize("arch", ["sm_90a", "sm_120f"])
+@pytest.mark.parametrize("arch", BUILDS)
 @pytest.mark.parametrize(("routing", "forms", "down", "tokens", "top", "count", "bad"), [
     (spread, ("q4_k",), "q6_k", 17, 2, 7, ()), (skewed, ("q6_k",), "q4_k", 31, 3, 13, ((2, float("nan")),)),
     (together, ("q8_0",), "q8_0", 24, 1, 5, ((0, float("inf")), (23, float("nan")))),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from builds import BUILDS
 from grammars import Drawn, with_grammar
 
 from blackwell_infer.checkpoint import open_checkpoint
@@ -72,7 +73,7 @@ def test_recorded_steps_give_the_bits_of_others(emulated: Callable[..., Emulated
     assert [len(a.token_ids) for a in plain[:2]] == [4, 6]
 
 
-@pytest.mark.parametrize("arch", ["sm_90a", "sm_120f"])
+@pytest.mark.parametrize("arch", BUILDS)
 def test_answers_follow_their_grammars_recorded_or_not_and_with_guesses(emulated: Callable[..., EmulatedQueue],
                                                                         arch: str) -> None:
     plain, _ = answers(emulated(arch), "qwen3", graphs=False, grammars=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builds import BUILDS
 from tooling import load_tool
 
 from blackwell_infer import LLM, Sampling
@@ -29,7 +30,7 @@ def answers(model: Path, device: str, dtype: str = "float32") -> list[tuple[int,
         return [o.token_ids for o in out]
 
 
-@pytest.mark.parametrize("arch", ["sm_90a", "sm_120f"])
+@pytest.mark.parametrize("arch", BUILDS)
 @pytest.mark.parametrize("name", ["qwen3_5", "qwen3_5_moe"])
 def test_greedy_tokens_equal_the_reference(name: str, arch: str, monkeypatch: pytest.MonkeyPatch,
                                            pytestconfig: pytest.Config) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builds import BUILDS
 from tooling import load_tool
 
 from blackwell_infer import LLM, Sampling
@@ -44,7 +45,7 @@ def test_tokens_equal_the_reference(model: str) -> None:
 
 
 @pytest.mark.usefixtures("cache")
-@pytest.mark.parametrize("arch", ["sm_90a", "sm_120f"])
+@pytest.mark.parametrize("arch", BUILDS)
 def test_a_long_prompt_goes_through_the_grouped_products(arch: str, tmp_path: Path) -> None:
     """37 tokens in 16 bits, from a pruned GGUF of 8-bit blocks; then the same tokens as float32 arithmetic gives."""
     load_tool("hf_to_gguf").convert(DATA / "qwen3_moe_pruned", tmp_path / "m.gguf", kind="q8_0")

@@ -10,8 +10,8 @@ Of hybrids (qwen3.6-*), hf-nvfp4 is the published mix: attention and recurrent l
 containers have the head for multi-token prediction.
 Embeddings, head, routers and norms of folders are BF16; routers and norms of GGUF files are F32.
 
-Weights have a standard deviation near 0.02, so that activations stay finite. The vocabulary is a dummy without text. A
-few megabytes are drawn and repeated, each tensor from another place on.
+Weights have a standard deviation near 0.02, so that activations stay finite. The vocabulary is of invented words
+(synthetic_words.py). A few megabytes are drawn and repeated, each tensor from another place on.
 """
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ import msgspec
 import numpy as np
 from synthetic_entries import Entry, Pools, linear
 from synthetic_hybrid import ROTATED, Delta, add_delta, gguf_layer, hf_hybrid, hybrid_config
+from synthetic_words import END, MERGE, vocabulary
 
 
 class Shape(msgspec.Struct, frozen=True):
@@ -165,7 +166,7 @@ def write_gguf(s: Shape, mix: tuple[str, str, str, int], path: Path, seed: int) 
     writer.add_tokenizer_pre("qwen2" if s.delta is None else "qwen35")
     writer.add_token_list(vocabulary(s.vocab))
     writer.add_token_types([1] * s.vocab)
-    writer.add_token_merges(["t0 t1"])
+    writer.add_token_merges([" ".join(MERGE)])
     writer.add_eos_token_id(s.vocab - 1)
     entries = list(gguf_entries(s, mix))
     for entry in entries:
@@ -186,11 +187,6 @@ def write_gguf(s: Shape, mix: tuple[str, str, str, int], path: Path, seed: int) 
         writer.write_padding(out, entry.nbytes())
     writer.close()
     return sum(entry.nbytes() for entry in entries)
-
-
-def vocabulary(size: int) -> list[str]:
-    """Tokens without meaning, and the one that the only merge makes."""
-    return [f"t{i}" for i in range(size - 2)] + ["t0t1", "<end>"]
 
 
 def rope_factors(s: Shape, kind: Kind) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -299,10 +295,10 @@ def write_folder(s: Shape, layout: str, folder: Path, seed: int, most: int = SHA
     tokens = {token: i for i, token in enumerate(vocabulary(s.vocab))}
     write_json(folder / "tokenizer.json", {
         "version": "1.0", "pre_tokenizer": {"type": "ByteLevel", **BYTES}, "decoder": {"type": "ByteLevel", **BYTES},
-        "added_tokens": [{"id": s.vocab - 1, "content": "<end>", "single_word": False, "lstrip": False, "rstrip": False,
+        "added_tokens": [{"id": s.vocab - 1, "content": END, "single_word": False, "lstrip": False, "rstrip": False,
                           "normalized": False, "special": True}],
-        "model": {"type": "BPE", "vocab": tokens, "merges": ["t0 t1"]}})
-    write_json(folder / "tokenizer_config.json", {"eos_token": "<end>"})
+        "model": {"type": "BPE", "vocab": tokens, "merges": [" ".join(MERGE)]}})
+    write_json(folder / "tokenizer_config.json", {"eos_token": END})
     return total
 
 

@@ -26,12 +26,14 @@ SCHEMA = {
         "tags": {"type": "array", "items": {"type": "string", "maxLength": 20}, "maxItems": 4},
         "price": {"type": "object", "additionalProperties": False, "required": ["value", "currency"],
                   "properties": {"value": {"type": "number"}, "currency": {"enum": ["EUR", "USD"]}}}}}
-ENDLESS = Grammar("lark", f'start: "[" (item ",")+\nitem: %json {json.dumps(SCHEMA)}\n')
+STYLE = {"x-guidance": {"whitespace_flexible": False}}
+ENDLESS = Grammar("lark", f'start: "[" (item ",")+\nitem: %json {json.dumps(SCHEMA | STYLE)}\n')
 
 
 def rate(llm: LLM, streams: int, new: int, grammar: Grammar | None) -> tuple[float, float]:
     """Tokens a second of all streams together, and milliseconds a step. RuntimeError if an answer ended early."""
-    sampling = [Sampling(temperature=0.8, seed=i, max_tokens=new, ignore_eos=True, grammar=grammar)
+    never = {id: -100.0 for id in (*llm.tokenizer.stop_ids, llm.tokenizer.eos_id) if id is not None}
+    sampling = [Sampling(temperature=0.8, seed=i, max_tokens=new, ignore_eos=True, logit_bias=never, grammar=grammar)
                 for i in range(streams)]
     prompts = [[300 + (7 * i + j) % 1000 for j in range(64)] for i in range(streams)]
     steps, began = llm.stats().steps, time.perf_counter()

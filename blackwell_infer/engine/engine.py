@@ -162,7 +162,6 @@ class Engine:
         self._fail(frozenset(self._scorings), self._closed)
         for id in {job.id for job in self._jobs.values()}:
             self._cancel(id)
-        self._grammars.close()
         self._count(Plan(()), 0, 0.0, 0)
 
     def close(self) -> None:

@@ -5,10 +5,7 @@ token of its answer that the host has read; guesses are walked and taken back.
 """
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,11 +17,6 @@ from blackwell_infer.ops.batch import TokenMask
 from blackwell_infer.types import Matcher
 
 Words = np.ndarray[Any, np.dtype[np.uint32]]
-Made = tuple[int, list[Words] | BlackwellInferError]
-"""A sequence's id and its masks, or what its grammar failed of"""
-THREADS = max(1, min(8, (os.cpu_count() or 1) - 1))
-SHARE = 4
-"""Rows that are worth a thread's attention: a mask takes 10 to 50 microseconds"""
 
 
 class Grammars:
@@ -37,11 +29,6 @@ class Grammars:
         for id in (id for id in ends if id < vocab):
             self._end[id // 32] |= np.uint32(1 << id % 32)
         self._matchers: dict[int, Matcher] = {}
-        self._pool = ThreadPoolExecutor(THREADS, "grammars")
-
-    def close(self) -> None:
-        """End the threads that made masks."""
-        self._pool.shutdown()
 
     def add(self, id: int, matcher: Matcher) -> None:
         """Follow an answer from its beginning."""
@@ -95,33 +82,21 @@ class Grammars:
     def masks(self, plan: Plan) -> tuple[TokenMask, Mapping[int, BlackwellInferError]]:
         """What the sampled tokens of a step that was launched may be, and the answers whose grammar failed. Every token
         that the host could read has been accepted."""
-        rows = [row for row in plan.rows if row.samples]
-        made = dict(self._made([row for row in rows if row.id in self._matchers]))
-        index, words, at = list[int](), list[Words](), 0
-        for row in rows:
-            found = made.get(row.id, ())
+        index, words, failed, at = list[int](), list[Words](), dict[int, BlackwellInferError](), 0
+        for row in plan.rows:
+            if not row.samples:
+                continue
             index += [-1] * row.sampled
-            if not isinstance(found, BlackwellInferError):
-                index[at : at + len(found)] = range(len(words), len(words) + len(found))
-                words += found
+            matcher = self._matchers.get(row.id)
+            try:
+                made = [] if matcher is None else self._along(matcher, row)
+            except Exception as error:  # whatever a grammar raises ends its answer, not the others
+                failed[row.id], made = broken(error), []
+            index[at : at + len(made)] = range(len(words), len(words) + len(made))
+            words += made
             at += row.sampled
         stacked = np.stack(words) if words else np.zeros((0, self._width), np.uint32)
-        return (TokenMask(np.asarray(index, np.int32), stacked),
-                {id: found for id, found in made.items() if isinstance(found, BlackwellInferError)})
-
-    def _made(self, rows: list[Row]) -> Iterator[Made]:
-        """The masks of rows by their ids, several rows at a time: matchers let other threads run while they work."""
-        if len(rows) < 2 * SHARE:
-            return map(self._row, rows)
-        shares = [rows[i : i + SHARE] for i in range(0, len(rows), SHARE)]
-        parts = self._pool.map(lambda share: [self._row(row) for row in share], shares)
-        return chain.from_iterable(parts)
-
-    def _row(self, row: Row) -> Made:
-        try:
-            return row.id, self._along(self._matchers[row.id], row)
-        except Exception as error:  # whatever a grammar raises ends its answer, not the others
-            return row.id, broken(error)
+        return TokenMask(np.asarray(index, np.int32), stacked), failed
 
     def _along(self, matcher: Matcher, row: Row) -> list[Words]:
         """Masks after a row's newest token and each guess that the grammar allows: what follows others is void."""

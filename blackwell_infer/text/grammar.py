@@ -9,7 +9,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
 
 import msgspec
 import numpy as np
@@ -28,8 +27,6 @@ LONGEST = 1 << 18
 """Characters of a grammar's text"""
 KEPT = 64
 """Compiled grammars that are kept, and vocabularies of different widths"""
-CROWD, MOST = 4, 8
-"""Answers that follow one compiled grammar before it is compiled again, and how often"""
 SPACE = r"[ ]|\r?\n[ \t]{0,40}"
 """White space between two symbols of JSON. Where there is no end to it, a model may find none: the demo model does."""
 STYLE: Any = {"whitespace_pattern": SPACE}
@@ -45,7 +42,7 @@ class Compiler:
 
     def __init__(self) -> None:
         self._vocabularies: dict[tuple[Tokenizer, int], LLTokenizer] = {}
-        self._compiled: OrderedDict[Any, Compiled] = OrderedDict()
+        self._compiled: OrderedDict[Any, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
 
     def compile(self, tokenizer: Tokenizer, grammar: Grammar, vocab: int, reasoning: tuple[str, str] | None = None,
@@ -53,46 +50,20 @@ class Compiler:
         """See `compile_grammar`."""
         key = (tokenizer, vocab, grammar, reasoning, inside)
         with self._lock:
-            found = self._compiled.get(key)
-            if found is None:
-                vocabulary = self._vocabulary(tokenizer, vocab)
-                stops = tuple(sorted(i for i in tokenizer.stop_ids | {tokenizer.eos_id} if i is not None and i < vocab))
-                found = self._compiled[key] = Compiled(
-                    lambda: compiled(vocabulary, grammar, reasoning, inside), stops)
+            first = self._compiled.get(key)
+            if first is None:
+                first = self._compiled[key] = compiled(self._vocabulary(tokenizer, vocab), grammar, reasoning, inside)
             self._compiled.move_to_end(key)
             if len(self._compiled) > KEPT:
                 self._compiled.popitem(last=False)
-        return found.matcher
+        stops = tuple(sorted(i for i in tokenizer.stop_ids | {tokenizer.eos_id} if i is not None and i < vocab))
+        return lambda: GrammarMatcher(first.deep_copy(), stops)
 
     def _vocabulary(self, tokenizer: Tokenizer, vocab: int) -> LLTokenizer:
         key = (tokenizer, vocab)
         if key not in self._vocabularies:
             self._vocabularies[key] = read_vocabulary(tokenizer, vocab)
         return self._vocabularies[key]
-
-
-class Compiled:
-    """A grammar and the matchers that follow it. Copies of one compiled grammar learn together and wait for each other,
-    so from `CROWD` answers at a time on it is compiled again, up to `MOST` times. Safe between threads."""
-
-    def __init__(self, compile: Callable[[], LLMatcher], stops: tuple[int, ...]) -> None:
-        self._compile = compile
-        self._stops = stops
-        self._first = [compile()]
-        self._living = [WeakSet[GrammarMatcher]()]
-        self._lock = threading.Lock()
-
-    def matcher(self) -> GrammarMatcher:
-        """A fresh one, where the fewest are."""
-        with self._lock:
-            at = min(range(len(self._first)), key=lambda i: len(self._living[i]))
-            if len(self._living[at]) >= CROWD and len(self._first) < MOST:
-                at = len(self._first)
-                self._first.append(self._compile())
-                self._living.append(WeakSet())
-            made = GrammarMatcher(self._first[at].deep_copy(), self._stops)
-            self._living[at].add(made)
-            return made
 
 
 def compile_grammar(tokenizer: Tokenizer, grammar: Grammar, vocab: int, reasoning: tuple[str, str] | None = None,

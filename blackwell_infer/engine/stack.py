@@ -85,18 +85,23 @@ def ordered(queue: Queue, pieces: Pieces, form: str, source: Source, loaded: Cal
             arrange: Arrange) -> Weight:
     """`stacked` in fragment order, for what is `tiled`: some rows at a time go through scratch memory."""
     rows, cols = pieces.whole
-    row = FRAGMENTS[form].tile_bytes * (cols // COLS) // ROWS  # bytes, in either order
+    row = FRAGMENTS[form].tile_bytes * (cols // COLS) // ROWS  # bytes, in tiles
     out = queue.empty((rows * row,), np.uint8)
-    raw = queue.empty((min(rows, max(SCRATCH // row // ROWS, 1) * ROWS), row), np.uint8)
+    most = min(rows, max(SCRATCH // row // ROWS, 1) * ROWS)
+    raw = tuple(queue.empty(shape, dtype) for shape, dtype in FORMATS[form].layout((most, cols)))
     for first, weight in blocks(pieces, source):
-        stored = np.asarray(weight.parts[0])
-        for low in range(0, len(stored), raw.shape[0]):
-            host = stored[low : low + raw.shape[0]]
-            queue.upload(raw[: len(host)], host)
+        for low in range(0, weight.shape[0], most):
+            host = slice_rows(weight, low, min(most, weight.shape[0] - low))
+            count, parts = host.shape[0], []
+            for i, (target, part) in enumerate(zip(raw, host.parts, strict=True)):
+                if per_row(form, i, cols):
+                    target = target[:count]
+                    queue.upload(target, np.asarray(part))
+                if low == 0 or per_row(form, i, cols):  # the scale of inputs counts once per piece
+                    loaded(np.asarray(part).nbytes)
+                parts.append(target)
             at = (first + low) * row
-            piece = Weight(form, (len(host), cols), (raw[: len(host)],))
-            arrange(piece, out[at : at + len(host) * row])
-            loaded(host.nbytes)
+            arrange(Weight(form, host.shape, tuple(parts)), out[at : at + count * row])
     return Weight(form + SUFFIX, pieces.whole, (out,))
 
 

@@ -52,8 +52,8 @@ FRAGMENTS: Mapping[str, Fragments] = MappingProxyType({
 """Formats that have this order; a Weight in it has the format's name with `SUFFIX` and one uint8 part [bytes]. Left out
 is the scale of inputs that a checkpoint recorded: only `ops.linear_quantized` reads it, of weights in other orders."""
 SUFFIX = "_fragments"
-STACKED = ("q4_k", "q6_k", "q8_0")
-"""Formats in which stacks of experts are put into this order: of one part, and as many bytes as they are stored in"""
+STACKED = ("q4_k", "q6_k", "q8_0", "nvfp4")
+"""Formats in which stacks of experts are put into this order, expert after expert, every tile with its own scales"""
 
 
 def fragmented(w: Weight) -> Weight:

@@ -45,7 +45,11 @@ extern "C" __global__ void __launch_bounds__(256, 2)
     moe_groups(const act_t* x, const u8* w, const u8* scales, const float* factors, const int* order,
                const int* offsets, const tile_t* tiles, void* y, int N, int K, int top, int mode, int stride,
                int column) {
-    typedef format_t F;
+#ifdef TILED
+    const bool FACTOR = false;  // multiplied into every weight
+#else
+    const bool FACTOR = format_t::FACTOR;
+#endif
     extern __shared__ __align__(16) u8 shared[];
     const u32 stages = shared_address(shared), weights = stages + STAGES * STAGE_BYTES;
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
@@ -135,7 +139,7 @@ extern "C" __global__ void __launch_bounds__(256, 2)
     }
     copy_wait<0>();
 
-    const float* factor = F::FACTOR ? factors + (i64)tile.expert * N : nullptr;
+    const float* factor = FACTOR ? factors + (i64)tile.expert * N : nullptr;
     const bool even = ((stride | column) & 1) == 0;
 #pragma unroll
     for (int i = 0; i < TILES_M; i++)
@@ -152,7 +156,7 @@ extern "C" __global__ void __launch_bounds__(256, 2)
 #pragma unroll
                     for (int e = 0; e < 2; e++) {
                         float gate = acc[i][j][2 * h + e], up = acc[i][j + 1][2 * h + e];
-                        if (F::FACTOR && n + e < I) gate *= factor[n + e], up *= factor[I + n + e];
+                        if (FACTOR && n + e < I) gate *= factor[n + e], up *= factor[I + n + e];
                         v[e] = __fdividef(gate, 1.0f + expf(-gate)) * up;
                     }
                     act_t* out = static_cast<act_t*>(y) + at + n;
@@ -168,7 +172,7 @@ extern "C" __global__ void __launch_bounds__(256, 2)
                 for (int j = 0; j < TILES_N; j++) {
                     const int n = n0 + nw + 8 * j + 2 * t;
                     float v0 = acc[i][j][2 * h], v1 = acc[i][j][2 * h + 1];
-                    if (F::FACTOR) {
+                    if (FACTOR) {
                         if (n < N) v0 *= factor[n];
                         if (n + 1 < N) v1 *= factor[n + 1];
                     }

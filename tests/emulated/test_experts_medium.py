@@ -56,7 +56,8 @@ def run(queue: EmulatedQueue, kwargs: dict[str, Any], part: slice) -> np.ndarray
     (spread, ("q4_k",), "q6_k", 17, 2, 7, ()), (skewed, ("q6_k",), "q4_k", 31, 3, 13, ((2, float("nan")),)),
     (together, ("q8_0",), "q8_0", 24, 1, 5, ((0, float("inf")), (23, float("nan")))),
     (together, ("q4_k",), "q4_k", 33, 2, 9, ()), (skewed, ("q4_k", "q6_k"), "q8_0", 40, 2, 11, ()),
-    (spread, ("q4_k",), "q6_k", 255, 1, 11, ()), (skewed, ("q8_0",), "q4_k", 18, 4, 64, ())])
+    (spread, ("q4_k",), "q6_k", 255, 1, 11, ()), (skewed, ("q8_0",), "q4_k", 18, 4, 64, ()),
+    (skewed, ("nvfp4",), "nvfp4", 33, 2, 9, ((2, float("nan")),))])
 def test_a_token_has_the_bits_of_few(emulated: Make, arch: str, routing: Callable[[int, int, int], Ids],
                                      forms: tuple[str, ...], down: str, tokens: int, top: int, count: int,
                                      bad: inputs.Bad) -> None:

@@ -30,7 +30,8 @@ def run(queue: CudaQueue, kwargs: dict[str, Any], weights: tuple[Any, Any], part
 @pytest.mark.parametrize(("gate_up", "down"), [("q4_k", "q6_k"), ("bf16", "bf16"), ("q8_0", "q8_0"),
                                                ("nvfp4", "mxfp4"), ("fp8_block", "fp8_block"),
                                                ("q4_k_fragments", "q6_k_fragments"),
-                                               ("q6_k_fragments", "q4_k_fragments")])
+                                               ("q6_k_fragments", "q4_k_fragments"),
+                                               ("nvfp4_fragments", "nvfp4_fragments")])
 @pytest.mark.parametrize("tokens", [1, 16, 17, 300, 1500])
 def test_many_experts(queue: CudaQueue, gate_up: str, down: str, tokens: int) -> None:
     kwargs = inputs.make_experts(np.random.default_rng(tokens), "bfloat16", (gate_up,), down, tokens, 1024, 768, 33, 6,
@@ -41,7 +42,8 @@ def test_many_experts(queue: CudaQueue, gate_up: str, down: str, tokens: int) ->
     assert np.abs(got.astype(np.float32) - want).max() < 1e-2 * np.abs(want).max()
 
 
-@pytest.mark.parametrize("form", ["q4_k", "q8_0", "bf16", "nvfp4", "q4_k_fragments", "q6_k_fragments"])
+@pytest.mark.parametrize("form", ["q4_k", "q8_0", "bf16", "nvfp4", "q4_k_fragments", "q6_k_fragments",
+                                  "nvfp4_fragments"])
 def test_a_token_has_the_same_bits_alone_and_in_company(queue: CudaQueue, form: str) -> None:
     kwargs = inputs.make_experts(np.random.default_rng(4), "bfloat16", (form,), form, 700, 1024, 768, 33, 6, 2, ())
     weights = (tuple(placed(queue, e) for e in kwargs["gate_up"]), placed(queue, kwargs["down"]))

@@ -107,6 +107,14 @@ async def gather(pieces: AsyncIterator[Delta]) -> tuple[tuple[Reply, ...], Usage
     return tuple(replies[i] for i in sorted(replies)), usage
 
 
+def raise_broken(delta: Delta) -> None:
+    """Raise what broke the answer off, if this piece says that something did: a half answer is no answer."""
+    if delta.failure is not None:
+        raise delta.failure
+    if delta.finish in ("error", "cancelled"):
+        raise HttpError(503, "the answer was cancelled")
+
+
 def count(host: Host, ask: Ask) -> int:
     """The number of tokens of the prompt."""
     return len(host.llm.tokenizer.encode(rendered(host, ask), bos=False))

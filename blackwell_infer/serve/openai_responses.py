@@ -11,11 +11,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from blackwell_infer.serve import sse
-from blackwell_infer.serve.conversation import Delta, converse
+from blackwell_infer.serve.conversation import Delta, converse, raise_broken
 from blackwell_infer.serve.errors import HttpError
 from blackwell_infer.serve.host import Host, attended
 from blackwell_infer.serve.openai_responses_reply import Event, Stream, new_id
-from blackwell_infer.serve.openai_responses_request import Item, ask_of, items_of, read_body
+from blackwell_infer.serve.openai_responses_request import Item, ask_of, items_of, read_body, said
 
 STORED_BYTES = 64 << 20
 """What stored responses may take, with all that was said before them."""
@@ -69,8 +69,8 @@ def routes(host: Host) -> list[Route]:
         stream = Stream(new_id("resp"), host.name, body, time.time())
 
         def done() -> None:
-            if body.store is not False:
-                items = [*before, *items_of(body), *stream.response["output"]]
+            if body.store is not False and stream.response["status"] != "failed":
+                items = [*before, *items_of(body), *said(stream.response["output"])]
                 store.put(stream.response["id"], stream.response, items)
 
         if body.stream:
@@ -111,8 +111,7 @@ async def whole(pieces: AsyncGenerator[Delta, None], stream: Stream, done: Calla
     """The response at once. Raises what breaks the answer off."""
     try:
         async for delta in pieces:
-            if delta.failure is not None:
-                raise delta.failure
+            raise_broken(delta)
             for _ in stream.push(delta):
                 pass
     finally:

@@ -72,6 +72,16 @@ def test_a_conversation_goes_on(client: openai.OpenAI) -> None:
         client.responses.create(input=QUESTION, previous_response_id=first.id, **BASE)
 
 
+def test_what_went_in_is_listed(client: openai.OpenAI) -> None:
+    said: Any = [{"role": "user", "content": text} for text in ("one", "two", "three")]
+    id = client.responses.create(input=said, **BASE).id
+    items = client.responses.input_items.list(id, order="asc", limit=2)
+    assert items.has_more and [item.content[0].text for item in items] == ["one", "two", "three"]
+    assert client.responses.input_items.list(id, limit=1).data[0].content[0].text == "three"
+    with pytest.raises(openai.BadRequestError, match="limit"):
+        client.responses.input_items.list(id, limit=0)
+
+
 @pytest.mark.parametrize("stored", [False, True])
 def test_a_tool_is_called_and_answered(client: openai.OpenAI, stored: bool) -> None:
     got = client.responses.create(store=stored, **BASE, **CALLING)
@@ -200,14 +210,14 @@ def refused(request: Request, error: Exception) -> Response:
 def test_the_store_forgets_what_was_used_least() -> None:
     store = Store(1000)
     for id in "abc":
-        store.put(id, {"x": "y" * 300}, [])
+        store.put(id, {"x": "y" * 300}, [], [])
         if id != "c":
             store.get("a")
-    store.put("d", {"x": "y" * 300}, [])
+    store.put("d", {"x": "y" * 300}, [], [])
     with pytest.raises(HttpError):
         store.get("b")
     assert store.get("d").response
-    store.put("e", {"x": "y" * 2000}, [])
+    store.put("e", {"x": "y" * 2000}, [], [])
     with pytest.raises(HttpError):
         store.get("e")
 

@@ -12,7 +12,7 @@ from starlette.routing import Route
 from blackwell_infer.serve import sse
 from blackwell_infer.serve.anthropic_reply import Event, Stream, message
 from blackwell_infer.serve.anthropic_request import Body, CountBody, ask_of, counted, read_body
-from blackwell_infer.serve.conversation import Delta, converse, count
+from blackwell_infer.serve.conversation import Delta, converse, count, raise_broken
 from blackwell_infer.serve.host import Host, attended
 
 
@@ -56,8 +56,7 @@ async def whole(pieces: AsyncGenerator[Delta, None], stream: Stream) -> Event:
     events = [*stream.start()]
     try:
         async for delta in pieces:
-            if delta.failure is not None:
-                raise delta.failure
+            raise_broken(delta)
             events += stream.push(delta)
     finally:
         await pieces.aclose()

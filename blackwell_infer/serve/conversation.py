@@ -46,7 +46,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
 
 class Delta(msgspec.Struct, frozen=True, kw_only=True):
     """A piece of choice `index`. Its last one has `finish`, and `stop` where a stop string ended it; the last of all
-    has `usage`. `failure` says what broke the choice off."""
+    has `usage`. `failure` says what broke the choice off. `thought_tokens` more tokens were found to be reasoning."""
 
     index: int = 0
     text: str = ""
@@ -54,6 +54,7 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
     calls: tuple[Call, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     token_ids: tuple[int, ...] = ()
+    thought_tokens: int = 0
     finish: Finish | None = None
     stop: str | None = None
     usage: Usage | None = None
@@ -68,6 +69,7 @@ class Reply(msgspec.Struct, kw_only=True):
     calls: tuple[ToolCall, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     token_ids: tuple[int, ...] = ()
+    thought_tokens: int = 0
     finish: Finish = "cancelled"
     stop: str | None = None
 
@@ -94,6 +96,7 @@ async def gather(pieces: AsyncIterator[Delta]) -> tuple[tuple[Reply, ...], Usage
         reply.reasoning += delta.reasoning
         reply.logprobs += delta.logprobs
         reply.token_ids += delta.token_ids
+        reply.thought_tokens += delta.thought_tokens
         made = calls.setdefault(delta.index, [])
         for call in delta.calls:
             if isinstance(call, CallStart):
@@ -105,6 +108,14 @@ async def gather(pieces: AsyncIterator[Delta]) -> tuple[tuple[Reply, ...], Usage
             reply.calls = tuple(ToolCall(id=id, name=name, arguments=text) for id, name, text in made)
         usage = delta.usage or usage
     return tuple(replies[i] for i in sorted(replies)), usage
+
+
+def raise_broken(delta: Delta) -> None:
+    """Raise what broke the answer off, if this piece says that something did: a half answer is no answer."""
+    if delta.failure is not None:
+        raise delta.failure
+    if delta.finish in ("error", "cancelled"):
+        raise HttpError(503, "the answer was cancelled")
 
 
 def count(host: Host, ask: Ask) -> int:
@@ -189,6 +200,7 @@ class Reading:
         self._stops = ask.sampling.stop
         self._ids: list[int] = []
         self._called = False
+        self._held = 0
 
     def read(self, event: Event, stream: AsyncStream) -> Delta:
         text = event.text
@@ -207,8 +219,17 @@ class Reading:
             finish = "tool_calls"
         failure = None if event.error is None else stream.failure or BlackwellInferError(event.error)
         return Delta(index=event.index, text=text, reasoning=event.reasoning, calls=calls, logprobs=event.logprobs,
-                     token_ids=event.token_ids, finish=finish, usage=event.usage, failure=failure,
+                     token_ids=event.token_ids, thought_tokens=self._thought(event), finish=finish,
+                     usage=event.usage, failure=failure,
                      stop=self._stopped() if event.finish_reason == "stop" else None)
+
+    def _thought(self, event: Event) -> int:
+        """Tokens now known to be reasoning: those that came with it, and those held back until it showed."""
+        self._held += len(event.token_ids)
+        thought = self._held if event.reasoning else 0
+        if event.reasoning or event.text:
+            self._held = 0
+        return thought
 
     def _stopped(self) -> str | None:
         """The stop string that the answer holds first."""

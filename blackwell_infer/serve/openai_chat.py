@@ -198,11 +198,12 @@ def to_grammar(value: Mapping[str, Any] | None) -> Grammar | None:
     return Grammar("json_schema", msgspec.json.encode(described["schema"]).decode())
 
 
-def usage_body(usage: Usage) -> dict[str, Any]:
-    """Token counts."""
+def usage_body(usage: Usage, thought_tokens: int = 0) -> dict[str, Any]:
+    """Token counts; `thought_tokens` of the answer's are reasoning."""
     return {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens,
             "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": usage.cached_tokens}}
+            "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+            "completion_tokens_details": {"reasoning_tokens": thought_tokens}}
 
 
 def logprob_body(items: tuple[TokenLogprob, ...], tokenizer: Tokenizer) -> dict[str, Any]:
@@ -235,7 +236,8 @@ def completion(replies: tuple[Reply, ...], usage: Usage, body: ChatBody, head: M
                 "name": c.name, "arguments": c.arguments}} for c in reply.calls]
         choices.append({"index": i, "message": message, "finish_reason": finish_of(reply.finish),
                         "logprobs": logprob_body(reply.logprobs, tokenizer) if body.logprobs else None})
-    return {**head, "object": "chat.completion", "choices": choices, "usage": usage_body(usage)}
+    thought_tokens = sum(reply.thought_tokens for reply in replies)
+    return {**head, "object": "chat.completion", "choices": choices, "usage": usage_body(usage, thought_tokens)}
 
 
 def delta_body(delta: Delta, first: bool) -> dict[str, Any]:
@@ -259,13 +261,14 @@ async def stream(deltas: AsyncGenerator[Delta, None], body: ChatBody, head: Mapp
     wants_usage = body.stream_options is not None and body.stream_options.include_usage
     shared = {**head, "object": "chat.completion.chunk", **({"usage": None} if wants_usage else {})}
     begun: set[int] = set()
-    usage = Usage()
+    usage, thought_tokens = Usage(), 0
     try:
         async for delta in deltas:
             if delta.failure is not None:
                 yield sse.event(openai_body(delta.failure))
                 return
             usage = delta.usage or usage
+            thought_tokens += delta.thought_tokens
             first = delta.index not in begun
             begun.add(delta.index)
             value = delta_body(delta, first)
@@ -277,7 +280,7 @@ async def stream(deltas: AsyncGenerator[Delta, None], body: ChatBody, head: Mapp
                 yield sse.event({**shared, "choices": [{"index": delta.index, "delta": {}, "logprobs": None,
                                                         "finish_reason": finish_of(delta.finish)}]})
         if wants_usage:
-            yield sse.event({**shared, "choices": [], "usage": usage_body(usage)})
+            yield sse.event({**shared, "choices": [], "usage": usage_body(usage, thought_tokens)})
         yield sse.DONE
     finally:
         await deltas.aclose()

@@ -11,21 +11,26 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from blackwell_infer.serve import sse
-from blackwell_infer.serve.conversation import Delta, converse
+from blackwell_infer.serve.conversation import Delta, converse, raise_broken
 from blackwell_infer.serve.errors import HttpError
 from blackwell_infer.serve.host import Host, attended
 from blackwell_infer.serve.openai_responses_reply import Event, Stream, new_id
-from blackwell_infer.serve.openai_responses_request import Item, ask_of, items_of, read_body
+from blackwell_infer.serve.openai_responses_request import Item, ask_of, items_of, read_body, said
 
 STORED_BYTES = 64 << 20
 """What stored responses may take, with all that was said before them."""
 
 
 class Stored(msgspec.Struct, frozen=True):
-    """A response, as JSON, and the items of its conversation up to it, as JSON."""
+    """A response, the items of its conversation up to it, and those that went in; each as JSON."""
 
     response: bytes
     items: bytes
+    inputs: bytes
+
+    @property
+    def size(self) -> int:
+        return len(self.response) + len(self.items) + len(self.inputs)
 
 
 class Store:
@@ -36,10 +41,10 @@ class Store:
         self._size = 0
         self._kept: OrderedDict[str, Stored] = OrderedDict()
 
-    def put(self, id: str, response: Event, items: list[Item]) -> None:
-        stored = Stored(msgspec.json.encode(response), msgspec.json.encode(items))
+    def put(self, id: str, response: Event, items: list[Item], inputs: list[Item]) -> None:
+        stored = Stored(*(msgspec.json.encode(part) for part in (response, items, inputs)))
         self._kept[id] = stored
-        self._size += len(stored.response) + len(stored.items)
+        self._size += stored.size
         while self._size > self._limit:
             self.remove(next(iter(self._kept)))
 
@@ -53,7 +58,7 @@ class Store:
     def remove(self, id: str) -> None:
         stored = self.get(id)
         del self._kept[id]
-        self._size -= len(stored.response) + len(stored.items)
+        self._size -= stored.size
 
 
 def routes(host: Host) -> list[Route]:
@@ -69,9 +74,9 @@ def routes(host: Host) -> list[Route]:
         stream = Stream(new_id("resp"), host.name, body, time.time())
 
         def done() -> None:
-            if body.store is not False:
-                items = [*before, *items_of(body), *stream.response["output"]]
-                store.put(stream.response["id"], stream.response, items)
+            if body.store is not False and stream.response["status"] != "failed":
+                items = [*before, *items_of(body), *said(stream.response["output"])]
+                store.put(stream.response["id"], stream.response, items, [*before, *items_of(body)])
 
         if body.stream:
             return sse.response(streamed(pieces, stream, done))
@@ -84,10 +89,43 @@ def routes(host: Host) -> list[Route]:
             return JSONResponse({"id": id, "object": "response", "deleted": True})
         return Response(store.get(id).response, media_type="application/json")
 
+    async def inputs(request: Request) -> Response:
+        return JSONResponse(listed(msgspec.json.decode(store.get(request.path_params["id"]).inputs), request))
+
     return [
+        Route("/v1/responses/{id}/input_items", inputs, methods=["GET"]),
         Route("/v1/responses", create, methods=["POST"]),
         Route("/v1/responses/{id}", one, methods=["GET", "DELETE"]),
     ]
+
+
+def listed(items: list[Item], request: Request) -> Event:
+    """A page of input items, newest first unless `order` is asc; `after` is the id of the last one seen."""
+    query = request.query_params
+    found = [input_item(item, f"item_{i}") for i, item in enumerate(items)]
+    if query.get("order", "desc") != "asc":
+        found.reverse()
+    ids = [item["id"] for item in found]
+    after = query.get("after")
+    if after is not None and after not in ids:
+        raise HttpError(400, f"after {after!r} is none of the items", "after")
+    limit = query.get("limit", "20")
+    if not (limit.isascii() and limit.isdigit() and len(limit) <= 3 and 1 <= int(limit) <= 100):
+        raise HttpError(400, f"limit {limit!r} must be a number from 1 to 100", "limit")
+    rest = found[0 if after is None else ids.index(after) + 1:]
+    page = rest[:int(limit)]
+    return {"object": "list", "data": page, "first_id": page[0]["id"] if page else None,
+            "last_id": page[-1]["id"] if page else None, "has_more": len(page) < len(rest)}
+
+
+def input_item(item: Item, id: str) -> Item:
+    """An item as it is listed: with an id, its kind, and a text as a part."""
+    found: Item = {"id": id, "type": "message", "status": "completed", **item}
+    if found["type"] == "message" and isinstance(found["content"], str):
+        kind = "output_text" if found["role"] == "assistant" else "input_text"
+        more: Item = {"annotations": []} if kind == "output_text" else {}
+        found["content"] = [{"type": kind, "text": found["content"], **more}]
+    return found
 
 
 async def streamed(
@@ -111,8 +149,7 @@ async def whole(pieces: AsyncGenerator[Delta, None], stream: Stream, done: Calla
     """The response at once. Raises what breaks the answer off."""
     try:
         async for delta in pieces:
-            if delta.failure is not None:
-                raise delta.failure
+            raise_broken(delta)
             for _ in stream.push(delta):
                 pass
     finally:

@@ -33,8 +33,8 @@ class Stream:
 
     def push(self, delta: Delta) -> Iterator[Event]:
         """Events of one piece; the last piece, which has `finish`, completes the response or fails it."""
+        self._thought_tokens += delta.thought_tokens
         if delta.reasoning:
-            self._thought_tokens += len(delta.token_ids)
             yield from self._begin("reasoning", {"type": "reasoning", "id": new_id("rs"), "summary": [], "content": []})
             yield self._piece("response.reasoning_text.delta", delta.reasoning, content_index=0)
         if delta.text:

@@ -152,6 +152,12 @@ def items_of(body: Body) -> list[Item]:
     return [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
 
 
+def said(output: Sequence[Item]) -> list[Item]:
+    """What a conversation goes on from: the items of an answer without a call that was cut off in its arguments."""
+    return [item for item in output if item["type"] != "function_call" or item["status"] == "completed"
+            or (item["arguments"] and arguments_of(item["arguments"]) is not None)]
+
+
 def ask_of(body: Body, before: Sequence[Item], defaults: Sampling) -> Ask:
     """The question that a request asks after the items `before`; what it leaves out comes from `defaults`."""
     given = {"temperature": body.temperature, "top_p": body.top_p, "max_tokens": body.max_output_tokens}

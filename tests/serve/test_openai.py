@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -237,3 +238,11 @@ def test_the_time_between_is_short(address: str) -> None:
     with httpx.stream("POST", address + "/v1/chat/completions", json=body, timeout=60) as got:
         times = [time.perf_counter() for line in got.iter_lines() if line]
     assert times[-1] - times[0] > 0.05
+
+
+def test_reasoning_tokens_are_counted(client: openai.OpenAI) -> None:
+    asked: Any = {"model": "demo", "messages": [{"role": "user", "content": "What is 12 times 12?"}], "temperature": 0,
+                  "max_tokens": 60}
+    got = client.chat.completions.create(**asked, reasoning_effort="high")
+    details = got.usage and got.usage.completion_tokens_details
+    assert got.usage and details and 0 < (details.reasoning_tokens or 0) < got.usage.completion_tokens

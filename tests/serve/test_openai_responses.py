@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 import httpx
@@ -11,11 +11,17 @@ import msgspec
 import openai
 import pytest
 from api_documents import API, document, mutated, names, validate
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.testclient import TestClient
 
 from blackwell_infer.errors import DeadlineError
-from blackwell_infer.serve.conversation import Delta
-from blackwell_infer.serve.errors import HttpError
-from blackwell_infer.serve.openai_responses import Store
+from blackwell_infer.serve import openai_responses
+from blackwell_infer.serve.conversation import Ask, Delta, Finish
+from blackwell_infer.serve.errors import HttpError, error_response
+from blackwell_infer.serve.host import Host
+from blackwell_infer.serve.openai_responses import Store, routes
 from blackwell_infer.serve.openai_responses_reply import Stream
 from blackwell_infer.serve.openai_responses_request import Body
 from blackwell_infer.text.tools import CallArguments, CallStart
@@ -64,6 +70,16 @@ def test_a_conversation_goes_on(client: openai.OpenAI) -> None:
             client.responses.retrieve(gone)
     with pytest.raises(openai.NotFoundError, match="is stored"):
         client.responses.create(input=QUESTION, previous_response_id=first.id, **BASE)
+
+
+def test_what_went_in_is_listed(client: openai.OpenAI) -> None:
+    said: Any = [{"role": "user", "content": text} for text in ("one", "two", "three")]
+    id = client.responses.create(input=said, **BASE).id
+    items = client.responses.input_items.list(id, order="asc", limit=2)
+    assert items.has_more and [item.content[0].text for item in items] == ["one", "two", "three"]
+    assert client.responses.input_items.list(id, limit=1).data[0].content[0].text == "three"
+    with pytest.raises(openai.BadRequestError, match="limit"):
+        client.responses.input_items.list(id, limit=0)
 
 
 @pytest.mark.parametrize("stored", [False, True])
@@ -153,17 +169,55 @@ def test_items_follow_one_another() -> None:
     assert broken[-1]["type"] == "response.failed" and broken[-1]["response"]["error"]["message"] == "too late"
 
 
+@pytest.mark.parametrize(("finish", "kept"), [("stop", True), ("length", True), ("cancelled", False), ("error", False)])
+def test_only_what_was_not_broken_off_is_stored(finish: Finish, kept: bool, host: Host,
+                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    status = 200 if kept else 503
+    with TestClient(Starlette(routes=routes(host), exception_handlers={HttpError: refused})) as http:
+        scripted(monkeypatch, Delta(text="Yes"), Delta(finish=finish))
+        assert http.post("/v1/responses", json=BASE | {"input": "x"}).status_code == status
+        text = http.post("/v1/responses", json=BASE | {"input": "x", "stream": True}).text
+        id = msgspec.json.decode(text.rsplit("data: ", 1)[1])["response"]["id"]
+        assert http.get(f"/v1/responses/{id}").status_code == (200 if kept else 404)
+
+
+@pytest.mark.parametrize("arguments", ["", '{"city": "Pa'])
+def test_a_call_that_was_cut_off_does_not_end_the_conversation(arguments: str, host: Host,
+                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    with TestClient(Starlette(routes=routes(host))) as http:
+        scripted(monkeypatch, Delta(calls=(CallStart(0, "a", "f"), CallArguments(0, arguments))),
+                 Delta(finish="length"))
+        first = http.post("/v1/responses", json=BASE | {"input": "x"}).json()
+        assert first["status"] == "incomplete" and first["output"][0]["arguments"] == arguments
+        after = http.post("/v1/responses", json=BASE | {"input": "y", "previous_response_id": first["id"]})
+        assert after.status_code == 200
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, *pieces: Delta) -> None:
+    """Let every answer be these pieces."""
+    async def converse(host: Host, ask: Ask) -> AsyncGenerator[Delta, None]:
+        async def told() -> AsyncGenerator[Delta, None]:
+            for piece in pieces:
+                yield piece
+        return told()
+    monkeypatch.setattr(openai_responses, "converse", converse)
+
+
+def refused(request: Request, error: Exception) -> Response:
+    return error_response(request.url.path, error)
+
+
 def test_the_store_forgets_what_was_used_least() -> None:
     store = Store(1000)
     for id in "abc":
-        store.put(id, {"x": "y" * 300}, [])
+        store.put(id, {"x": "y" * 300}, [], [])
         if id != "c":
             store.get("a")
-    store.put("d", {"x": "y" * 300}, [])
+    store.put("d", {"x": "y" * 300}, [], [])
     with pytest.raises(HttpError):
         store.get("b")
     assert store.get("d").response
-    store.put("e", {"x": "y" * 2000}, [])
+    store.put("e", {"x": "y" * 2000}, [], [])
     with pytest.raises(HttpError):
         store.get("e")
 

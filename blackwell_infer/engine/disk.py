@@ -27,7 +27,7 @@ from blackwell_infer.engine.runner import Runner
 from blackwell_infer.engine.saved import SavedPrefix
 from blackwell_infer.engine.scheduler import Limits, State
 from blackwell_infer.errors import BlackwellInferError, RequestError
-from blackwell_infer.kv.prefix import Key
+from blackwell_infer.kv.prefix import Key, paged
 from blackwell_infer.kv.spec import PAGE
 from blackwell_infer.log import logger
 
@@ -130,7 +130,7 @@ class Disk:
 
     def remove(self, prefix: SavedPrefix) -> None:
         """Files that were none of this model's after all."""
-        for name in names(self.model, saved.paged(prefix.tokens, PAGE)):
+        for name in names(self.model, paged(prefix.tokens, PAGE)):
             self._unlink(name + PAGES)
             self._unlink(name + STATES)
 

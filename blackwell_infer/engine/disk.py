@@ -26,7 +26,7 @@ from blackwell_infer.engine import saved
 from blackwell_infer.engine.runner import Runner
 from blackwell_infer.engine.saved import SavedPrefix
 from blackwell_infer.engine.scheduler import Limits, State
-from blackwell_infer.errors import BlackwellInferError, RequestError
+from blackwell_infer.errors import RequestError
 from blackwell_infer.kv.prefix import Key, paged
 from blackwell_infer.kv.spec import PAGE
 from blackwell_infer.log import logger
@@ -91,6 +91,19 @@ class Disk:
 
     def copy(self, state: State, limits: Limits, runner: Runner, most: int) -> None:
         """Copy up to `most` pages of texts that ended, as far as the cache still has them and no file has."""
+        try:
+            self._copy(state, limits, runner, most)
+        except Exception as error:  # whatever a backend raises: what runs is not to suffer
+            self.dropped += 1
+            self._warn(error)
+
+    def flush(self, state: State, limits: Limits, runner: Runner) -> None:
+        """Copy all that there is to copy, have it written, and end the thread."""
+        while self._leaving:
+            self.copy(state, limits, runner, ALONE)
+        self.close()
+
+    def _copy(self, state: State, limits: Limits, runner: Runner, most: int) -> None:
         while self._leaving and most > 0:
             keys, ends, at, stamp = self._leaving.popleft()
             held = state.prefix.match(keys)
@@ -195,14 +208,18 @@ class Disk:
             os.utime(path, ns=(stamp, stamp))
             self.nbytes += path.stat().st_size
             self.written += 1
-        except (OSError, RequestError) as error:
+        except Exception as error:  # whatever fails here, the thread goes on
             self.dropped += 1
-            if not self._warned:
-                self._warned = True
-                logger.warning("the prefix cache on disk cannot be written, and serving goes on without: %s", error)
+            self._warn(error)
         with self._wake:
             self._waiting -= size
             self._queued.discard(name)
+
+    def _warn(self, error: Exception) -> None:
+        """Once: what cannot be written now mostly cannot be written later."""
+        if not self._warned:
+            self._warned = True
+            logger.warning("the prefix cache on disk cannot be written, and serving goes on without: %s", error)
 
     def _trim(self, room: int) -> None:
         """Measure the folder and make room, of what was of use least recently. Other files than these are left."""
@@ -236,7 +253,7 @@ class Disk:
                 found = saved.read(path, self.model)
                 if saved.note_of(path) != name or found.tokens != key:
                     raise RequestError(f"{path}: is a copy of another file")
-            except (OSError, BlackwellInferError) as error:
+            except Exception as error:  # somebody waits for an answer, whatever the file holds
                 logger.info("ignored: %s", error)
                 self._unlink(name)
                 return None
@@ -245,8 +262,9 @@ class Disk:
         try:
             pages = {name: np.concatenate([part.arrays[name] for part in parts])
                      for name in (parts[0].arrays if parts else ())}
-        except (KeyError, ValueError):
-            pages = {}
+        except (KeyError, ValueError, MemoryError) as error:
+            logger.info("ignored: %s", error)
+            return None
         self.read += len(parts)
         return SavedPrefix(tuple(t for key in keys for t in key), {**pages, **rest}, first)
 

@@ -174,7 +174,7 @@ class Engine:
         for id in {job.id for job in self._jobs.values()}:
             self._cancel(id)
         if self._disk is not None:
-            self._disk.close()
+            self._disk.flush(self._state, self.limits, self.runner)
         self._count(Plan(()), 0, 0.0, 0)
 
     def close(self) -> None:
@@ -273,7 +273,8 @@ class Engine:
             stay = {s.id for s in (*self._state.running, *self._state.waiting)}
             for s in before.running:
                 if s.id not in stay and not s.score:
-                    self._disk.left(paged(s.tokens(0, s.length - s.ahead), PAGE))
+                    more = tuple(event.token for event in events if event.id == s.id)
+                    self._disk.left(paged(s.tokens(0, s.length - s.ahead) + more, PAGE))
         if self._speculator is not None:
             self._learn(self._speculator, plan, events, seconds)
         return made

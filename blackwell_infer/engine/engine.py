@@ -152,7 +152,10 @@ class Engine:
 
     def stats(self) -> Stats:
         """A snapshot of the counters."""
-        return self._stats
+        if self._disk is None:
+            return self._stats
+        return msgspec.structs.replace(self._stats, disk_read=self._disk.read, disk_written=self._disk.written,
+                                       disk_dropped=self._disk.dropped, disk_bytes=self._disk.nbytes)
 
     def run(self) -> None:
         """Step until `close`. Whatever still runs then is cancelled."""
@@ -467,9 +470,6 @@ class Engine:
             old = msgspec.structs.replace(
                 old, drafted_tokens=sum(counts.drafted), accepted_tokens=sum(counts.accepted),
                 drafted_at=counts.drafted, accepted_at=counts.accepted)
-        if self._disk is not None:
-            old = msgspec.structs.replace(old, disk_read=self._disk.read, disk_written=self._disk.written,
-                                          disk_dropped=self._disk.dropped, disk_bytes=self._disk.nbytes)
         self._stats = msgspec.structs.replace(
             old, running=len(self._state.running), waiting=len(self._state.waiting),
             prompt_tokens=old.prompt_tokens + fed, generated_tokens=total, steps=old.steps + bool(plan.rows),

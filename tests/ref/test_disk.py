@@ -194,6 +194,28 @@ def killed(name: str, folder: Path, times: int) -> None:
     assert hits
 
 
+def test_a_process_beside_that_writes_and_one_that_makes_room_do_no_harm(tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    with make("qwen3_5", folder, prefix_cache=False) as llm:
+        expected = said(llm.generate(TOKENS, asking(8)))
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(DATA / "qwen3_5"), str(folder)],
+                              stdout=subprocess.PIPE,
+                              env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])})
+    try:
+        assert writer.stdout is not None and writer.stdout.readline() == b"ready\n"
+        for seed in range(6):
+            with make("qwen3_5", folder, prefix_disk_bytes=400_000) as llm:
+                assert said(llm.generate(TOKENS, asking(8))) == expected
+                llm.generate(text(seed + 40, 120), asking(1))
+                assert llm.stats().disk_dropped == 0
+        assert writer.poll() is None
+    finally:
+        writer.kill()
+        writer.wait()
+        if writer.stdout is not None:
+            writer.stdout.close()
+
+
 def test_a_killed_writer_leaves_nothing_wrong(tmp_path: Path) -> None:
     killed("qwen3_5", tmp_path / "cache", 5)
 

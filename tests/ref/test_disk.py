@@ -121,6 +121,25 @@ def test_the_limit_is_kept_and_strangers_are_left(opened: Open, folder: Path) ->
     assert (folder / "mine.txt").read_text() == "mine"
 
 
+def test_what_memory_had_no_room_for_comes_back(opened: Open) -> None:
+    with opened(kv_pages=8, max_batch=2) as llm:
+        expected = said(llm.generate(TOKENS, asking(4)))
+        for seed in range(3):
+            llm.generate(text(seed + 70, 200), asking(1))
+        out = llm.generate(TOKENS, asking(4))
+        assert said(out) == expected and out.usage.cached_tokens == 128 and llm.stats().disk_read
+
+
+def test_what_a_killed_process_left_half_written_goes_in_time(opened: Open, folder: Path) -> None:
+    old, new = folder / "a.page.0.part", folder / "b.page.0.part"
+    old.write_bytes(b"x")
+    new.write_bytes(b"x")
+    os.utime(old, (0, 0))
+    with opened() as llm:
+        llm.generate(TOKENS, asking(1))
+    assert not old.exists() and new.exists()
+
+
 def test_two_share_a_folder(opened: Open, tmp_path: Path) -> None:
     expected = fresh(opened)
     with opened() as one, opened() as two:
@@ -170,13 +189,14 @@ for seed in range(1000):
 """
 
 
-def killed(name: str, folder: Path, times: int) -> None:
-    """Kill a process that writes, at random moments; what the next one says is what it says without the files."""
+def killed(name: str, folder: Path, times: int) -> int:
+    """Kill a process that writes, at random moments; what the next one says is what it says without the files. How
+    often a file was cut off."""
     draw = random.Random(5)
     prompts = [[3 + (i * 7 + seed * (i > 40)) % 240 for i in range(150)] for seed in range(3)]
     with make(name, folder, prefix_cache=False) as llm:
         expected = [said(llm.generate(prompt, asking(8))) for prompt in prompts]
-    hits = 0
+    hits = cut = 0
     for _ in range(times):
         writer = subprocess.Popen([sys.executable, "-c", WRITER, str(DATA / name), str(folder)], stdout=subprocess.PIPE,
                                   env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])})
@@ -185,13 +205,17 @@ def killed(name: str, folder: Path, times: int) -> None:
         writer.kill()
         writer.wait()
         writer.stdout.close()
+        cut += any(folder.glob("*.part"))
         with make(name, folder) as llm:
             outs = [llm.generate(prompt, asking(8)) for prompt in prompts]
         assert [said(out) for out in outs] == expected
         hits += sum(out.usage.cached_tokens > 64 for out in outs)
         for path in sorted(folder.iterdir())[:: draw.choice((1, 2, 3))]:  # so that the next one writes, too
             path.unlink()
+        for path in folder.glob("*.part"):
+            path.unlink()
     assert hits
+    return cut
 
 
 def test_a_process_beside_that_writes_and_one_that_makes_room_do_no_harm(tmp_path: Path) -> None:
@@ -222,4 +246,4 @@ def test_a_killed_writer_leaves_nothing_wrong(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_hundred_killed_writers_leave_nothing_wrong(tmp_path: Path) -> None:
-    killed("qwen3_5", tmp_path / "cache", 100)
+    assert killed("qwen3_5", tmp_path / "cache", 100), "no kill came while a file was written"

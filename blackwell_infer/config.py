@@ -61,6 +61,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         description="keep the KV pages (and, of hybrids, some recurrent states) of what was read until the room is "
                     "needed: a prompt that begins like an earlier one is read from where they part",
     )] = True
+    prefix_disk: Annotated[str, Meta(
+        description="folder that keeps the prefix cache across restarts; empty is none. Processes may share it, and it "
+                    "may be deleted at any time; it holds what prompts and answers were made into",
+    )] = ""
+    prefix_disk_bytes: Annotated[int, Meta(
+        ge=1, description="most bytes of files there; what was of use least recently goes",
+    )] = 16 << 30
     state_dtype: Annotated[Literal["float32", "float16", "bfloat16"], Meta(
         description="how the states of recurrent layers are stored; 16 bits take half the memory and bandwidth, and "
                     "round every state after every step: lossy",

@@ -16,6 +16,7 @@ import numpy as np
 from blackwell_infer.engine import saved, scheduler
 from blackwell_infer.engine.batch import Settings, Tables, make_work
 from blackwell_infer.engine.commit import commit
+from blackwell_infer.engine.disk import ALONE, BESIDE, Disk
 from blackwell_infer.engine.jobs import Job, Launched, Score, Scoring, Sink, Stats, reported, typed
 from blackwell_infer.engine.masks import Grammars
 from blackwell_infer.engine.request import Request
@@ -24,7 +25,16 @@ from blackwell_infer.engine.saved import SavedPrefix
 from blackwell_infer.engine.scheduler import Limits, Plan, Row, Sequence
 from blackwell_infer.engine.sequences import Emitted
 from blackwell_infer.engine.speculate import Speculator
-from blackwell_infer.errors import BlackwellInferError, DeadlineError, ModelOutputError, OutOfMemoryError, RequestError
+from blackwell_infer.errors import (
+    BlackwellInferError,
+    DeadlineError,
+    ModelOutputError,
+    OutOfMemoryError,
+    RequestError,
+    SessionError,
+)
+from blackwell_infer.kv.prefix import paged
+from blackwell_infer.kv.spec import PAGE
 from blackwell_infer.log import logger
 from blackwell_infer.ops.batch import Sampled
 from blackwell_infer.text.tokenizer import Tokenizer
@@ -47,7 +57,7 @@ class Engine:
     """
 
     def __init__(self, runner: Runner, limits: Limits, tokenizer: Tokenizer, vocab: int,
-                 speculator: Speculator | None = None) -> None:
+                 speculator: Speculator | None = None, disk: Disk | None = None) -> None:
         self.runner = runner
         self.limits = limits
         self.tokenizer = tokenizer
@@ -61,6 +71,7 @@ class Engine:
         self._state = scheduler.start(limits)
         self._launched: Launched | None = None
         self._speculator = speculator
+        self._disk = disk
         self._mark = 0.0
         """when the last step was read, or the engine began after having nothing to do"""
         self._tables = Tables(limits.batch, scheduler.pages_for(limits.context), limits.homes)
@@ -141,7 +152,10 @@ class Engine:
 
     def stats(self) -> Stats:
         """A snapshot of the counters."""
-        return self._stats
+        if self._disk is None:
+            return self._stats
+        return msgspec.structs.replace(self._stats, disk_read=self._disk.read, disk_written=self._disk.written,
+                                       disk_dropped=self._disk.dropped, disk_bytes=self._disk.nbytes)
 
     def run(self) -> None:
         """Step until `close`. Whatever still runs then is cancelled."""
@@ -162,6 +176,8 @@ class Engine:
         self._fail(frozenset(self._scorings), self._closed)
         for id in {job.id for job in self._jobs.values()}:
             self._cancel(id)
+        if self._disk is not None:
+            self._disk.flush(self._state, self.limits, self.runner)
         self._count(Plan(()), 0, 0.0, 0)
 
     def close(self) -> None:
@@ -209,6 +225,8 @@ class Engine:
             tokens += self._land(self._launched)
             self._launched = None
         busy = busy or bool(plan.rows)
+        if self._disk is not None and self._disk.pending:
+            self._disk.copy(self._state, self.limits, self.runner, BESIDE if busy else ALONE)
         self._count(plan, fed, time.perf_counter() - began if busy else 0.0, tokens)
         return busy
 
@@ -231,7 +249,7 @@ class Engine:
 
     def _land(self, launched: Launched) -> int:
         """Wait for a step and hand out its events; the number of tokens that it made."""
-        plan = launched.plan
+        plan, before = launched.plan, self._state
         try:
             result = launched.flight.result()
         except Exception as error:  # as at the launch
@@ -254,6 +272,12 @@ class Engine:
             elif result.sampled is not None and event.id in self._jobs:  # a stop string may have ended it
                 self._sampled(event, result.sampled, now)
                 made += event.token >= 0
+        if self._disk is not None:
+            stay = {s.id for s in (*self._state.running, *self._state.waiting)}
+            for s in before.running:
+                if s.id not in stay and not s.score:
+                    more = tuple(event.token for event in events if event.id == s.id)
+                    self._disk.left(paged(s.tokens(0, s.length - s.ahead) + more, PAGE))
         if self._speculator is not None:
             self._learn(self._speculator, plan, events, seconds)
         return made
@@ -267,7 +291,8 @@ class Engine:
 
     @property
     def _busy(self) -> bool:
-        return bool(self._state.running or self._state.waiting or self._launched)
+        return bool(self._state.running or self._state.waiting or self._launched
+                    or (self._disk is not None and self._disk.pending))
 
     def check_process(self) -> None:
         """RequestError in a fork of the process that loaded the model: the stepping thread did not come along."""
@@ -299,7 +324,33 @@ class Engine:
             self._settings[id] = job.request.settings[index]
             if job.request.matchers:
                 self._grammars.add(id, job.request.matchers[index])
-            self._state = scheduler.submit(self._state, self.limits, msgspec.structs.replace(whole, id=id))
+        keys = paged(whole.prompt[:-1], PAGE) if self._disk is not None else ()
+        if self._disk is None or not self._disk.fetch(
+                self._state, self.limits, keys, lambda found: self._arrived(job, whole, found)):
+            self._enqueue(job, whole)
+
+    def _arrived(self, job: Job, whole: Sequence, found: SavedPrefix | None) -> None:
+        """What a prompt waited for was read from the disk, or could not be; called on the disk's thread."""
+
+        def bring() -> None:
+            try:
+                if found is not None:
+                    self._state = saved.bring(self._state, self.limits, self.runner, found)
+            except SessionError:
+                assert self._disk is not None and found is not None
+                self._disk.remove(found)
+            except RequestError as error:  # no room: the prompt is read by the model
+                logger.info("%s", error)
+            self._enqueue(job, whole)
+
+        with self._wake:
+            self._post(bring)
+
+    def _enqueue(self, job: Job, whole: Sequence) -> None:
+        """Have what is left of a request wait for its turn."""
+        for id in job.index:
+            if id in self._jobs:
+                self._state = scheduler.submit(self._state, self.limits, msgspec.structs.replace(whole, id=id))
         with self._wake:
             self._posted -= len(job.index)
 

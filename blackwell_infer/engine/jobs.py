@@ -54,6 +54,14 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     """recurrent states in the prefix cache"""
     states_total: int = 0
     """slots for such states"""
+    disk_read: int = 0
+    """pages read back from `prefix_disk`"""
+    disk_written: int = 0
+    """pages and recurrent states written there"""
+    disk_dropped: int = 0
+    """pages and states that were not: the disk is too slow, or failed"""
+    disk_bytes: int = 0
+    """bytes of the files there, as far as known"""
     drafted_tokens: int = 0
     """guesses that were checked (see the setting `speculate`)"""
     accepted_tokens: int = 0

@@ -1,6 +1,7 @@
 """From the name of a model to a runner on a backend: find, open, check the fit, then load."""
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -10,6 +11,7 @@ from blackwell_infer.checkpoint.fingerprint import fingerprint
 from blackwell_infer.config import EngineConfig
 from blackwell_infer.device.host import HostMemory
 from blackwell_infer.engine.capacity import Capacity, Room, fit, wanted_context
+from blackwell_infer.engine.disk import Disk
 from blackwell_infer.engine.engine import Engine
 from blackwell_infer.engine.guesses import MOST
 from blackwell_infer.engine.runner import ModelRunner, Runner
@@ -92,11 +94,17 @@ class Loaded(msgspec.Struct, frozen=True):
     speculation: Speculation
     identity: str
     """of the model and of the settings on which the content of its caches depends"""
+    prefix_disk: str = ""
+    prefix_disk_bytes: int = 0
 
     def engine(self) -> Engine:
         """An engine over the runner."""
+        disk = None
+        if self.prefix_disk and self.limits.reuse:  # devices round differently, so each has files of its own
+            disk = Disk(Path(self.prefix_disk).expanduser(), self.prefix_disk_bytes,
+                        f"{self.identity} {self.info.device}")
         return Engine(self.runner, self.limits, self.text.tokenizer, self.info.vocab,
-                      self.speculation.started(self.runner))
+                      self.speculation.started(self.runner), disk)
 
 
 def load(model: str, config: EngineConfig, progress: Progress) -> Loaded:
@@ -136,7 +144,8 @@ def loaded(checkpoint: Checkpoint, config: EngineConfig, progress: Progress) -> 
     limits = msgspec.structs.replace(limits, pages=capacity.pages, context=capacity.context, states=capacity.states)
     speculation = Speculation(ngrams=config.speculate in ("auto", "ngram"), head=build.head, least=config.draft_min,
                               most=config.draft_max)
-    return Loaded(runner, limits, info, text, dict(checkpoint.generation), speculation, identity(checkpoint, build))
+    return Loaded(runner, limits, info, text, dict(checkpoint.generation), speculation, identity(checkpoint, build),
+                  config.prefix_disk, config.prefix_disk_bytes)
 
 
 def identity(checkpoint: Checkpoint, build: Build) -> str:

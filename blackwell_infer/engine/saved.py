@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -36,10 +37,11 @@ OFF = "prefix_cache is off, so there is no cache to save or to load into; switch
 
 
 class SavedPrefix(msgspec.Struct, frozen=True):
-    """Whole pages of `tokens` and what the caches hold of them (`engine.places`)."""
+    """Whole pages of `tokens` and what the caches hold of them (`engine.places`), from page `first` on."""
 
     tokens: tuple[int, ...]
     arrays: Arrays
+    first: int = 0
 
 
 def take(state: State, limits: Limits, runner: Runner, tokens: tuple[int, ...]) -> SavedPrefix:
@@ -63,6 +65,8 @@ def bring(state: State, limits: Limits, runner: Runner, saved: SavedPrefix) -> S
     if not keys:
         return state
     there = state.prefix.match(keys)
+    if len(there) < saved.first:
+        raise RequestError(f"the {saved.first} pages before those that were saved are not in the cache any more")
     prefix = state.prefix.acquire(keys[: len(there)])
     lacking = len(keys) - len(there) - state.free.bit_count()
     if lacking > prefix.idle:
@@ -78,7 +82,7 @@ def bring(state: State, limits: Limits, runner: Runner, saved: SavedPrefix) -> S
         prefix, slot = prefix.take_slot({s.state for s in state.running})
         if slot is None:
             raise RequestError("no slot for a recurrent state is free; wait, or raise max_batch")
-    runner.write_cache(new, slot, {name: array[len(there) :] if name.startswith("kv.") else array
+    runner.write_cache(new, slot, {name: array[len(there) - saved.first :] if name.startswith("kv.") else array
                                    for name, array in saved.arrays.items()})
     prefix = prefix.extend(keys, len(there), (*there, *new))
     if slot is not None:
@@ -96,7 +100,7 @@ def write(path: Path, saved: SavedPrefix, model: str, note: str) -> None:
     header = safetensors_header({name: (NAMES[array.dtype], array) for name, array in arrays.items()}, {
         "format": FORMAT, "version": VERSION, "package": __version__, "model": model, "note": note,
         "note_digest": digest(note), "data_digest": data.hexdigest()})
-    beside = path.with_name(path.name + ".part")
+    beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")  # other processes may write the same
     try:
         with beside.open("wb") as file:
             file.write(header)

@@ -17,10 +17,13 @@ from blackwell_infer.serve.host import Host
 GAUGES = {"running": "answers that run", "waiting": "answers that wait", "pages_used": "pages of what runs",
           "pages_total": "pages of the KV cache", "pages_cached": "pages that only the prefix cache holds",
           "states_cached": "recurrent states in the prefix cache", "states_total": "slots for such states",
+          "disk_bytes": "bytes of the prefix cache on disk",
           "tokens_per_second": "tokens per second while there was work"}
 COUNTERS = {"finished": "requests that ended", "prompt_tokens": "tokens prefilled",
             "generated_tokens": "tokens generated", "steps": "steps", "preemptions": "sequences that were preempted",
             "busy_seconds": "seconds with work", "cached_tokens": "prompt tokens that the prefix cache held",
+            "disk_read": "pages read back from disk", "disk_written": "pages and states written to disk",
+            "disk_dropped": "pages and states that were not written to disk",
             "drafted_tokens": "guesses that were checked", "accepted_tokens": "guesses that held"}
 
 

@@ -128,7 +128,8 @@ def test_models_and_state(client: openai.OpenAI, address: str) -> None:
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("gpt")
     assert httpx.get(address + "/health").status_code == httpx.get(address + "/ready").status_code == 200
-    assert "bwinfer_generated_tokens_total" in httpx.get(address + "/metrics").text
+    metrics = httpx.get(address + "/metrics").text
+    assert "bwinfer_generated_tokens_total" in metrics and "bwinfer_disk_read_total" in metrics
     assert httpx.get(address + "/v1/engine").json()["weight_bytes_per_step"] > 0
     told = httpx.post(address + "/tokenize", json={"text": "Hallo"}).json()["tokens"]
     assert httpx.post(address + "/detokenize", json={"tokens": told}).json() == {"text": "Hallo"}

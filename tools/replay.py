@@ -102,7 +102,8 @@ def main() -> None:
     for cache in (True, False):
         f = replay(found.model, fitting, len(prompts) - len(fitting), found.scale, cache, found.device)
         figures.append(f)
-        print(f"{'on' if cache else 'off':5}  {f.requests:8}  {f.left_out:8}  {f.prompt_tokens:13}  {f.hit_share:4.2f}  "
+        state = "on" if cache else "off"
+        print(f"{state:5}  {f.requests:8}  {f.left_out:8}  {f.prompt_tokens:13}  {f.hit_share:4.2f}  "
               f"{f.possible_share:8.2f}  {f.first_median:14.1f}  {f.first_p95:.1f}", flush=True)
     if found.json:
         found.json.write_bytes(msgspec.json.encode(figures))

@@ -137,9 +137,10 @@ async function answer() {
   follow(() => {
     if (error) foot.before(made("p", "error", error));
     if (text) foot.append(copier(text));
+    else if (finished) words.append("(no answer)");
   });
-  if (text) messages.push({ role: "assistant", content: text });
-  else messages.pop(); // so that the same question may be asked again
+  if (text || finished) messages.push({ role: "assistant", content: text });
+  else messages.pop(); // a question without an answer is not part of the conversation
 }
 
 function copier(text) {

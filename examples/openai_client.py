@@ -32,6 +32,6 @@ with OpenAI(base_url=sys.argv[1] + "/v1", api_key="any") as client:
     print(client.chat.completions.create(model="default", messages=talk, tools=[WEATHER],
                                          temperature=0).choices[0].message.content)
 
-    found = client.chat.completions.parse(model="default", temperature=0, response_format=City, max_tokens=100, messages=[
-        {"role": "user", "content": "Name a city and its country as JSON."}])
+    found = client.chat.completions.parse(model="default", temperature=0, response_format=City, max_tokens=100,
+                                           messages=[{"role": "user", "content": "Name a city and its country."}])
     print(repr(found.choices[0].message.parsed))

@@ -13,7 +13,7 @@ def check(report: soak.Report) -> None:
 
 
 def test_some_seconds() -> None:
-    check(soak.soak(streams=8, seconds=12, warm=3))
+    check(soak.soak(streams=8, seconds=10, warm=2))
 
 
 def test_a_leak_is_seen() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable
 from typing import Any, TypeVar
 
 import msgspec
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from blackwell_infer.config import ServeConfig
 from blackwell_infer.engine.llm import LLM
@@ -41,17 +41,21 @@ class Host:
                             "model_not_found")
 
     async def body(self, request: Request) -> dict[str, Any]:
-        """The JSON object that a request brings. HttpError: 413 too large, 400 no JSON object."""
+        """The JSON object that a request brings. HttpError: 413 too large, 400 no JSON object,
+        499 broken off."""
         limit = self.config.max_body
         length = request.headers.get("content-length", "")
         parts, size = [], int(length) if length.isdecimal() else 0
         if size <= limit:
             size = 0
-            async for part in request.stream():
-                size += len(part)
-                if size > limit:
-                    break
-                parts.append(part)
+            try:
+                async for part in request.stream():
+                    size += len(part)
+                    if size > limit:
+                        break
+                    parts.append(part)
+            except ClientDisconnect:
+                raise HttpError(499, "the client went away before its body was complete") from None
         if size > limit:
             raise HttpError(413, f"the body is larger than {limit} bytes (max_body)", code="request_too_large")
         try:

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from blackwell_infer.serve.errors import HttpError, error_response
 from blackwell_infer.serve.host import Host
 
-OPEN = ("/", "/health", "/ready")
+OPEN = ("/", "/page/chat.css", "/page/chat.js", "/health", "/ready")
 """Paths that need no key."""
 
 

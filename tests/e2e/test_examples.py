@@ -5,9 +5,15 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from served import serving
+
+from blackwell_infer import LLM
+from blackwell_infer.config import ServeConfig
+from blackwell_infer.serve.host import Host
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINED = ROOT.parent / "shared" / "data" / "models" / "stories260K" / "stories260K.gguf"
@@ -17,10 +23,15 @@ pytestmark = pytest.mark.e2e
 
 
 def run(name: str, *words: str) -> list[str]:
+    """Lines that an example prints, given a model."""
+    return run_plain(name, str(MODEL), *words, "--device", "numpy")
+
+
+def run_plain(name: str, *words: str) -> list[str]:
     """Lines that an example prints."""
     environ = {k: v for k, v in os.environ.items() if not k.startswith("BWINFER_")} | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-W", "error", str(ROOT / "examples" / name), str(MODEL), *words,
-                           "--device", "numpy"], capture_output=True, text=True, timeout=120, check=False, env=environ)
+    done = subprocess.run([sys.executable, "-W", "error", str(ROOT / "examples" / name), *words],
+                          capture_output=True, text=True, timeout=120, check=False, env=environ)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return done.stdout.splitlines()
@@ -28,7 +39,8 @@ def run(name: str, *words: str) -> list[str]:
 
 def test_all_examples_are_tested_and_short() -> None:
     scripts = sorted(p.name for p in (ROOT / "examples").glob("*.py"))
-    assert scripts == ["asyncio_batch.py", "batch_file.py", "score_text.py", "script.py"]
+    assert scripts == ["anthropic_client.py", "asyncio_batch.py", "batch_file.py", "openai_async.py",
+                       "openai_client.py", "score_text.py", "script.py"]
     assert all(len((ROOT / "examples" / name).read_text(encoding="utf-8").splitlines()) < 40 for name in scripts)
 
 
@@ -60,3 +72,26 @@ def test_score_text() -> None:
     assert count > 5 and perplexity > 1
     logprobs = [float(line.split()[0]) for line in lines[1:]]
     assert len(logprobs) == 5 and logprobs == sorted(logprobs) and logprobs[0] < 0
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    with LLM(device="numpy") as llm, serving(Host(llm, "demo", ServeConfig())) as found:
+        yield found
+
+
+def test_openai_client(address: str) -> None:
+    whole, streamed, call, told, parsed = run_plain("openai_client.py", address)
+    assert "144" in whole and streamed == whole
+    assert call.startswith("get_weather {'city': ") and told
+    assert parsed.startswith("City(name=")
+
+
+def test_openai_async(address: str) -> None:
+    lines = run_plain("openai_async.py", address)
+    assert len(lines) == 3 and "144" in lines[0] and "15" in lines[1]
+
+
+def test_anthropic_client(address: str) -> None:
+    whole, streamed = run_plain("anthropic_client.py", address)
+    assert "144" in whole and "144" in streamed

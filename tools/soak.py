@@ -35,6 +35,8 @@ from blackwell_infer.serve.app import make_app
 from blackwell_infer.serve.host import Host
 from blackwell_infer.serve.run import listening
 
+POOL = "asyncio_"
+"""Threads of the event loop's pool, which starts them as they are needed, up to a bound, and keeps them"""
 GROWTH = 64.0
 """MiB by which the process may grow after the warm-up: stored responses, the client's own figures, fragmentation."""
 CONTEXT = 1024
@@ -100,7 +102,7 @@ class Served:
         with open("/proc/self/statm", encoding="ascii") as file:
             resident = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
         return Left(pages=stats.pages_used, sequences=stats.running + stats.waiting,
-                    tasks=len(asyncio.all_tasks(self.loop)), threads=threading.active_count(),
+                    tasks=len(asyncio.all_tasks(self.loop)), threads=lasting_threads(),
                     descriptors=len(os.listdir("/proc/self/fd")), memory=resident)
 
 
@@ -327,6 +329,11 @@ async def fill(port: int, pages: int, draw: random.Random) -> None:
             {"model": "demo", "prompt": prompt, "max_tokens": 1}).encode(), None)
         await reader.read()
         writer.close()
+
+
+def lasting_threads() -> int:
+    """Threads other than those of the event loop's pool."""
+    return sum(not thread.name.startswith(POOL) for thread in threading.enumerate())
 
 
 def faults_of(before: Left, after: Left) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Runs the server: a socket, signals, and an orderly end."""
 from __future__ import annotations
 
+import signal
 import socket
 from types import FrameType
 
@@ -13,7 +14,8 @@ from blackwell_infer.serve.host import Host
 
 
 class Server(uvicorn.Server):
-    """Tells the host when the end begins, so that nothing new is let in while answers that run go on."""
+    """Tells the host when the end begins, so that nothing new is let in while answers that run go on. A signal that
+    ended it in order is not raised again; a second SIGINT ends it at once."""
 
     def __init__(self, config: uvicorn.Config, host: Host) -> None:
         super().__init__(config)
@@ -21,7 +23,8 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._host.draining = True
-        super().handle_exit(sig, frame)
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
 
 
 def listening(host: str, port: int) -> socket.socket:

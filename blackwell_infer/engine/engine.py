@@ -16,6 +16,7 @@ import numpy as np
 from blackwell_infer.engine import saved, scheduler
 from blackwell_infer.engine.batch import Settings, Tables, make_work
 from blackwell_infer.engine.commit import commit
+from blackwell_infer.engine.embedding import Embedding, Pooling, Vector
 from blackwell_infer.engine.jobs import Job, Launched, Score, Scoring, Sink, Stats, reported, typed
 from blackwell_infer.engine.masks import Grammars
 from blackwell_infer.engine.request import Request
@@ -69,7 +70,8 @@ class Engine:
         self._jobs: dict[int, Job] = {}
         self._deadlines: dict[int, float] = {}
         """by request, on the clock of `time.perf_counter`"""
-        self._scorings: dict[int, Scoring] = {}
+        self._scorings: dict[int, Scoring | Embedding] = {}
+        """texts that are only looked at, by sequence"""
         self._settings: dict[int, Settings] = {}
         self._grammars = Grammars(vocab, tokenizer.stop_ids)
         self._stats = Stats(pages_total=limits.pages, states_total=limits.states)
@@ -94,13 +96,34 @@ class Engine:
     def score(self, tokens: tuple[int, ...], logits: bool) -> tuple[int, Future[Score]]:
         """Queue a text for scoring: an id to cancel it by, and its result to come. RequestError as for `submit`."""
         self.check_process()
-        whole = scheduler.admitted(self.limits, Sequence(id=0, prompt=tokens, limit=0, score=True))
+        whole = self.check_length(tokens)
         with self._wake:
             self._check_open()
             scoring = Scoring(next(self._ids), tokens, self.vocab, logits)
-            id = self._take_ids(1)
-            self._post(lambda: self._start_scoring(scoring, msgspec.structs.replace(whole, id=id)))
+            self._look(scoring, whole)
         return scoring.id, scoring.future
+
+    def embed(self, tokens: tuple[int, ...], pooling: Pooling) -> tuple[int, Future[Vector]]:
+        """Queue a text for its vector [H] of length 1: an id to cancel it by, and the vector to come. RequestError and
+        QueueFullError as for `submit`."""
+        self.check_process()
+        whole = self.check_length(tokens)
+        with self._wake:
+            self._check_open()
+            scheduler.check_queue(self.limits, self._posted + len(self._state.running) + len(self._state.waiting), 1)
+            embedding = Embedding(next(self._ids), pooling)
+            self._posted += 1
+            self._look(embedding, whole)
+        return embedding.id, embedding.future
+
+    def check_length(self, tokens: tuple[int, ...]) -> Sequence:
+        """A text that is only looked at. RequestError if it is empty or longer than the context."""
+        return scheduler.admitted(self.limits, Sequence(id=0, prompt=tokens, limit=0, score=True))
+
+    def _look(self, text: Scoring | Embedding, whole: Sequence) -> None:
+        """Queue a text that is only looked at, with the lock held."""
+        id = self._take_ids(1)
+        self._post(lambda: self._start_looking(text, msgspec.structs.replace(whole, id=id)))
 
     def save(self, tokens: tuple[int, ...]) -> Future[SavedPrefix]:
         """Copies of what the prefix cache holds of these tokens, to come. Fails with what `saved.take` raises."""
@@ -196,7 +219,8 @@ class Engine:
         try:
             if plan.rows:
                 masked = self._grammars.concern(plan)
-                self._launched = Launched(plan, self._launch(plan, masked), masked)
+                embeds = frozenset(id for id, text in self._scorings.items() if text.wants == "hidden")
+                self._launched = Launched(plan, self._launch(plan, masked, embeds), masked, embeds)
                 self._state = scheduler.begin(self._state, plan)
         except Exception as error:  # whatever a backend raises ends this step's requests, not the others
             failure = reported(error)
@@ -212,11 +236,11 @@ class Engine:
         self._count(plan, fed, time.perf_counter() - began if busy else 0.0, tokens)
         return busy
 
-    def _launch(self, plan: Plan, masked: bool) -> Flight:
+    def _launch(self, plan: Plan, masked: bool, embeds: frozenset[int]) -> Flight:
         needed = {row.id for row in plan.rows if row.restart or row.scores}
         sequences = {s.id: s for s in (*self._state.running, *self._state.waiting) if s.id in needed}
-        logits = frozenset(id for id, s in self._scorings.items() if s.result.logits is not None)
-        return self.runner.launch(make_work(plan, sequences, self._settings, logits, self._tables, masked))
+        logits = frozenset(id for id, text in self._scorings.items() if text.wants == "logits")
+        return self.runner.launch(make_work(plan, sequences, self._settings, logits, self._tables, masked, embeds))
 
     def _choose(self, launched: Launched) -> None:
         """Tell a step what its tokens may be, once every step before it was read."""
@@ -243,7 +267,7 @@ class Engine:
             tokens = self._speculator.read(plan, tokens)
         self._state, events = commit(self._state, plan, tokens)
         seconds, self._mark = now - self._mark, now
-        firsts, made = scored_from(plan), 0
+        firsts, made = looked_from(plan, launched.embeds), 0
         for i in {event.row for event in events}:
             if plan.rows[i].guesses:
                 self._jobs[plan.rows[i].id].drafted += plan.rows[i].guesses
@@ -313,9 +337,12 @@ class Engine:
                     f"the request did not end within its {job.request.deadline:g} seconds; what was said until then "
                     "stands"))
 
-    def _start_scoring(self, scoring: Scoring, sequence: Sequence) -> None:
-        self._scorings[sequence.id] = scoring
+    def _start_looking(self, text: Scoring | Embedding, sequence: Sequence) -> None:
+        self._scorings[sequence.id] = text
         self._state = scheduler.submit(self._state, self.limits, sequence)
+        if isinstance(text, Embedding):
+            with self._wake:
+                self._posted -= 1
 
     def _cancel(self, request_id: int) -> None:
         ids = [id for id, job in self._jobs.items() if job.id == request_id]
@@ -327,19 +354,12 @@ class Engine:
             self._scorings.pop(id).future.cancel()
 
     def _scored(self, event: Emitted, start: int, first: int, count: int, result: Result) -> None:
-        """Copy a chunk's scores to their positions; a preempted text is scored again, to the same places."""
-        scoring = self._scorings[event.id]
-        assert result.logprobs is not None
-        values = result.logprobs[first : first + count]
-        total = len(scoring.result.logprobs)
-        following = min(count, total - start - 1)
-        scoring.result.logprobs[start + 1 : start + 1 + following] = values[:following]
-        if scoring.result.logits is not None and result.logits is not None:
-            scoring.result.logits[start : start + count] = result.logits[first : first + count]
+        """Give a chunk's results to the text they belong to, and the text to its caller if that was the last."""
+        text = self._scorings[event.id]
+        text.take(start, first, count, result)
         if event.finish is not None:
             self._scorings.pop(event.id)
-            if scoring.future.set_running_or_notify_cancel():
-                scoring.future.set_result(scoring.result)
+            text.finish()
 
     def _sampled(self, event: Emitted, sampled: Sampled, now: float) -> None:
         """Hand out one token, and the end of its choice if it is the last."""
@@ -436,7 +456,11 @@ def blamed(plan: Plan, failure: BlackwellInferError) -> tuple[Row, ...]:
     return grown if isinstance(failure, OutOfMemoryError) and grown else plan.rows
 
 
-def scored_from(plan: Plan) -> list[int]:
-    """For each row, the number of scored tokens before it."""
-    counts = [len(row.tokens) if row.scores else 0 for row in plan.rows]
-    return list(itertools.accumulate(counts, initial=0))
+def looked_from(plan: Plan, embeds: frozenset[int]) -> list[int]:
+    """For each row, the number of tokens of its kind, scored or embedded, before it."""
+    firsts, counts = list[int](), {True: 0, False: 0}
+    for row in plan.rows:
+        kind = row.id in embeds
+        firsts.append(counts[kind])
+        counts[kind] += len(row.tokens) if row.scores else 0
+    return firsts

@@ -11,7 +11,7 @@ import numpy as np
 
 from blackwell_infer.engine.answer import Answer
 from blackwell_infer.engine.request import Request
-from blackwell_infer.engine.runner import Flight
+from blackwell_infer.engine.runner import Flight, Result
 from blackwell_infer.engine.sequences import Plan
 from blackwell_infer.errors import BlackwellInferError, OutOfMemoryError
 from blackwell_infer.log import logger
@@ -92,6 +92,7 @@ class Scoring:
 
     def __init__(self, id: int, tokens: tuple[int, ...], vocab: int, logits: bool) -> None:
         self.id = id
+        self.wants = "logits" if logits else "scores"
         try:
             values = np.empty((len(tokens), vocab), np.float32) if logits else None
         except MemoryError:
@@ -99,6 +100,21 @@ class Scoring:
                                    "which are not free; score shorter pieces") from None
         self.result = Score(np.zeros(len(tokens), np.float32), values)
         self.future: Future[Score] = Future()
+
+    def take(self, start: int, first: int, count: int, result: Result) -> None:
+        """Copy a chunk's scores, from `first` of a step's, to their positions from `start`; a text that was preempted
+        is scored again, to the same places."""
+        assert result.logprobs is not None
+        values = result.logprobs[first : first + count]
+        following = min(count, len(self.result.logprobs) - start - 1)
+        self.result.logprobs[start + 1 : start + 1 + following] = values[:following]
+        if self.result.logits is not None and result.logits is not None:
+            self.result.logits[start : start + count] = result.logits[first : first + count]
+
+    def finish(self) -> None:
+        """Hand the scores to the caller."""
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_result(self.result)
 
 
 class Launched(msgspec.Struct, frozen=True):
@@ -108,6 +124,8 @@ class Launched(msgspec.Struct, frozen=True):
     flight: Flight
     masked: bool
     """whether it waits for masks"""
+    embeds: frozenset[int] = frozenset()
+    """sequences whose hidden states it brings"""
 
 
 def typed(error: Exception) -> BlackwellInferError:

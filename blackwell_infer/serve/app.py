@@ -13,7 +13,14 @@ from starlette.routing import BaseRoute, Route
 
 from blackwell_infer.errors import BlackwellInferError
 from blackwell_infer.log import logger
-from blackwell_infer.serve import anthropic, metrics, openai_chat, openai_completions, openai_responses
+from blackwell_infer.serve import (
+    anthropic,
+    metrics,
+    openai_chat,
+    openai_completions,
+    openai_embeddings,
+    openai_responses,
+)
 from blackwell_infer.serve.errors import HttpError, error_response, status_of
 from blackwell_infer.serve.host import Host
 from blackwell_infer.serve.security import Guard
@@ -27,7 +34,8 @@ def make_app(host: Host, more: Sequence[BaseRoute] = ()) -> Starlette:
                                         allow_methods=["GET", "POST"], allow_headers=["*"]))
     return Starlette(
         routes=[*routes(host), *openai_chat.routes(host), *openai_completions.routes(host), *metrics.routes(host),
-                *openai_responses.routes(host), *anthropic.routes(host), *more], middleware=middleware,
+                *openai_embeddings.routes(host), *openai_responses.routes(host), *anthropic.routes(host),
+                *more], middleware=middleware,
         exception_handlers={BlackwellInferError: failed, HTTPException: refused, Exception: failed})
 
 

@@ -20,6 +20,7 @@ from blackwell_infer.serve import (
     openai_completions,
     openai_embeddings,
     openai_responses,
+    openapi,
 )
 from blackwell_infer.serve.errors import HttpError, error_response, status_of
 from blackwell_infer.serve.host import Host
@@ -35,7 +36,7 @@ def make_app(host: Host, more: Sequence[BaseRoute] = ()) -> Starlette:
     return Starlette(
         routes=[*routes(host), *openai_chat.routes(host), *openai_completions.routes(host), *metrics.routes(host),
                 *openai_embeddings.routes(host), *openai_responses.routes(host), *anthropic.routes(host),
-                *more], middleware=middleware,
+                *openapi.routes(host), *more], middleware=middleware,
         exception_handlers={BlackwellInferError: failed, HTTPException: refused, Exception: failed})
 
 

@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from blackwell_infer.serve import anthropic_request, openai_responses_request
 from blackwell_infer.serve.host import Host
-from blackwell_infer.serve.openai_chat import ChatBody
+from blackwell_infer.serve.openai_chat import IGNORED, ChatBody
 from blackwell_infer.serve.openai_completions import CompletionBody, DetokenizeBody, TokenizeBody
 from blackwell_infer.serve.openai_embeddings import EmbeddingBody
 
@@ -57,6 +57,9 @@ ENDPOINTS = (
 PREFIXES = {"blackwell_infer.serve.anthropic_request": "Messages",
             "blackwell_infer.serve.openai_responses_request": "Responses"}
 """What the names of a module's structs begin with here: different APIs have structs of the same name"""
+CLOSED = {"ChatBody": IGNORED, "CompletionBody": IGNORED, "EmbeddingBody": IGNORED, "TokenizeBody": frozenset[str](),
+          "DetokenizeBody": frozenset[str]()}
+"""Bodies in which a field of another name is refused, with those that may be there and mean nothing"""
 REFUSALS = {400: "something in the request is wrong", 401: "no valid key", 404: "another model, or nothing there",
             405: "the path has other methods", 413: "the body is too large", 429: "too many requests wait",
             503: "the server is about to end", 504: "the answer took too long"}
@@ -98,6 +101,11 @@ def body_schemas(kinds: Sequence[type[msgspec.Struct]]) -> tuple[dict[type, Sche
         found, named = msgspec.json.schema_components(own, ref_template=f"#/components/schemas/{prefix}{{name}}")
         references |= dict(zip(own, found, strict=True))
         components |= {prefix + name: schema for name, schema in named.items()}
+    for (name, field), schema in BY_HAND.items():
+        components[name]["properties"][field] = schema
+    for name, more in CLOSED.items():
+        components[name]["properties"] |= {field: {} for field in sorted(more)}
+        components[name]["additionalProperties"] = False
     return references, components
 
 
@@ -110,7 +118,7 @@ def operation(endpoint: Endpoint, bodies: dict[type, Schema]) -> Schema:
     if endpoint.media:
         answer = {endpoint.media: {"schema": {"type": "string"}}}
     if endpoint.streams:
-        answer["text/event-stream"] = {"schema": {"type": "string"}}
+        answer["text/event-stream"] = {}
     made: Schema = {
         "summary": endpoint.summary, "operationId": operation_id(endpoint),
         "responses": {"200": {"description": endpoint.summary, "content": answer},
@@ -131,6 +139,30 @@ def operation_id(endpoint: Endpoint) -> str:
     return "_".join((endpoint.method, *words))
 
 
+TEXTS: Schema = {"anyOf": [
+    {"type": "string"}, {"type": "array", "minItems": 1, "items": {"type": "string"}},
+    {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}},
+    {"type": "array", "minItems": 1,
+     "items": {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}}]}
+"""One text or several, as text or as token ids"""
+SAID: Schema = {"anyOf": [{"type": "string"}, {"type": "array", "items": {
+    "type": "object", "required": ["type", "text"], "properties": {"type": {"const": "text"},
+                                                                   "text": {"type": "string"}}}}]}
+MESSAGE: Schema = {"anyOf": [
+    {"type": "object", "required": ["role", "content"], "properties": {
+        "role": {"enum": ["system", "developer", "user", "assistant"]}, "content": SAID}},
+    {"type": "object", "required": ["role", "tool_calls"], "properties": {
+        "role": {"const": "assistant"}, "content": {"anyOf": [SAID, {"type": "null"}]},
+        "tool_calls": {"type": "array", "items": {
+            "type": "object", "required": ["id", "type", "function"], "properties": {
+                "id": {"type": "string"}, "type": {"const": "function"}, "function": {
+                    "type": "object", "required": ["name", "arguments"], "properties": {
+                        "name": {"type": "string"}, "arguments": {"type": "string"}}}}}}}},
+    {"type": "object", "required": ["role", "content", "tool_call_id"], "properties": {
+        "role": {"const": "tool"}, "content": SAID, "tool_call_id": {"type": "string"}}}]}
+BY_HAND = {("ChatBody", "messages"): {"type": "array", "minItems": 1, "items": MESSAGE},
+           ("CompletionBody", "prompt"): TEXTS, ("EmbeddingBody", "input"): TEXTS}
+"""Fields that are read by more than their structs"""
 ERROR: Schema = {
     "type": "object", "required": ["error"], "properties": {"error": {
         "type": "object", "required": ["message", "type", "param", "code"], "properties": {

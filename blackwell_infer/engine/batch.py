@@ -49,7 +49,7 @@ class Work(msgspec.Struct, frozen=True):
     `slots` [N] int32 are the slots of the sampled rows, -1 for those with guesses, whose next tokens the host knows.
     `targets` [S] int32 are the tokens that follow scored ones, -1
     where none does. `params` is None if nothing is sampled. `masked`: tokens are chosen once masks are told
-    (`runner.Flight.choose`).
+    (`runner.Flight.choose`). `embedded` [E] int32 are the tokens whose hidden states are wanted.
     """
 
     batch: Batch
@@ -60,6 +60,7 @@ class Work(msgspec.Struct, frozen=True):
     targets: Array
     want_logits: bool
     masked: bool = False
+    embedded: Array = msgspec.field(default_factory=lambda: np.zeros(0, np.int32))
 
 
 class Tables:
@@ -134,24 +135,32 @@ def make_params(rows: Items[Row], settings: Items[Settings]) -> SampleParams:
 
 
 def make_work(plan: Plan, sequences: Mapping[int, Sequence], settings: Mapping[int, Settings], logits: frozenset[int],
-              tables: Tables, masked: bool = False) -> Work:
+              tables: Tables, masked: bool = False, embeds: frozenset[int] = frozenset()) -> Work:
     """The host side of a step. `sequences` and `settings` are known by sequence id; `logits` are ids of scored
-    sequences whose logits are wanted; `masked` as in `Work`."""
+    sequences whose logits are wanted, `embeds` those of which hidden states are, and no scores; `masked` as in `Work`.
+    """
     batch = make_batch(plan, tables)
     sampling = [row for row in plan.rows if row.samples]
     params = make_params(sampling, [settings[row.id] for row in sampling]) if sampling else None
-    scored: list[Ints] = []
+    scored, embedded = list[Ints](), list[Ints]()
     targets: list[int] = []
     for row, first, last in zip(plan.rows, batch.starts[:-1], batch.starts[1:], strict=True):
-        if row.scores:
+        if row.id in embeds:
+            embedded.append(np.arange(first, last, dtype=np.int32))
+        elif row.scores:
             scored.append(np.arange(first, last, dtype=np.int32))
             following = sequences[row.id].prompt[row.start + 1 : row.end + 1]
             targets += following + (-1,) * (len(row.tokens) - len(following))
     slots = np.asarray([-1 if row.guesses else row.slot for row in sampling for _ in range(row.sampled)], np.int32)
     return Work(batch, params, slots, tuple(reload(row.slot, sequences[row.id]) for row in plan.rows
                                      if row.restart and not row.scores and settings[row.id].penalised),
-                np.concatenate(scored) if scored else np.zeros(0, np.int32), np.asarray(targets, np.int32),
-                any(row.id in logits for row in plan.rows), masked)
+                joined(scored), np.asarray(targets, np.int32), any(row.id in logits for row in plan.rows), masked,
+                joined(embedded))
+
+
+def joined(parts: Items[Ints]) -> Ints:
+    """Arrays one after the other, if there are any."""
+    return np.concatenate(parts) if parts else np.zeros(0, np.int32)
 
 
 def reload(slot: int, sequence: Sequence) -> Reload:

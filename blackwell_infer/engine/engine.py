@@ -17,7 +17,19 @@ from blackwell_infer.engine import saved, scheduler
 from blackwell_infer.engine.batch import Settings, Tables, make_work
 from blackwell_infer.engine.commit import commit
 from blackwell_infer.engine.disk import ALONE, BESIDE, Disk
-from blackwell_infer.engine.jobs import Job, Launched, Score, Scoring, Sink, Stats, reported, typed
+from blackwell_infer.engine.embedding import Embedding, Pooling, Vector
+from blackwell_infer.engine.jobs import (
+    Job,
+    Launched,
+    Score,
+    Scoring,
+    Sink,
+    Stats,
+    blamed,
+    looked_from,
+    reported,
+    typed,
+)
 from blackwell_infer.engine.masks import Grammars
 from blackwell_infer.engine.request import Request
 from blackwell_infer.engine.runner import Flight, Result, Runner
@@ -29,7 +41,6 @@ from blackwell_infer.errors import (
     BlackwellInferError,
     DeadlineError,
     ModelOutputError,
-    OutOfMemoryError,
     RequestError,
     SessionError,
 )
@@ -80,7 +91,8 @@ class Engine:
         self._jobs: dict[int, Job] = {}
         self._deadlines: dict[int, float] = {}
         """by request, on the clock of `time.perf_counter`"""
-        self._scorings: dict[int, Scoring] = {}
+        self._scorings: dict[int, Scoring | Embedding] = {}
+        """texts that are only looked at, by sequence"""
         self._settings: dict[int, Settings] = {}
         self._grammars = Grammars(vocab, tokenizer.stop_ids)
         self._stats = Stats(pages_total=limits.pages, states_total=limits.states)
@@ -105,13 +117,34 @@ class Engine:
     def score(self, tokens: tuple[int, ...], logits: bool) -> tuple[int, Future[Score]]:
         """Queue a text for scoring: an id to cancel it by, and its result to come. RequestError as for `submit`."""
         self.check_process()
-        whole = scheduler.admitted(self.limits, Sequence(id=0, prompt=tokens, limit=0, score=True))
+        whole = self.check_length(tokens)
         with self._wake:
             self._check_open()
             scoring = Scoring(next(self._ids), tokens, self.vocab, logits)
-            id = self._take_ids(1)
-            self._post(lambda: self._start_scoring(scoring, msgspec.structs.replace(whole, id=id)))
+            self._look(scoring, whole)
         return scoring.id, scoring.future
+
+    def embed(self, tokens: tuple[int, ...], pooling: Pooling) -> tuple[int, Future[Vector]]:
+        """Queue a text for its vector [H] of length 1: an id to cancel it by, and the vector to come. RequestError and
+        QueueFullError as for `submit`."""
+        self.check_process()
+        whole = self.check_length(tokens)
+        with self._wake:
+            self._check_open()
+            scheduler.check_queue(self.limits, self._posted + len(self._state.running) + len(self._state.waiting), 1)
+            embedding = Embedding(next(self._ids), pooling)
+            self._posted += 1
+            self._look(embedding, whole)
+        return embedding.id, embedding.future
+
+    def check_length(self, tokens: tuple[int, ...]) -> Sequence:
+        """A text that is only looked at. RequestError if it is empty or longer than the context."""
+        return scheduler.admitted(self.limits, Sequence(id=0, prompt=tokens, limit=0, score=True))
+
+    def _look(self, text: Scoring | Embedding, whole: Sequence) -> None:
+        """Queue a text that is only looked at, with the lock held."""
+        id = self._take_ids(1)
+        self._post(lambda: self._start_looking(text, msgspec.structs.replace(whole, id=id)))
 
     def save(self, tokens: tuple[int, ...]) -> Future[SavedPrefix]:
         """Copies of what the prefix cache holds of these tokens, to come. Fails with what `saved.take` raises."""
@@ -212,7 +245,8 @@ class Engine:
         try:
             if plan.rows:
                 masked = self._grammars.concern(plan)
-                self._launched = Launched(plan, self._launch(plan, masked), masked)
+                embeds = frozenset(id for id, text in self._scorings.items() if text.wants == "hidden")
+                self._launched = Launched(plan, self._launch(plan, masked, embeds), masked, embeds)
                 self._state = scheduler.begin(self._state, plan)
         except Exception as error:  # whatever a backend raises ends this step's requests, not the others
             failure = reported(error)
@@ -230,11 +264,11 @@ class Engine:
         self._count(plan, fed, time.perf_counter() - began if busy else 0.0, tokens)
         return busy
 
-    def _launch(self, plan: Plan, masked: bool) -> Flight:
+    def _launch(self, plan: Plan, masked: bool, embeds: frozenset[int]) -> Flight:
         needed = {row.id for row in plan.rows if row.restart or row.scores}
         sequences = {s.id: s for s in (*self._state.running, *self._state.waiting) if s.id in needed}
-        logits = frozenset(id for id, s in self._scorings.items() if s.result.logits is not None)
-        return self.runner.launch(make_work(plan, sequences, self._settings, logits, self._tables, masked))
+        logits = frozenset(id for id, text in self._scorings.items() if text.wants == "logits")
+        return self.runner.launch(make_work(plan, sequences, self._settings, logits, self._tables, masked, embeds))
 
     def _choose(self, launched: Launched) -> None:
         """Tell a step what its tokens may be, once every step before it was read."""
@@ -261,7 +295,7 @@ class Engine:
             tokens = self._speculator.read(plan, tokens)
         self._state, events = commit(self._state, plan, tokens)
         seconds, self._mark = now - self._mark, now
-        firsts, made = scored_from(plan), 0
+        firsts, made = looked_from(plan, launched.embeds), 0
         for i in {event.row for event in events}:
             if plan.rows[i].guesses:
                 self._jobs[plan.rows[i].id].drafted += plan.rows[i].guesses
@@ -364,9 +398,12 @@ class Engine:
                     f"the request did not end within its {job.request.deadline:g} seconds; what was said until then "
                     "stands"))
 
-    def _start_scoring(self, scoring: Scoring, sequence: Sequence) -> None:
-        self._scorings[sequence.id] = scoring
+    def _start_looking(self, text: Scoring | Embedding, sequence: Sequence) -> None:
+        self._scorings[sequence.id] = text
         self._state = scheduler.submit(self._state, self.limits, sequence)
+        if isinstance(text, Embedding):
+            with self._wake:
+                self._posted -= 1
 
     def _cancel(self, request_id: int) -> None:
         ids = [id for id, job in self._jobs.items() if job.id == request_id]
@@ -378,19 +415,12 @@ class Engine:
             self._scorings.pop(id).future.cancel()
 
     def _scored(self, event: Emitted, start: int, first: int, count: int, result: Result) -> None:
-        """Copy a chunk's scores to their positions; a preempted text is scored again, to the same places."""
-        scoring = self._scorings[event.id]
-        assert result.logprobs is not None
-        values = result.logprobs[first : first + count]
-        total = len(scoring.result.logprobs)
-        following = min(count, total - start - 1)
-        scoring.result.logprobs[start + 1 : start + 1 + following] = values[:following]
-        if scoring.result.logits is not None and result.logits is not None:
-            scoring.result.logits[start : start + count] = result.logits[first : first + count]
+        """Give a chunk's results to the text they belong to, and the text to its caller if that was the last."""
+        text = self._scorings[event.id]
+        text.take(start, first, count, result)
         if event.finish is not None:
             self._scorings.pop(event.id)
-            if scoring.future.set_running_or_notify_cancel():
-                scoring.future.set_result(scoring.result)
+            text.finish()
 
     def _sampled(self, event: Emitted, sampled: Sampled, now: float) -> None:
         """Hand out one token, and the end of its choice if it is the last."""
@@ -478,16 +508,3 @@ class Engine:
             pages_used=self.limits.pages - self._state.free.bit_count() - prefix.idle, pages_cached=prefix.idle,
             states_cached=len(prefix.states),
             cached_tokens=old.cached_tokens + sum(row.start for row in plan.rows if row.restart))
-
-
-def blamed(plan: Plan, failure: BlackwellInferError) -> tuple[Row, ...]:
-    """The rows that end with a step that could not be launched. Where it lacked memory and some rows only bring their
-    next token, those do not: they run again without the others."""
-    grown = tuple(row for row in plan.rows if len(row.tokens) - row.guesses > 1 or row.restart)
-    return grown if isinstance(failure, OutOfMemoryError) and grown else plan.rows
-
-
-def scored_from(plan: Plan) -> list[int]:
-    """For each row, the number of scored tokens before it."""
-    counts = [len(row.tokens) if row.scores else 0 for row in plan.rows]
-    return list(itertools.accumulate(counts, initial=0))

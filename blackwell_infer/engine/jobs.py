@@ -11,8 +11,8 @@ import numpy as np
 
 from blackwell_infer.engine.answer import Answer
 from blackwell_infer.engine.request import Request
-from blackwell_infer.engine.runner import Flight
-from blackwell_infer.engine.sequences import Plan
+from blackwell_infer.engine.runner import Flight, Result
+from blackwell_infer.engine.sequences import Plan, Row
 from blackwell_infer.errors import BlackwellInferError, OutOfMemoryError
 from blackwell_infer.log import logger
 from blackwell_infer.text.tokenizer import Tokenizer
@@ -100,6 +100,7 @@ class Scoring:
 
     def __init__(self, id: int, tokens: tuple[int, ...], vocab: int, logits: bool) -> None:
         self.id = id
+        self.wants = "logits" if logits else "scores"
         try:
             values = np.empty((len(tokens), vocab), np.float32) if logits else None
         except MemoryError:
@@ -107,6 +108,21 @@ class Scoring:
                                    "which are not free; score shorter pieces") from None
         self.result = Score(np.zeros(len(tokens), np.float32), values)
         self.future: Future[Score] = Future()
+
+    def take(self, start: int, first: int, count: int, result: Result) -> None:
+        """Copy a chunk's scores, from `first` of a step's, to their positions from `start`; a text that was preempted
+        is scored again, to the same places."""
+        assert result.logprobs is not None
+        values = result.logprobs[first : first + count]
+        following = min(count, len(self.result.logprobs) - start - 1)
+        self.result.logprobs[start + 1 : start + 1 + following] = values[:following]
+        if self.result.logits is not None and result.logits is not None:
+            self.result.logits[start : start + count] = result.logits[first : first + count]
+
+    def finish(self) -> None:
+        """Hand the scores to the caller."""
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_result(self.result)
 
 
 class Launched(msgspec.Struct, frozen=True):
@@ -116,6 +132,8 @@ class Launched(msgspec.Struct, frozen=True):
     flight: Flight
     masked: bool
     """whether it waits for masks"""
+    embeds: frozenset[int] = frozenset()
+    """sequences whose hidden states it brings"""
 
 
 def typed(error: Exception) -> BlackwellInferError:
@@ -133,3 +151,20 @@ def reported(error: Exception) -> BlackwellInferError:
     if failure is not error:
         logger.exception("a step failed")
     return failure
+
+
+def blamed(plan: Plan, failure: BlackwellInferError) -> tuple[Row, ...]:
+    """The rows that end with a step that could not be launched. Where it lacked memory and some rows only bring their
+    next token, those do not: they run again without the others."""
+    grown = tuple(row for row in plan.rows if len(row.tokens) - row.guesses > 1 or row.restart)
+    return grown if isinstance(failure, OutOfMemoryError) and grown else plan.rows
+
+
+def looked_from(plan: Plan, embeds: frozenset[int]) -> list[int]:
+    """For each row, the number of tokens of its kind, scored or embedded, before it."""
+    firsts, counts = list[int](), {True: 0, False: 0}
+    for row in plan.rows:
+        kind = row.id in embeds
+        firsts.append(counts[kind])
+        counts[kind] += len(row.tokens) if row.scores else 0
+    return firsts

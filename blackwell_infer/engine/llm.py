@@ -5,12 +5,16 @@ import asyncio
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, overload
 
+import numpy as np
+
 from blackwell_infer.config import DEMO, EngineConfig, build
 from blackwell_infer.engine import saved
+from blackwell_infer.engine.embedding import Pooling, Vector, check_pooling
 from blackwell_infer.engine.engine import Engine
 from blackwell_infer.engine.jobs import Score, Stats
 from blackwell_infer.engine.load import Loaded, ModelInfo, load
@@ -180,6 +184,35 @@ class LLM:
             self._engine.cancel(id)
             raise
 
+    def embed(self, prompt: Prompt | Sequence[Prompt], pooling: Pooling = "last") -> Vector:
+        """The vector [H] float32 of a text, token ids or messages, or the vectors [N, H] of a list of them: the hidden
+        state of the last token after the final norm, or the mean of all tokens' ("mean"), scaled to length 1."""
+        vectors: list[Vector] = []
+        for wave in self._waves(prompt, pooling):
+            begun: list[tuple[int, Future[Vector]]] = []
+            try:
+                for ids in wave:
+                    begun.append(self._engine.embed(ids, pooling))  # noqa: PERF401 (as in generate)
+                vectors += [future.result() for _, future in begun]
+            except BaseException:
+                self._cancel_all(begun)
+                raise
+        return np.stack(vectors) if is_many(prompt) else vectors[0]
+
+    async def aembed(self, prompt: Prompt | Sequence[Prompt], pooling: Pooling = "last") -> Vector:
+        """`embed` for asyncio. Cancelling the task cancels."""
+        vectors: list[Vector] = []
+        for wave in await asyncio.to_thread(self._waves, prompt, pooling):
+            begun: list[tuple[int, Future[Vector]]] = []
+            try:
+                for ids in wave:
+                    begun.append(self._engine.embed(ids, pooling))  # noqa: PERF401 (as in generate)
+                vectors += [await asyncio.wrap_future(future) for _, future in begun]
+            except BaseException:
+                self._cancel_all(begun)
+                raise
+        return np.stack(vectors) if is_many(prompt) else vectors[0]
+
     def save_prefix(self, path: str | Path, prompt: Prompt | None = None, *, messages: Chat | None = None,
                     note: str = "", **variables: Any) -> int:
         """Write what the prefix cache holds of a prompt or of messages to one file, so that `load_prefix` brings it
@@ -236,6 +269,20 @@ class LLM:
         if len(sampling) != len(prompts):
             raise RequestError(f"{len(sampling)} samplings for {len(prompts)} prompts; give one, or one for each")
         return [self._request(p, s, variables) for p, s in zip(prompts, sampling, strict=True)]
+
+    def _waves(self, prompt: Any, pooling: Pooling) -> list[list[tuple[int, ...]]]:
+        """Token ids of prompts to embed, checked, as many together as run at once: long lists leave the queue to
+        others."""
+        check_pooling(pooling)
+        ids = [self._request(p, None, {}).prompt for p in (prompt if is_many(prompt) else [prompt])]
+        for each in ids:
+            self._engine.check_length(each)
+        size = self._engine.limits.batch
+        return [ids[i : i + size] for i in range(0, len(ids), size)]
+
+    def _cancel_all(self, begun: Sequence[tuple[int, Future[Vector]]]) -> None:
+        for id, _ in begun:
+            self._engine.cancel(id)
 
     def _scorable(self, token_ids: Ids) -> tuple[int, ...]:
         ids = read_ids(token_ids, "token_ids")

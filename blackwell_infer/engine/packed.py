@@ -12,7 +12,7 @@ from blackwell_infer.engine.head import HeadWork
 
 ALIGN = 16
 Host = np.ndarray[Any, Any]
-OWN = ("slots", "scored", "targets")
+OWN = ("slots", "scored", "targets", "embedded")
 """Arrays of `Work` that stand beside its batch and its sampling parameters"""
 
 

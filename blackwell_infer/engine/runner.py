@@ -29,11 +29,13 @@ CHECKED = 1 + MOST
 
 
 class Result(msgspec.Struct, frozen=True):
-    """What a step made, on the host: sampled tokens, log-probabilities [S] of scored ones, their logits [S, V]."""
+    """What a step made, on the host: sampled tokens, log-probabilities [S] of scored ones, their logits [S, V], hidden
+    states [E, H] of embedded ones."""
 
     sampled: Sampled | None
     logprobs: np.ndarray[Any, Any] | None
     logits: np.ndarray[Any, Any] | None
+    hidden: np.ndarray[Any, Any] | None = None
 
 
 class Flight(Protocol):
@@ -85,12 +87,14 @@ class Landing:
     wanted, with `top` alternatives each; `choosing` begins to write it once masks are told."""
 
     def __init__(self, words: Pending | None, rows: int, count: int, top: int, logprobs: Pending | None = None,
-                 logits: Pending | None = None, choosing: Callable[[TokenMask], Pending] | None = None) -> None:
+                 logits: Pending | None = None, choosing: Callable[[TokenMask], Pending] | None = None,
+                 hidden: Pending | None = None) -> None:
         self._words = words
         self._choosing = choosing
         self._shape = rows, count, top
         self._logprobs = logprobs
         self._logits = logits
+        self._hidden = hidden
 
     def choose(self, mask: TokenMask) -> None:
         assert self._choosing is not None, "a step without masks waits for none"
@@ -100,7 +104,8 @@ class Landing:
         assert self._choosing is None, "the masks of this step were not told"
         return Result(sampled=None if self._words is None else delivered(self._words.result(), *self._shape),
                       logprobs=None if self._logprobs is None else self._logprobs.result(),
-                      logits=None if self._logits is None else self._logits.result())
+                      logits=None if self._logits is None else self._logits.result(),
+                      hidden=None if self._hidden is None else self._hidden.result())
 
 
 def delivered(words: np.ndarray[Any, Any], rows: int, count: int, top: int) -> Sampled:
@@ -164,10 +169,11 @@ class ModelRunner:
         kept = self.waiting.kept[:rows] if work.masked else None
         with memory.step():
             packed = Packed(arrays_of(work))
-            scored = step.run(self.ops, self.model, self.tokens, placed(work, packed.views(memory.put(packed.buffer))),
+            looked = step.run(self.ops, self.model, self.tokens, placed(work, packed.views(memory.put(packed.buffer))),
                               kept)
-            logprobs = None if scored is None else memory.download(scored.logprobs)
-            logits = memory.download(scored.logits) if scored is not None and work.want_logits else None
+            logprobs = None if looked.logprobs is None else memory.download(looked.logprobs)
+            logits = memory.download(looked.logits) if work.want_logits and looked.logits is not None else None
+            hidden = None if looked.hidden is None else memory.download(looked.hidden)
 
         def choose(mask: TokenMask) -> Pending:
             told = self.waiting.tell(mask, rows)
@@ -177,8 +183,8 @@ class ModelRunner:
             return self.download(rows, top)
 
         if work.masked:
-            return Landing(None, rows, rows, top, logprobs, logits, choose)
-        return Landing(self.download(rows, top) if rows else None, rows, rows, top, logprobs, logits)
+            return Landing(None, rows, rows, top, logprobs, logits, choose, hidden)
+        return Landing(self.download(rows, top) if rows else None, rows, rows, top, logprobs, logits, hidden=hidden)
 
     def guess(self, work: HeadWork) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:
         """See `engine.head.Guessing`; after a step that was launched last."""

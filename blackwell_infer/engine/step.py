@@ -43,15 +43,17 @@ class Model(msgspec.Struct, frozen=True):
     """slots of recurrent states before the kept ones"""
 
 
-class Scored(msgspec.Struct, frozen=True):
-    """Log-probabilities [S] float32 of targets, and the logits [S, V] they come from."""
+class Looked(msgspec.Struct, frozen=True):
+    """What a step found out of texts that are only looked at, where it was asked for: log-probabilities [S] float32 of
+    targets, the logits [S, V] they come from, and hidden states [E, H] after the final norm."""
 
-    logprobs: Array
-    logits: Array
+    logprobs: Array | None = None
+    logits: Array | None = None
+    hidden: Array | None = None
 
 
-def run(ops: Ops, model: Model, tokens: TokenState, work: Work, kept: Array | None = None) -> Scored | None:
-    """A whole step over the backend's arrays of `work`, from ids to delivered tokens; scores if any are asked for.
+def run(ops: Ops, model: Model, tokens: TokenState, work: Work, kept: Array | None = None) -> Looked:
+    """A whole step over the backend's arrays of `work`, from ids to delivered tokens.
 
     Of a step with masks it is the part that needs none: `kept` [N, H] takes the hidden states of what is sampled, and
     `choose` goes on from there.
@@ -65,7 +67,11 @@ def run(ops: Ops, model: Model, tokens: TokenState, work: Work, kept: Array | No
     if model.head is not None:
         tokens_here = batch.ids.shape[0]
         ops.take_rows(hidden, model.head.order[:tokens_here], model.head.hidden[:tokens_here])
-    return score(ops, model, hidden, work.scored, work.targets) if work.scored.shape[0] else None
+    embedded = chosen(ops, hidden, work.embedded) if work.embedded.shape[0] else None
+    if not work.scored.shape[0]:
+        return Looked(hidden=embedded)
+    values = logits(ops, model, hidden, work.scored)
+    return Looked(ops.token_logprobs(values, work.targets), values, embedded)
 
 
 def choose(ops: Ops, model: Model, tokens: TokenState, work: Work, kept: Array, mask: TokenMask) -> None:
@@ -103,15 +109,12 @@ def sample(ops: Ops, model: Model, hidden: Array, outputs: Array, params: Sample
     return ops.sample_(model.penalties, logits(ops, model, hidden, outputs), params)
 
 
-def score(ops: Ops, model: Model, hidden: Array, wanted: Array, targets: Array) -> Scored:
-    """Log-probabilities of `targets` [S] after the tokens `wanted` [S]."""
-    values = logits(ops, model, hidden, wanted)
-    return Scored(ops.token_logprobs(values, targets), values)
-
-
 def logits(ops: Ops, model: Model, hidden: Array, wanted: Array) -> Array:
     """Float32 logits [N, V] of the tokens `wanted` [N] int32, ascending without repetition."""
-    if wanted.shape[0] != hidden.shape[0]:
-        hidden = ops.take_rows(hidden, wanted)
-    values: Array = model.family.logits(ops, model.cfg, model.params, hidden)
+    values: Array = model.family.logits(ops, model.cfg, model.params, chosen(ops, hidden, wanted))
     return values
+
+
+def chosen(ops: Ops, hidden: Array, wanted: Array) -> Array:
+    """Rows `wanted` [N] of hidden states, ascending without repetition: all of them need no copy."""
+    return hidden if wanted.shape[0] == hidden.shape[0] else ops.take_rows(hidden, wanted)

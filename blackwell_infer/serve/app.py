@@ -19,8 +19,11 @@ from blackwell_infer.serve import (
     metrics,
     openai_chat,
     openai_completions,
+    openai_embeddings,
     openai_responses,
+    openapi,
 )
+from blackwell_infer.serve.access import HEADER, AccessLog
 from blackwell_infer.serve.errors import HttpError, error_response, status_of
 from blackwell_infer.serve.host import Host
 from blackwell_infer.serve.security import Guard
@@ -28,15 +31,16 @@ from blackwell_infer.serve.security import Guard
 
 def make_app(host: Host, more: Sequence[BaseRoute] = ()) -> Starlette:
     """The server's application over a loaded model."""
-    middleware = [Middleware(Guard, host=host)]
+    middleware = [Middleware(AccessLog, failed=failed), Middleware(Guard, host=host)]
     if host.config.cors_origin:
-        middleware.insert(0, Middleware(CORSMiddleware, allow_origins=list(host.config.cors_origin),
-                                        allow_methods=["GET", "POST"], allow_headers=["*"]))
+        middleware.insert(1, Middleware(CORSMiddleware, allow_origins=list(host.config.cors_origin),
+                                        allow_methods=["GET", "POST", "DELETE"], allow_headers=["*"],
+                                        expose_headers=[HEADER]))
     return Starlette(
         routes=[*routes(host), *openai_chat.routes(host), *openai_completions.routes(host), *metrics.routes(host),
-                *openai_responses.routes(host), *anthropic.routes(host), *chat_page.routes(), *more],
-        middleware=middleware,
-        exception_handlers={BlackwellInferError: failed, HTTPException: refused, Exception: failed})
+                *openai_embeddings.routes(host), *openai_responses.routes(host), *anthropic.routes(host),
+                *openapi.routes(host), *chat_page.routes(), *more],
+        middleware=middleware, exception_handlers={BlackwellInferError: failed, HTTPException: refused})
 
 
 def routes(host: Host) -> list[BaseRoute]:

@@ -95,16 +95,15 @@ def routes(host: Host) -> list[Route]:
             Route("/detokenize", detokenize, methods=["POST"])]
 
 
-def to_prompts(value: str | list[Any]) -> list[str | list[int]]:
-    """A text, token ids, or a list of either."""
+def to_prompts(value: str | list[Any], name: str = "prompt") -> list[str | list[int]]:
+    """A text, token ids, or a list of either, from the field `name`."""
     if isinstance(value, str):
         return [value]
     if value and all(isinstance(v, str) or (isinstance(v, list) and all(type(i) is int for i in v)) for v in value):
         return list(value)
     if value and all(type(v) is int for v in value):
         return [value]
-    raise HttpError(400, "prompt must be a text, a list of texts, a list of token ids, or a list of such lists",
-                    "prompt")
+    raise HttpError(400, f"{name} must be a text, a list of texts, a list of token ids, or a list of such lists", name)
 
 
 def check(body: CompletionBody, prompts: int, host: Host) -> None:

@@ -18,18 +18,7 @@ from blackwell_infer.engine.batch import Settings, Tables, make_work
 from blackwell_infer.engine.commit import commit
 from blackwell_infer.engine.disk import ALONE, BESIDE, Disk
 from blackwell_infer.engine.embedding import Embedding, Pooling, Vector
-from blackwell_infer.engine.jobs import (
-    Job,
-    Launched,
-    Score,
-    Scoring,
-    Sink,
-    Stats,
-    blamed,
-    looked_from,
-    reported,
-    typed,
-)
+from blackwell_infer.engine.jobs import Job, Launched, Score, Scoring, Sink, Stats, blamed, looked_from, reported, typed
 from blackwell_infer.engine.masks import Grammars
 from blackwell_infer.engine.request import Request
 from blackwell_infer.engine.runner import Flight, Result, Runner

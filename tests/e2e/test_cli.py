@@ -162,7 +162,7 @@ def test_chat_says_that_the_model_has_no_template(command: dict[str, Any]) -> No
 
 def test_an_interrupt_stops_the_answer_and_keeps_the_conversation(command: dict[str, Any]) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "blackwell_infer.cli.main", "chat", str(MODEL), "--raw", *NUMPY, "--ignore-eos"],
+        [sys.executable, "-m", "blackwell_infer.cli.main", "chat", "demo", "--raw", *NUMPY, "--ignore-eos"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **command)
     assert process.stdin is not None
     assert process.stdout is not None

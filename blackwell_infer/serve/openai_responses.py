@@ -22,15 +22,15 @@ STORED_BYTES = 64 << 20
 
 
 class Stored(msgspec.Struct, frozen=True):
-    """A response, the items of its conversation up to it, and those that went in; each as JSON."""
+    """A response and the items of its conversation up to it, as JSON; the first `given` of them went in."""
 
     response: bytes
     items: bytes
-    inputs: bytes
+    given: int
 
     @property
     def size(self) -> int:
-        return len(self.response) + len(self.items) + len(self.inputs)
+        return len(self.response) + len(self.items)
 
 
 class Store:
@@ -41,8 +41,8 @@ class Store:
         self._size = 0
         self._kept: OrderedDict[str, Stored] = OrderedDict()
 
-    def put(self, id: str, response: Event, items: list[Item], inputs: list[Item]) -> None:
-        stored = Stored(*(msgspec.json.encode(part) for part in (response, items, inputs)))
+    def put(self, id: str, response: Event, items: list[Item], given: int) -> None:
+        stored = Stored(msgspec.json.encode(response), msgspec.json.encode(items), given)
         self._kept[id] = stored
         self._size += stored.size
         while self._size > self._limit:
@@ -75,8 +75,9 @@ def routes(host: Host) -> list[Route]:
 
         def done() -> None:
             if body.store is not False and stream.response["status"] != "failed":
-                items = [*before, *items_of(body), *said(stream.response["output"])]
-                store.put(stream.response["id"], stream.response, items, [*before, *items_of(body)])
+                given = [*before, *items_of(body)]
+                items = [*given, *said(stream.response["output"])]
+                store.put(stream.response["id"], stream.response, items, len(given))
 
         if body.stream:
             return sse.response(streamed(pieces, stream, done))
@@ -90,7 +91,8 @@ def routes(host: Host) -> list[Route]:
         return Response(store.get(id).response, media_type="application/json")
 
     async def inputs(request: Request) -> Response:
-        return JSONResponse(listed(msgspec.json.decode(store.get(request.path_params["id"]).inputs), request))
+        stored = store.get(request.path_params["id"])
+        return JSONResponse(listed(msgspec.json.decode(stored.items)[: stored.given], request))
 
     return [
         Route("/v1/responses/{id}/input_items", inputs, methods=["GET"]),

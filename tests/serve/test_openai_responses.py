@@ -210,14 +210,14 @@ def refused(request: Request, error: Exception) -> Response:
 def test_the_store_forgets_what_was_used_least() -> None:
     store = Store(1000)
     for id in "abc":
-        store.put(id, {"x": "y" * 300}, [], [])
+        store.put(id, {"x": "y" * 300}, [], 0)
         if id != "c":
             store.get("a")
-    store.put("d", {"x": "y" * 300}, [], [])
+    store.put("d", {"x": "y" * 300}, [], 0)
     with pytest.raises(HttpError):
         store.get("b")
     assert store.get("d").response
-    store.put("e", {"x": "y" * 2000}, [], [])
+    store.put("e", {"x": "y" * 2000}, [], 0)
     with pytest.raises(HttpError):
         store.get("e")
 

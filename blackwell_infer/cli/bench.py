@@ -20,7 +20,7 @@ from blackwell_infer.device.dry import DryQueue
 from blackwell_infer.device.info import list_devices
 from blackwell_infer.engine.footprint import PeakMemory
 from blackwell_infer.engine.graphs import GraphRunner
-from blackwell_infer.engine.load import Loaded, load, survey
+from blackwell_infer.engine.load import Loaded, choose_device, load, step_tokens, survey
 from blackwell_infer.engine.measure import Bench, Cell, Figure, Matrix, context_for, lengths_of
 from blackwell_infer.engine.profile import Bandwidth, DryModel, Profile, measure_bandwidth, record, timed
 from blackwell_infer.errors import ConfigError, OutOfMemoryError
@@ -117,7 +117,8 @@ def fitted(engine: EngineConfig, matrix: Matrix) -> EngineConfig:
     cells = list(matrix.cells())
     speculate = "off" if engine.speculate == "auto" else engine.speculate
     guesses = 0 if speculate == "off" else engine.draft_max
-    context = engine.max_context or context_for(cells, engine.max_step_tokens, guesses)
+    most = step_tokens(engine, choose_device(engine.device) == "numpy")
+    context = engine.max_context or context_for(cells, most, guesses)
     return msgspec.structs.replace(engine, max_context=context, max_batch=max(matrix.batch), speculate=speculate)
 
 

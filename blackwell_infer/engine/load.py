@@ -34,6 +34,9 @@ SCORE_BYTES = 1 << 28
 """Bytes of float32 logits that one step may hold for scored texts."""
 REPRODUCIBLE_TOKENS = 1024
 """Most tokens of a reproducible step: its kernels gain nothing from more, and grids have limits."""
+HOST_TOKENS, DEVICE_TOKENS = 256, 4096
+"""Most tokens of a step where settings leave it open. More make NumPy's prefill no faster, and cancelled requests end
+between steps."""
 HOST_WIDTH = 32
 """Values per token and hidden element that a step on the host holds at once, as float32. MLPs are some 3 times as wide
 as the hidden state, with gate and up side by side, and products exist twice."""
@@ -177,9 +180,9 @@ def survey(checkpoint: Checkpoint, config: EngineConfig, on_host: bool) -> Surve
         head = head and config.speculate in ("auto", "mtp")
         if head:
             measure = msgspec.structs.replace(counting.measure(dense=on_host), decode=measure.decode)
-    step_tokens = min(config.max_step_tokens, REPRODUCIBLE_TOKENS) if config.reproducible else config.max_step_tokens
-    limits = Limits(batch=config.max_batch, step_tokens=step_tokens, pages=0, context=context,
-                    score_tokens=max(1, min(step_tokens, SCORE_BYTES // (4 * geometry.vocab))),
+    most = step_tokens(config, on_host)
+    limits = Limits(batch=config.max_batch, step_tokens=most, pages=0, context=context,
+                    score_tokens=max(1, min(most, SCORE_BYTES // (4 * geometry.vocab))),
                     checked=most_checked(config),
                     reach=config.draft_max if head else 0,
                     reuse=config.prefix_cache, stride=STRIDE if geometry.recurrent else 1,
@@ -188,6 +191,12 @@ def survey(checkpoint: Checkpoint, config: EngineConfig, on_host: bool) -> Surve
     return Survey(Build(family, cfg, choose_dtype(config.dtype, on_host, measure, checkpoint),
                         config.activations, config.reproducible, config.state_dtype,
                         head), limits, measure)
+
+
+def step_tokens(config: EngineConfig, on_host: bool) -> int:
+    """Most tokens of one step."""
+    most = config.max_step_tokens or (HOST_TOKENS if on_host else DEVICE_TOKENS)
+    return min(most, REPRODUCIBLE_TOKENS) if config.reproducible else most
 
 
 def most_checked(config: EngineConfig) -> int:

@@ -39,6 +39,7 @@ ENDPOINTS = (
     Endpoint("post", "/v1/responses", "Make a response", openai_responses_request.Body,
              ("id", "object", "status", "output"), True),
     Endpoint("get", "/v1/responses/{id}", "A stored response", None, ("id", "object", "status", "output")),
+    Endpoint("get", "/v1/responses/{id}/input_items", "What a stored response answered", None, ("object", "data")),
     Endpoint("delete", "/v1/responses/{id}", "Forget a stored response", None, ("id", "deleted")),
     Endpoint("post", "/v1/messages", "Answer messages, as Anthropic's API", anthropic_request.Body,
              ("id", "type", "role", "content", "usage"), True),

@@ -18,13 +18,6 @@ def llm() -> Iterator[LLM]:
 
 
 @pytest.fixture(scope="session")
-def stepping() -> Iterator[LLM]:
-    """With steps so short that deadlines, which are looked at between steps, hold on NumPy for long prompts, too."""
-    with LLM(device="numpy", max_batch=4, max_queue=8, max_step_tokens=128) as loaded:
-        yield loaded
-
-
-@pytest.fixture(scope="session")
 def host(llm: LLM) -> Host:
     return Host(llm, "demo", ServeConfig(max_body=100_000))
 

@@ -66,15 +66,15 @@ NAMES = [f"{endpoint.method} {endpoint.path}" for endpoint in ENDPOINTS]
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS, ids=NAMES)
-def test_requests_that_follow_the_document(stepping: LLM, endpoint: Endpoint) -> None:
-    found = explore(stepping, endpoint, 15 if endpoint.body is not None else 3, GenerationMode.POSITIVE, 5)
+def test_requests_that_follow_the_document(llm: LLM, endpoint: Endpoint) -> None:
+    found = explore(llm, endpoint, 15 if endpoint.body is not None else 3, GenerationMode.POSITIVE, 5)
     assert endpoint.body is None or found[200], found
 
 
 @pytest.mark.parametrize("endpoint", [e for e in ENDPOINTS if e.body is not None],
                          ids=[e.path for e in ENDPOINTS if e.body is not None])
-def test_requests_that_break_the_document(stepping: LLM, endpoint: Endpoint) -> None:
-    found = explore(stepping, endpoint, 15, GenerationMode.NEGATIVE, 6)
+def test_requests_that_break_the_document(llm: LLM, endpoint: Endpoint) -> None:
+    found = explore(llm, endpoint, 15, GenerationMode.NEGATIVE, 6)
     assert found[400], found
 
 
@@ -82,5 +82,5 @@ def test_requests_that_break_the_document(stepping: LLM, endpoint: Endpoint) -> 
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
 @pytest.mark.parametrize("endpoint", [e for e in ENDPOINTS if e.body is not None],
                          ids=[e.path for e in ENDPOINTS if e.body is not None])
-def test_many_requests(stepping: LLM, endpoint: Endpoint, mode: GenerationMode) -> None:
-    explore(stepping, endpoint, 400, mode, 7)
+def test_many_requests(llm: LLM, endpoint: Endpoint, mode: GenerationMode) -> None:
+    explore(llm, endpoint, 400, mode, 7)

@@ -161,7 +161,7 @@ def test_without_matplotlib_a_plot_is_refused_before_anything_is_loaded(
 
 def test_settings_make_room_for_the_matrix() -> None:
     matrix = Matrix((512,), (128,), (0, 4096), (1, 8))
-    fitted = bench.fitted(EngineConfig(), matrix)
+    fitted = bench.fitted(EngineConfig(max_step_tokens=4096), matrix)
     assert fitted.max_batch == 8 and 4096 + 128 < fitted.max_context < 4096 + 128 + 96
     assert bench.fitted(EngineConfig(max_context=64), matrix).max_context == 64
 

@@ -39,7 +39,7 @@ from blackwell_infer.log import silent
 from blackwell_infer.ops import inputs
 from blackwell_infer.ops.cuda import small
 from blackwell_infer.ops.cuda.arrange import arrange
-from blackwell_infer.ops.cuda.small import STATIC, Tiling
+from blackwell_infer.ops.cuda.small import STATIC, Part, Tiling
 from blackwell_infer.ops.cuda.staged import staged
 from blackwell_infer.quant import FORMATS
 from blackwell_infer.quant.format import Weight
@@ -90,7 +90,9 @@ def matrices(model: str, arch: str, sm_count: int) -> set[Matrix]:
     for launch in launches:
         if isinstance(launch, Launched) and launch.variant.kernel is small.SMALL:
             given = dict(zip((p.name for p in small.SMALL.params), launch.args, strict=True))
-            form = dict(launch.variant.defines)["FORMAT"]
+            if given["N1"]:  # two matrices share what a launch has
+                continue
+            form = dict(launch.variant.defines)["SECOND" if given["second"] else "FORMAT"]
             found.add(Matrix(str(form), int(given["N"]), int(given["K"])))  # type: ignore[arg-type]
     return found
 
@@ -100,7 +102,7 @@ def candidates(matrix: Matrix, rows: int, arch: str, sm_count: int) -> list[Tili
     shape, room = small.geometry(matrix.form, matrix.n, matrix.k), SHARED_LIMIT[arch] - STATIC
 
     def chosen(wanted: Tiling | None) -> Tiling | None:
-        found = small.choose(matrix.form, shape, rows, matrix.n, sm_count, room, wanted)
+        found = small.choose([(matrix.form, matrix.n)], shape, rows, sm_count, room, wanted)
         return found[1] if found and small.kernel_rows(shape, rows) == rows else None
 
     default = chosen(None)
@@ -132,7 +134,7 @@ def timings(queue: Clock, matrix: Matrix, rows: int, tilings: Sequence[Tiling], 
     found, first = [], None
     for tiling in tilings:
         with queue.step():
-            small.multiply(queue, staged(queue, there), copies[0], None, wide, 0, tiling)
+            small.multiply(queue, staged(queue, there), [Part(copies[0], None, 0)], wide, tiling)
         got = np.asarray(queue.download(wide).result())
         first = got if first is None else first
         error = np.abs(got[:, : len(values)] - want).max() / want.std()
@@ -143,7 +145,7 @@ def timings(queue: Clock, matrix: Matrix, rows: int, tilings: Sequence[Tiling], 
         def pass_over(tiling: Tiling = tiling) -> None:
             blocks = staged(queue, there)
             for w in copies:
-                small.multiply(queue, blocks, w, None, out, 0, tiling)
+                small.multiply(queue, blocks, [Part(w, None, 0)], out, tiling)
 
         graph = queue.capture(pass_over)
         graph.run()

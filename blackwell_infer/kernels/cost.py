@@ -70,8 +70,10 @@ def moved(call: Call) -> Cost:
 
 
 def multiplied(call: Call) -> Cost:
-    """x [M, K] times w [N, K] transposed into N columns of y; every argument but y and residual is read whole."""
+    """x [M, K] times w [N, K] (and w1 [N1, K]) transposed into columns of y; every argument but y and residual is read
+    whole."""
     m, n, k = call.number("M"), call.number("N"), call.number("K")
+    n += call.number("N1") if "N1" in call.args else 0
     whole = call.nbytes(*(name for name in call.args if name not in ("y", "residual")))
     columns = sum(m * n * size_of(value) // max(elements(value), 1)
                   for name, value in call.args.items() if name in ("y", "residual") and isinstance(value, Array))

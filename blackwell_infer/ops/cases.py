@@ -109,6 +109,8 @@ FEW: tuple[tuple[str, tuple[str, ...], int, int, tuple[int, ...], bool, Bad], ..
     *((BF16, ("q4_k_fragments", "q6_k_fragments"), n, k, (130, 40), True, BAD[:1]) for n, k in ((3, 4096), (100, 512))),
     (BF16, ("q4_k_fragments",), 1, 8448, (16,), False, ()), (BF16, ("q6_k_fragments",), 11, 4352, (20,), False, ()),
     (BF16, ("q6_k_fragments", "bf16"), 7, 2048, (1030, 8), False, ()),
+    *((BF16, ("fp8_fragments", "bf16"), n, 1024, (600, 40), True, BAD[:n // 4]) for n in (1, 4, 16)),
+    (BF16, ("q6_k_fragments", "q4_k_fragments", "q6_k_fragments"), 1, 2304, (40, 530, 33), True, ()),
     (BF16, ("q4_k_fragments",), 1, 2304, (4700,), False, ()), (F16, ("fp8_fragments",), 257, 512, (40,), True, ()),
     *((BF16, (form + SUFFIX,), tokens, 544, (40,), False, ()) for form in SMALL_BLOCKS for tokens in (1, 5, 16, 20)),
     (BF16, ("fp8_fragments",), 7, 171, (40,), False, ()), (F16, ("fp8_block_fragments",), 33, 395, (129,), True, ()),

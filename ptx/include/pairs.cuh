@@ -2,9 +2,6 @@
 #pragma once
 #include "blocks.cuh"
 
-template <typename A, typename B> struct same_type { static const bool value = false; };
-template <typename A> struct same_type<A, A> { static const bool value = true; };
-
 // Piece (j, t) of a weight row as four registers of two ACT values.
 template <typename F>
 __device__ __forceinline__ void weight_pairs(const typename F::row_t& row, chunk_t chunk, int j, int t, u32 (&r)[4]) {

@@ -8,6 +8,9 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 typedef long long i64;
 
+template <typename A, typename B> struct same_type { static const bool value = false; };
+template <typename A> struct same_type<A, A> { static const bool value = true; };
+
 typedef float f32_t;
 struct f16_t { u16 bits; };
 struct bf16_t { u16 bits; };

@@ -12,7 +12,7 @@ import pytest
 from blackwell_infer.device.check import SHARED_LIMIT
 from blackwell_infer.device.dry import DryQueue
 from blackwell_infer.errors import KernelError
-from blackwell_infer.ops.cuda import gemm, medium
+from blackwell_infer.ops.cuda import gemm, medium, small
 from blackwell_infer.ops.cuda.expert_groups import RAW
 from blackwell_infer.ops.cuda.linear import RING, SMALL_ROWS, embed, linear, logits
 from blackwell_infer.quant import FORMATS
@@ -60,6 +60,36 @@ def test_the_shape_and_the_types_choose_the_kernel(rows: int, form: str, cols: i
 def fragments(q: DryQueue, form: str, rows: int, cols: int) -> Weight:
     size = -(-rows // 16) * -(-cols // 256) * FRAGMENTS[form].tile_bytes
     return Weight(form + SUFFIX, (rows, cols), (q.empty((size,), np.uint8),))
+
+
+@pytest.mark.parametrize(("forms", "rows", "expected"), [
+    (("q4_k", "q6_k"), 1, ["stage", "linear_small"]), (("q6_k", "q4_k", "q4_k"), 8, ["stage"] + ["linear_small"] * 2),
+    (("q4_k", "q8_0"), 1, ["stage"] + ["linear_small"] * 2),
+    (("q4_k", "q6_k"), 17, ["stage"] + ["linear_medium", "linear_medium_sums"] * 2)])
+def test_two_formats_of_one_kernel_are_one_launch(forms: tuple[str, ...], rows: int, expected: list[str]) -> None:
+    q = DryQueue(libraries=LIBRARY)
+    linear(q, q.empty((rows, 4096), BF16), tuple(fragments(q, form, 1024, 4096) for form in forms))
+    assert kernels(q) == expected
+
+
+@pytest.mark.parametrize("sizes", [
+    (("q4_k", 5120), ("q6_k", 1024)), (("fp8", 16384), ("bf16", 96)), (("bf16", 8), ("fp8", 30)),
+    (("q6_k", 70), ("q4_k", 24576)), (("nvfp4", 34816),)])
+@pytest.mark.parametrize("m", [1, 3, 8, 16])
+def test_every_group_of_rows_has_a_turn_and_all_ctas_run_at_once(sizes: small.Sizes, m: int) -> None:
+    shape = small.geometry(*sizes[0], 5120, len(sizes) == 1)
+    for sms, shared in ((132, 224 << 10), (48, 96 << 10)):
+        found = small.choose(sizes, shape, m, sms, shared)
+        if found is None:  # multiply takes half as many rows
+            assert m > 4 and shared < 100 << 10
+            continue
+        tiling, found_shares = found[1], small.shares(sizes, shape, found[1], sms)
+        assert sum(share.ctas for share in found_shares) <= tiling.ctas * sms
+        for (form, n), share in zip(sizes, found_shares, strict=False):
+            groups = -(-n // small.group_rows(shape, tiling))
+            assert 0 < share.ctas <= groups <= share.ctas * share.turns and groups > (share.turns - 1) * share.ctas
+            assert shape.warps * tiling.tiles * share.ahead * small.tile_bytes(form) <= small.ring_bytes(
+                sizes, shape, tiling) <= shared
 
 
 SMALL, MEDIUM, LARGE = ["linear_small"], ["linear_medium", "linear_medium_sums"], ["fragment_rows", "cublaslt"]

@@ -15,7 +15,7 @@ from blackwell_infer.kernels import tuned
 from blackwell_infer.kernels.kernel import ARCHS
 from blackwell_infer.ops import inputs
 from blackwell_infer.ops.cuda import small
-from blackwell_infer.ops.cuda.small import Tiling
+from blackwell_infer.ops.cuda.small import Part, Tiling
 from blackwell_infer.ops.cuda.staged import staged
 
 DATA = Path(__file__).parents[1] / "data"
@@ -51,8 +51,8 @@ def test_candidates_are_checked_then_timed_and_the_best_is_told(queue: EmulatedQ
 def test_a_wrong_candidate_is_not_timed(queue: EmulatedQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     multiply = small.multiply
 
-    def spoiled(q: EmulatedQueue, x, w, bias, out, column, wanted) -> None:  # type: ignore[no-untyped-def]
-        multiply(q, x, w, bias, out, column, wanted)
+    def spoiled(q: EmulatedQueue, x, parts, out, wanted) -> None:  # type: ignore[no-untyped-def]
+        multiply(q, x, parts, out, wanted)
         if wanted == autotune.candidates(MATRIX, 1, q.arch, q.sm_count)[1]:
             q.upload(out, np.zeros(out.shape, np.float32))
 
@@ -73,16 +73,16 @@ def test_what_was_measured_is_used(queue: EmulatedQueue, tmp_path: Path, monkeyp
     seen: list[Tiling | None] = []
     choose = small.choose
 
-    def spy(form, shape, m, n, sm_count, shared, wanted):  # type: ignore[no-untyped-def]
+    def spy(sizes, shape, m, sm_count, shared, wanted):  # type: ignore[no-untyped-def]
         seen.append(wanted)
-        return choose(form, shape, m, n, sm_count, shared, wanted)
+        return choose(sizes, shape, m, sm_count, shared, wanted)
 
     monkeypatch.setattr(small, "choose", spy)
     monkeypatch.setattr(tuned, "choices", lambda arch, count: tuned.read(arch, tmp_path)[count].choices)
     ((w,), _) = autotune.weights(queue, MATRIX, np.random.default_rng(0))
     x = queue.put(np.ones((1, MATRIX.k), inputs.DTYPES["bfloat16"]))
     with queue.step():
-        small.multiply(queue, staged(queue, x), w, None, queue.empty((1, MATRIX.n), np.float32), 0)
+        small.multiply(queue, staged(queue, x), [Part(w, None, 0)], queue.empty((1, MATRIX.n), np.float32))
     assert seen == [other]
 
 
@@ -99,6 +99,6 @@ def test_every_choice_that_ships_fits(arch: str) -> None:
             entry, form, n, k, rows = key.split()
             assert entry == small.SMALL.entry
             shape = small.geometry(form, int(n), int(k))
-            found = small.choose(form, shape, int(rows), int(n), sm_count, SHARED_LIMIT[arch] - small.STATIC,
+            found = small.choose([(form, int(n))], shape, int(rows), sm_count, SHARED_LIMIT[arch] - small.STATIC,
                                  Tiling(*choice))
             assert found is not None and found[1] == Tiling(*choice), key

@@ -3,6 +3,7 @@ so a row's bits do not depend on the rows beside it; many rows go through a GEMM
 the bits of few. Weights in fragment order have kernels of their own for few rows (small.py) and more (medium.py)."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from blackwell_infer.ops.cuda.gemm import large
 from blackwell_infer.ops.cuda.parts import WEIGHT, pointers
 from blackwell_infer.ops.cuda.quantized import quantise_and_multiply
 from blackwell_infer.ops.cuda.rows import FORMATS, WEIGHT_ROWS, choose, embed
+from blackwell_infer.ops.cuda.small import Part
 from blackwell_infer.ops.cuda.staged import FEW_ROWS, plain, staged
 from blackwell_infer.quant.format import QUANTISES, Linear, Weight
 from blackwell_infer.types import Array
@@ -69,18 +71,30 @@ def outputs(q: Queue, op: str, x: Array, w: Linear, bias: Array | None, dtype: n
     most = MANY_ROWS if reproducible else SMALL_ROWS
     if m and any(small.takes(block, x.dtype) if m <= FEW_ROWS else between(q, x, block, most) for block in w):
         x = staged(q, x)
-    column = 0
+    parts, column = [], 0
     for block in w:
         n = block.shape[0]
         if block.shape[1] != k:
             raise KernelError(f"{op}: x has rows of {k} elements, a {block.format} weight has rows of {block.shape[1]}")
-        part = None if bias is None else bias[column:column + n]
-        if m and n and block.format in QUANTISES:
-            quantise_and_multiply(q, x, block, part, out, column)
-        elif m and n:
-            multiply(q, op, x, block, part, out, column, most)
+        if m and n:
+            parts.append(Part(block, None if bias is None else bias[column:column + n], column))
         column += n
+    for launch in launches(parts, x.dtype):
+        multiply(q, op, x, launch, out, most)
     return out
+
+
+def launches(parts: Sequence[Part], dtype: np.dtype[Any]) -> list[tuple[Part, ...]]:
+    """Parts, and pairs of them that the kernels for few rows take at once: it depends on weights alone."""
+    found: list[tuple[Part, ...]] = []
+    for part in parts:
+        before = found[-1] if found else ()
+        if len(before) == 1 and small.takes(part.w, dtype) and small.takes(before[0].w, dtype) and small.companions(
+                before[0].w, part.w):
+            found[-1] = (*before, part)
+        else:
+            found.append((part,))
+    return found
 
 
 def between(q: Queue, x: Array, w: Weight, most: int) -> bool:
@@ -88,25 +102,37 @@ def between(q: Queue, x: Array, w: Weight, most: int) -> bool:
     return most < MANY_ROWS and medium.takes(w, x.dtype, x.shape[0], q.arch)
 
 
-def multiply(q: Queue, op: str, x: Array, w: Weight, bias: Array | None, out: Tensor, column: int, most: int) -> None:
-    """One row block into its columns of `out`: up to `most` rows through the kernels for few. The GEMM of 16-bit
-    operands needs rows of a multiple of 16 bytes."""
-    (m, k), n = x.shape, w.shape[0]
-    if between(q, x, w, most):
-        medium.multiply(q, staged(q, x), w, bias, out, column)
+def multiply(q: Queue, op: str, x: Array, parts: tuple[Part, ...], out: Tensor, most: int) -> None:
+    """One row block, or two, into their columns of `out`: up to `most` rows through the kernels for few. The GEMM of
+    16-bit operands needs rows of a multiple of 16 bytes."""
+    (m, k), few = x.shape, small.takes(parts[0].w, x.dtype)
+    wide = few and m > most and k % 8 == 0
+    if len(parts) == 2 and (wide or any(between(q, x, part.w, most) for part in parts)):
+        for part in parts:
+            multiply(q, op, x, (part,), out, most)
         return
-    if small.takes(w, x.dtype):
-        if m > most and k % 8 == 0:
-            large(q, plain(x), w, bias, out, column)
-            return
+    w, bias, column = parts[0].w, parts[0].bias, parts[0].column
+    if w.format in QUANTISES:
+        quantise_and_multiply(q, x, w, bias, out, column)
+    elif between(q, x, w, most):
+        medium.multiply(q, staged(q, x), w, bias, out, column)
+    elif wide:
+        large(q, plain(x), w, bias, out, column)
+    elif few:
         for first in range(0, m, FEW_ROWS):
             some = staged(q, x if m <= FEW_ROWS else x[first:first + FEW_ROWS])
-            small.multiply(q, some, w, bias, out[first:first + FEW_ROWS], column)
-        return
+            small.multiply(q, some, parts, out[first:first + FEW_ROWS])
+    else:
+        as_stored(q, op, x, parts[0], out, most)
+
+
+def as_stored(q: Queue, op: str, x: Array, part: Part, out: Tensor, most: int) -> None:
+    """A row block that is in no order of fragments."""
+    (m, k), n, w = x.shape, part.n, part.w
     v = choose(q, op, SMALL, w.format, x.dtype)
     if m > most and (x.dtype == np.float32 or k % 8 == 0):
-        large(q, plain(x), w, bias, out, column)
+        large(q, plain(x), w, part.bias, out, part.column)
         return
     blocks = -(-m // TILE) * -(-n // TILE)
-    q.launch(v, (blocks, 1, 1), (256, 1, 1), plain(x), *pointers(w), bias, out, m, n, k, out.shape[1], column,
+    q.launch(v, (blocks, 1, 1), (256, 1, 1), plain(x), *pointers(w), part.bias, out, m, n, k, out.shape[1], part.column,
              int(out.dtype == np.float32), smem=8 * TILE * RING[w.format], pdl=True)

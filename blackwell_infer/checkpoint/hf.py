@@ -4,7 +4,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -99,6 +99,12 @@ def open_folder(path: Path) -> HuggingFaceCheckpoint:
     return HuggingFaceCheckpoint(path, config, _optional(path / "generation_config.json"), stored, quantized)
 
 
+def open_files(paths: Sequence[Path], settings: Any) -> HuggingFaceCheckpoint:
+    """Safetensors files that belong to a model elsewhere, whose `quantization_config` is `settings`."""
+    stored = _all_of(paths)
+    return HuggingFaceCheckpoint(paths[0], {}, {}, stored, find_quantized(paths[0], settings, stored, {}))
+
+
 def pruned(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     """config.json with the experts that each layer has left, where a file of its own lists them (Lynn).
 
@@ -139,13 +145,18 @@ def _tensors(path: Path) -> Mapping[str, tuple[SafetensorsFile, StoredTensor]]:
             other = path / f"{match[1]}-{number:05d}-of-{match[3]}.safetensors" if match else shard
             if not other.is_file():
                 raise CheckpointError(f"{other}: this shard is missing; download it too")
+    return _all_of(paths)
+
+
+def _all_of(paths: Sequence[Path]) -> Mapping[str, tuple[SafetensorsFile, StoredTensor]]:
+    """Every tensor of these files."""
     stored: dict[str, tuple[SafetensorsFile, StoredTensor]] = {}
-    for shard in paths:
-        file = read_safetensors(shard)
+    for path in paths:
+        file = read_safetensors(path)
         for name, tensor in file.tensors.items():
             if name in stored:
                 first = stored[name][0].path.name
-                raise CheckpointError(f"{shard}: tensor {shorten(name)} is in {first} as well; remove one of the files")
+                raise CheckpointError(f"{path}: tensor {shorten(name)} is in {first} as well; remove one of the files")
             stored[name] = (file, tensor)
     return stored
 

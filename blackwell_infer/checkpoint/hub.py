@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from blackwell_infer.checkpoint.gguf import part_paths
+from blackwell_infer.checkpoint.head import named_as_head
 from blackwell_infer.checkpoint.hf import INDEX, SINGLE, shard_names
 from blackwell_infer.config import DEMO
 from blackwell_infer.errors import CheckpointError, DownloadError
@@ -102,10 +103,11 @@ class _Repository:
             if models:
                 raise DownloadError(f"{where} holds several GGUF models; name one: {self.name}:{models[0]}")
             raise DownloadError(f"{where} holds neither config.json with safetensors nor a GGUF model")
+        heads = named_as_head(weights)
         if SINGLE in sizes:
-            weights = [SINGLE]
+            weights = [SINGLE, *heads]
         elif INDEX in sizes:
-            weights = [INDEX, *sorted(set(shard_names(self._get([INDEX], sizes, commit)).values()))]
+            weights = [INDEX, *sorted({*shard_names(self._get([INDEX], sizes, commit)).values(), *heads})]
         missing = [name for name in weights if name not in sizes]
         if missing:
             raise DownloadError(f"{where} lacks {missing[0]}, which its index names; tell its author")

@@ -166,9 +166,13 @@ def shard_names(index: Path) -> dict[str, str]:
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise CheckpointError(f"{index}: has no weight_map; download it again")
+    plain: set[str] = set()
     for name, shard in names.items():
+        if isinstance(shard, str) and shard in plain:
+            continue
         if not isinstance(shard, str) or Path(shard).name != shard or "\\" in shard or "\0" in shard:
             raise CheckpointError(f"{index}: tensor {shorten(name)} lies in {shorten(str(shard))}, no plain file name")
+        plain.add(shard)
     return names
 
 

@@ -18,6 +18,7 @@ from blackwell_infer.quant import FORMATS, Weight
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+MANIFEST = "lynn_quant_manifest.json"
 DTYPES: Mapping[str, str] = MappingProxyType({"F32": "f32", "F16": "f16", "BF16": "bf16"})
 """safetensors dtype -> key of `quant.FORMATS`."""
 
@@ -93,9 +94,14 @@ def open_folder(path: Path) -> HuggingFaceCheckpoint:
         raise CheckpointError(f"{path}: has no config.json; give a Hugging Face folder or a .gguf file")
     config = pruned(path, read_json(path / "config.json"))
     settings = settings_of(config, _optional(path / "hf_quant_config.json"))
-    manifest = _optional(path / "lynn_quant_manifest.json").get("quantized_tensors")
+    listed = _optional(path / MANIFEST).get("quantized_tensors")
+    manifest = listed if isinstance(listed, dict) else {}
     stored = _tensors(path)
-    quantized = find_quantized(path, settings, stored, manifest if isinstance(manifest, dict) else {})
+    quantized = find_quantized(path, settings, stored, manifest)
+    packed = [name for name, q in quantized.tensors.items() if q.codes.endswith(".packed")]
+    if manifest and packed and manifest.keys().isdisjoint(packed):
+        raise CheckpointError(f"{path / MANIFEST}: lists none of the packed tensors, such as {shorten(packed[0])}; it "
+                              "belongs to another model")
     return HuggingFaceCheckpoint(path, config, _optional(path / "generation_config.json"), stored, quantized)
 
 

@@ -21,7 +21,7 @@ _ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(:(?P<file>[^:\\\0]+\.gguf))?")
 TEXT_FILES = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
-    "hf_quant_config.json", "lynn_quant_manifest.json",
+    "hf_quant_config.json", "lynn_quant_manifest.json", "lynn_engine_variable_expert_spec.json",
 )
 """What a Hugging Face folder may hold besides weights and is worth fetching."""
 SHIPPED = Path(__file__).resolve().parents[1] / "demo"

@@ -16,6 +16,7 @@ from harness import Model
 from test_hybrid import guesses, states
 from tooling import load_tool
 
+from blackwell_infer import LLM, Sampling, SessionError
 from blackwell_infer.checkpoint import open_checkpoint
 from blackwell_infer.checkpoint.fingerprint import fingerprint
 from blackwell_infer.config import EngineConfig
@@ -219,6 +220,18 @@ def test_settings_name_the_file(tmp_path: Path) -> None:
         load(str(folder), EngineConfig(device="numpy", speculate="mtp"), silent)
     with pytest.raises(ConfigError, match=r"mtp_file = .*h.safetensors: models of the family llama take no head"):
         load(str(DATA / "llama"), settings, silent)
+
+
+def test_a_session_saved_with_another_head_is_refused(tmp_path: Path) -> None:
+    """The head's keys and values are among what was saved."""
+    folder, head = headless(DENSE, tmp_path / "m"), head_of(DENSE, tmp_path / "h.safetensors")
+    with LLM(folder, device="numpy", max_context=256, mtp_file=str(head)) as llm:
+        llm.generate(list(range(3, 103)), Sampling(max_tokens=2))
+        assert llm.save_prefix(tmp_path / "s", list(range(3, 103))) > 0
+    with LLM(folder, device="numpy", max_context=256, mtp_file=str(head)) as llm:
+        assert llm.load_prefix(tmp_path / "s") > 0
+    with LLM(folder, device="numpy", max_context=256) as llm, pytest.raises(SessionError, match="another model"):
+        llm.load_prefix(tmp_path / "s")
 
 
 def test_what_is_no_head_of_this_model(tmp_path: Path) -> None:

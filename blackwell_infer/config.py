@@ -80,6 +80,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         description="guess tokens and check several in one step, which changes no answer: mtp takes the model's own "
                     "head, ngram what followed the same words before; auto takes what there is, where it pays",
     )] = "auto"
+    mtp_file: Annotated[str, Meta(
+        description="safetensors or GGUF file with the head for mtp, where it is none of the model's own; empty takes "
+                    "the model's, or the one in its folder that is named so (mtp.safetensors, mtp-NAME.gguf)",
+    )] = ""
     draft_max: Annotated[int, Meta(
         ge=1, le=15, description="most tokens guessed per step; how many follows from how many hold and what they cost",
     )] = 8

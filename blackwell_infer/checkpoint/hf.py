@@ -4,7 +4,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,6 +18,7 @@ from blackwell_infer.quant import FORMATS, Weight
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+MANIFEST = "lynn_quant_manifest.json"
 DTYPES: Mapping[str, str] = MappingProxyType({"F32": "f32", "F16": "f16", "BF16": "bf16"})
 """safetensors dtype -> key of `quant.FORMATS`."""
 
@@ -93,10 +94,21 @@ def open_folder(path: Path) -> HuggingFaceCheckpoint:
         raise CheckpointError(f"{path}: has no config.json; give a Hugging Face folder or a .gguf file")
     config = pruned(path, read_json(path / "config.json"))
     settings = settings_of(config, _optional(path / "hf_quant_config.json"))
-    manifest = _optional(path / "lynn_quant_manifest.json").get("quantized_tensors")
+    listed = _optional(path / MANIFEST).get("quantized_tensors")
+    manifest = listed if isinstance(listed, dict) else {}
     stored = _tensors(path)
-    quantized = find_quantized(path, settings, stored, manifest if isinstance(manifest, dict) else {})
+    quantized = find_quantized(path, settings, stored, manifest)
+    packed = [name for name, q in quantized.tensors.items() if q.codes.endswith(".packed")]
+    if manifest and packed and manifest.keys().isdisjoint(packed):
+        raise CheckpointError(f"{path / MANIFEST}: lists none of the packed tensors, such as {shorten(packed[0])}; it "
+                              "belongs to another model")
     return HuggingFaceCheckpoint(path, config, _optional(path / "generation_config.json"), stored, quantized)
+
+
+def open_files(paths: Sequence[Path], settings: Any) -> HuggingFaceCheckpoint:
+    """Safetensors files that belong to a model elsewhere, whose `quantization_config` is `settings`."""
+    stored = _all_of(paths)
+    return HuggingFaceCheckpoint(paths[0], {}, {}, stored, find_quantized(paths[0], settings, stored, {}))
 
 
 def pruned(path: Path, config: dict[str, Any]) -> dict[str, Any]:
@@ -139,13 +151,18 @@ def _tensors(path: Path) -> Mapping[str, tuple[SafetensorsFile, StoredTensor]]:
             other = path / f"{match[1]}-{number:05d}-of-{match[3]}.safetensors" if match else shard
             if not other.is_file():
                 raise CheckpointError(f"{other}: this shard is missing; download it too")
+    return _all_of(paths)
+
+
+def _all_of(paths: Sequence[Path]) -> Mapping[str, tuple[SafetensorsFile, StoredTensor]]:
+    """Every tensor of these files."""
     stored: dict[str, tuple[SafetensorsFile, StoredTensor]] = {}
-    for shard in paths:
-        file = read_safetensors(shard)
+    for path in paths:
+        file = read_safetensors(path)
         for name, tensor in file.tensors.items():
             if name in stored:
                 first = stored[name][0].path.name
-                raise CheckpointError(f"{shard}: tensor {shorten(name)} is in {first} as well; remove one of the files")
+                raise CheckpointError(f"{path}: tensor {shorten(name)} is in {first} as well; remove one of the files")
             stored[name] = (file, tensor)
     return stored
 
@@ -155,9 +172,13 @@ def shard_names(index: Path) -> dict[str, str]:
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise CheckpointError(f"{index}: has no weight_map; download it again")
+    plain: set[str] = set()
     for name, shard in names.items():
+        if isinstance(shard, str) and shard in plain:
+            continue
         if not isinstance(shard, str) or Path(shard).name != shard or "\\" in shard or "\0" in shard:
             raise CheckpointError(f"{index}: tensor {shorten(name)} lies in {shorten(str(shard))}, no plain file name")
+        plain.add(shard)
     return names
 
 

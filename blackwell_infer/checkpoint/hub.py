@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from blackwell_infer.checkpoint.gguf import part_paths
+from blackwell_infer.checkpoint.head import named_as_head
 from blackwell_infer.checkpoint.hf import INDEX, SINGLE, shard_names
 from blackwell_infer.config import DEMO
 from blackwell_infer.errors import CheckpointError, DownloadError
@@ -20,7 +21,7 @@ _ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(:(?P<file>[^:\\\0]+\.gguf))?")
 TEXT_FILES = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
-    "hf_quant_config.json", "lynn_quant_manifest.json",
+    "hf_quant_config.json", "lynn_quant_manifest.json", "lynn_engine_variable_expert_spec.json",
 )
 """What a Hugging Face folder may hold besides weights and is worth fetching."""
 SHIPPED = Path(__file__).resolve().parents[1] / "demo"
@@ -102,10 +103,11 @@ class _Repository:
             if models:
                 raise DownloadError(f"{where} holds several GGUF models; name one: {self.name}:{models[0]}")
             raise DownloadError(f"{where} holds neither config.json with safetensors nor a GGUF model")
+        heads = named_as_head(weights)
         if SINGLE in sizes:
-            weights = [SINGLE]
+            weights = [SINGLE, *heads]
         elif INDEX in sizes:
-            weights = [INDEX, *sorted(set(shard_names(self._get([INDEX], sizes, commit)).values()))]
+            weights = [INDEX, *sorted({*shard_names(self._get([INDEX], sizes, commit)).values(), *heads})]
         missing = [name for name in weights if name not in sizes]
         if missing:
             raise DownloadError(f"{where} lacks {missing[0]}, which its index names; tell its author")

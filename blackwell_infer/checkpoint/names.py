@@ -50,8 +50,10 @@ BARE: Mapping[str, str] = MappingProxyType({"ssm_a": "linear_attn.ssm_a", "ssm_d
 NEXTN: Mapping[str, str] = MappingProxyType({
     "nextn.eh_proj.weight": "fc.weight", "nextn.enorm.weight": "pre_fc_norm_embedding.weight",
     "nextn.hnorm.weight": "pre_fc_norm_hidden.weight", "nextn.shared_head_norm.weight": "norm.weight",
+    "nextn.embed_tokens.weight": "embed_tokens.weight", "nextn.shared_head_head.weight": "lm_head.weight",
 })
-"""Of the block behind the last layer, which is the head for multi-token prediction: what is no part of its layer"""
+"""Of the block behind the last layer, which is the head for multi-token prediction: what is no part of its layer. Files
+leave out what the head shares with the model: usually the last two, and the norm where it is the model's."""
 HYBRIDS: Mapping[str, tuple[str, str]] = MappingProxyType({
     "qwen35": ("Qwen3_5ForCausalLM", "qwen3_5"), "qwen35moe": ("Qwen3_5MoeForCausalLM", "qwen3_5_moe"),
 })
@@ -332,6 +334,8 @@ def _sources(
             put(f"{layer}.{names[part]}.{suffix}", Source(name, shape, 0, shape[0], count))
         else:
             put(name, Source(name, shape, 0, shape[0], known=False))
+    if "mtp.fc.weight" in out and "model.norm.weight" in out:
+        out.setdefault("mtp.norm.weight", out["model.norm.weight"])
     return out
 
 

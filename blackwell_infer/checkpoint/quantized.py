@@ -63,7 +63,7 @@ LAYOUTS = ("dense", "nvfp4-pack-quantized", "mxfp4-pack-quantized", "float-quant
 KINDS = ("modelopt", "compressed-tensors", "fp8", "mxfp4", "lynn_native")
 
 
-class QuantizedTensor(msgspec.Struct, frozen=True):
+class QuantizedTensor(msgspec.Struct, frozen=True, gc=False):
     """One quantised matrix: stored names of its parts, "" for those it does not have; `shape` is logical."""
 
     format: str
@@ -263,11 +263,11 @@ class _Finder:
 
     def part(self, codes: str, name: str, dtypes: tuple[str, ...], *shapes: tuple[int, ...]) -> None:
         """Check a tensor that has to stand beside `codes`, and hide it."""
-        wanted = f"{' or '.join(dtypes)} {' or '.join(str(list(s)) for s in shapes)}"
-        if not self.has(name):
-            self.missing(codes, name, wanted)
-        t = self.stored[name][1]
-        if t.dtype not in dtypes or t.shape not in shapes:
+        found = self.stored.get(name)
+        if found is None or found[1].dtype not in dtypes or found[1].shape not in shapes:
+            wanted = f"{' or '.join(dtypes)} {' or '.join(str(list(s)) for s in shapes)}"
+            if found is None:
+                self.missing(codes, name, wanted)
             self.fail(name, wanted)
         self.hidden.add(name)
 
@@ -328,7 +328,7 @@ def read_quantized(stored: Stored, q: QuantizedTensor) -> Weight:
 
 def read_nvfp4(stored: Stored, q: QuantizedTensor, shape: tuple[int, int], codes: Values) -> Weight:
     scales = bytes_of(stored, q.scales)
-    if (scales >= 0x7F).any():
+    if scales.size and scales.max() >= 0x7F:  # one pass without a temporary: there may be thousands of matrices
         raise CheckpointError(f"{stored[q.scales][0].path}: tensor {shorten(q.scales)} holds scales that are negative "
                               "or NaN; download it again")
     rows, cols = shape
@@ -391,7 +391,10 @@ def reals(stored: Stored, name: str) -> Values:
 
 def scalar(stored: Stored, name: str, divides: bool) -> np.float32:
     """One scale; with `divides` the reciprocal of what is stored, rounded to float32."""
-    value = reals(stored, name).reshape(-1)[0]
+    file, tensor = stored[name]
+    value = np.float32(file.bytes_of(tensor).view(REALS[tensor.dtype])[0])
+    if not math.isfinite(value):
+        raise CheckpointError(f"{file.path}: tensor {shorten(name)} is NaN or infinite, no scale; download it again")
     if value < 0 or (divides and value < np.finfo(np.float32).tiny):
         raise CheckpointError(f"{stored[name][0].path}: tensor {shorten(name)} is {value}, no scale; download it again")
     return np.float32(1) / value if divides else np.float32(value)

@@ -12,7 +12,7 @@ from blackwell_infer.errors import CheckpointError, TemplateError, TokenizerErro
 from blackwell_infer.quant.format import Weight
 
 
-class TensorInfo(msgspec.Struct, frozen=True):
+class TensorInfo(msgspec.Struct, frozen=True, gc=False):
     """A stored tensor under its Hugging Face name. `shape` is NumPy order; `format` a key of `quant.FORMATS`."""
 
     name: str

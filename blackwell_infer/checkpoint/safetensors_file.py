@@ -32,8 +32,11 @@ BITS: Mapping[str, int] = MappingProxyType({
 })
 """Bits per element of every dtype that the format knows."""
 
+FIELDS = frozenset(("dtype", "shape", "data_offsets"))
+"""What a header says of each tensor."""
 
-class StoredTensor(msgspec.Struct, frozen=True):
+
+class StoredTensor(msgspec.Struct, frozen=True, gc=False):
     """A tensor as the file has it; `begin` and `end` are offsets from the start of the file."""
 
     name: str
@@ -81,10 +84,10 @@ def read_safetensors(path: Path, remedy: str = DAMAGED) -> SafetensorsFile:
     tensors = {name: _tensor(name, entry, 8 + length, fail) for name, entry in header.items()}
     at = 8 + length
     for tensor in sorted(tensors.values(), key=lambda t: (t.begin, t.end)):
-        what = f"tensor {shorten(tensor.name)} at offset {tensor.begin}"
-        if tensor.end > len(data):
-            fail(f"{what} ends at {tensor.end}, the file has {len(data)} bytes")
-        if tensor.begin != at:
+        if tensor.end > len(data) or tensor.begin != at:
+            what = f"tensor {shorten(tensor.name)} at offset {tensor.begin}"
+            if tensor.end > len(data):
+                fail(f"{what} ends at {tensor.end}, the file has {len(data)} bytes")
             fail(f"{what} {'overlaps its neighbour' if tensor.begin < at else f'leaves a hole after {at}'}")
         at = tensor.end
     if at != len(data):
@@ -124,20 +127,31 @@ def _header(raw: bytes, fail: Callable[[str], NoReturn]) -> dict[str, Any]:
     return header
 
 
+def sizes(numbers: Any) -> bool:
+    """Whether this is a list of whole numbers that files may have."""
+    if not isinstance(numbers, list):
+        return False
+    for n in numbers:  # noqa: SIM110 (a generator takes three times as long, and there may be 100 000 tensors)
+        if type(n) is not int or not 0 <= n < 1 << 63:
+            return False
+    return True
+
+
 def _tensor(name: str, entry: Any, base: int, fail: Callable[[str], NoReturn]) -> StoredTensor:
-    what = f"tensor {shorten(name)}"
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        fail(f"{what}: expected dtype, shape and data_offsets")
+    def wrong(what: str) -> NoReturn:
+        fail(f"tensor {shorten(name)}{what}")
+
+    if not isinstance(entry, dict) or entry.keys() != FIELDS:
+        wrong(": expected dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BITS:
-        fail(f"{what} has unknown dtype {shorten(str(dtype))}")
-    for numbers in (shape, offsets):
-        if not isinstance(numbers, list) or any(type(n) is not int or not 0 <= n < 1 << 63 for n in numbers):
-            fail(f"{what}: shape and data_offsets must be lists of whole numbers")
+        wrong(f" has unknown dtype {shorten(str(dtype))}")
+    if not (sizes(shape) and sizes(offsets)):
+        wrong(": shape and data_offsets must be lists of whole numbers")
     if len(offsets) != 2 or len(shape) > 64:
-        fail(f"{what}: has {len(offsets)} offsets and {len(shape)} dimensions")
+        wrong(f": has {len(offsets)} offsets and {len(shape)} dimensions")
     bits = math.prod(shape) * BITS[dtype]
     if offsets[1] - offsets[0] != -(-bits // 8) or bits % 8:
         size = offsets[1] - offsets[0]
-        fail(f"{what} at offset {base + offsets[0]}: {shorten(str(shape))} {dtype} does not take {size} bytes")
+        wrong(f" at offset {base + offsets[0]}: {shorten(str(shape))} {dtype} does not take {size} bytes")
     return StoredTensor(name, tuple(shape), dtype, base + offsets[0], base + offsets[1])

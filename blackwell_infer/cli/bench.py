@@ -161,7 +161,7 @@ def dry_model(path: str, engine: EngineConfig, found: Loaded) -> DryModel:
     if isinstance(runner, GraphRunner):
         real = runner.queue
         queue = DryQueue(real.arch, real.sm_count, real.libraries, total=ENDLESS)
-    checkpoint = open_checkpoint(Path(path))
+    checkpoint = open_checkpoint(Path(path), engine.mtp_file)
     try:
         return DryModel(survey(checkpoint, engine, on_host=False), checkpoint, found.limits.context,
                         found.limits.batch, queue)

@@ -101,7 +101,7 @@ def list_places(devices: Devices) -> list[Place]:
 def examine(path: Path, engine: config.EngineConfig, places: list[Place],
             devices: Devices) -> tuple[Model, dict[str, Fit]]:
     """Read the headers of a checkpoint, and rehearse loading it in every place."""
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, engine.mtp_file)
     try:
         fits = {place.device: try_place(checkpoint, engine, place, devices) for place in chosen(places, engine.device)}
         found = survey(checkpoint, msgspec.structs.replace(engine, max_context=0, reproducible=False), on_host=True)

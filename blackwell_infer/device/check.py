@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import ml_dtypes  # noqa: F401  (registers bfloat16 and the float8 types by name with NumPy)
@@ -73,10 +74,16 @@ class Signature:
         return DeviceError(f"{self.entry}: argument {i} ({p.name}) must be {needed}, not {describe(arg)}")
 
 
+@cache
+def name_of(dtype: np.dtype[Any]) -> str:
+    """`dtype.name`, which NumPy puts together anew each time."""
+    return dtype.name
+
+
 def describe(arg: object) -> str:
     """A short name of an argument: "float32[4,64]", "null", "int 7"."""
     if isinstance(arg, Tensor):
-        return f"{arg.dtype.name}[{','.join(map(str, arg.shape))}]"
+        return f"{name_of(arg.dtype)}[{','.join(map(str, arg.shape))}]"
     if arg is None:
         return "null"
     if isinstance(arg, np.ndarray):
@@ -96,13 +103,19 @@ def check_shape(v: Variant, arch: str, grid: Dim, block: Dim, smem: int) -> None
         raise DeviceError(f"{v.key}: {smem} bytes of shared memory asked, {most} exist per block on {arch}")
 
 
-def check_copy(dst: Array, src: np.ndarray[Any, Any]) -> Tensor:
-    """The destination of an upload, if type and size agree. DeviceError otherwise."""
+def check_copy(dst: Array, sources: Sequence[np.ndarray[Any, Any]]) -> Tensor:
+    """The destination of an upload, if types and sizes agree. DeviceError otherwise."""
     if not isinstance(dst, Tensor):
         raise DeviceError(f"an upload needs a device array, not {describe(dst)}")
-    if dst.dtype != src.dtype or dst.size != src.size:
-        raise DeviceError(f"cannot upload {describe(src)} into {describe(dst)}")
+    if any(dst.dtype != src.dtype for src in sources) or dst.size != sum(src.size for src in sources):
+        raise DeviceError(f"cannot upload {described(sources)} into {describe(dst)}")
     return dst
+
+
+def described(sources: Sequence[np.ndarray[Any, Any]]) -> str:
+    """A short name of what is to be uploaded."""
+    more = f" and {len(sources) - 1} more" if len(sources) > 1 else ""
+    return describe(sources[0]) + more if sources else "nothing"
 
 
 def out_of_memory(what: str, needed: int, free: int, total: int) -> OutOfMemoryError:

@@ -117,14 +117,12 @@ class CudaQueue:
         self.upload(t, host)
         return t
 
-    def upload(self, dst: Array, src: np.ndarray[Any, Any]) -> None:
-        ptr = check_copy(dst, src).ptr
+    def upload(self, dst: Array, *sources: np.ndarray[Any, Any]) -> None:
+        to = check_copy(dst, sources)
         self._check_copies("upload to", dst)
         self.driver.bind()
-        uploader = self._small if src.nbytes <= SMALL_SLOT else self._large
-        for part in contiguous_parts(src):
-            uploader.copy(ptr, part)
-            ptr += part.nbytes
+        uploader = self._small if to.nbytes <= SMALL_SLOT else self._large
+        uploader.copy(to.ptr, (part for src in sources for part in contiguous_parts(src)))
 
     def download(self, src: Array) -> Pending:
         if not isinstance(src, Tensor):

@@ -1,6 +1,7 @@
 """A queue that runs nothing: it checks and records every launch, and counts memory, on any machine."""
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from blackwell_infer.device.queue import Closable, Dim, Scalar
 from blackwell_infer.device.tensor import Tensor
 from blackwell_infer.device.trace import Launch
 from blackwell_infer.errors import DeviceError, KernelError
-from blackwell_infer.kernels.kernel import Variant
+from blackwell_infer.kernels.kernel import Kernel, Variant
 from blackwell_infer.types import Array
 
 FIRST = 1 << 40
@@ -90,6 +91,7 @@ class DryQueue:
         self._next = FIRST
         self._live = 0
         self._owned: dict[object, Closable] = {}
+        self._signatures: dict[str, tuple[Kernel, Signature]] = {}
         self._workspace: Block | None = None
 
     def put(self, host: np.ndarray[Any, Any]) -> Tensor:
@@ -103,7 +105,7 @@ class DryQueue:
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Tensor:
         kind = np.dtype(dtype)
-        nbytes = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+        nbytes = math.prod(map(int, shape)) * kind.itemsize
         if self.inside:
             ptr, lease = self.arena.take(nbytes)
             return Tensor(ptr, tuple(shape), kind, lease)
@@ -112,9 +114,9 @@ class DryQueue:
         weakref.finalize(block, self._forget, block.nbytes)
         return Tensor(block.ptr, tuple(shape), kind, block)
 
-    def upload(self, dst: Array, src: np.ndarray[Any, Any]) -> None:
+    def upload(self, dst: Array, *sources: np.ndarray[Any, Any]) -> None:
         self._check_copies("upload")
-        self._check_alive(check_copy(dst, src), "upload")
+        self._check_alive(check_copy(dst, sources), "upload")
 
     def download(self, src: Array) -> DryPending:
         if not isinstance(src, Tensor):
@@ -137,14 +139,18 @@ class DryQueue:
     def launch(self, v: Variant, grid: Dim, block: Dim, *args: Array | Scalar | None, smem: int = 0,
                pdl: bool = False) -> None:
         check_shape(v, self.arch, grid, block, smem)
+        key = v.key
         if self.arch not in v.kernel.archs:
-            raise KernelError(f"{v.key}: no kernel for {self.arch}; it exists for {', '.join(v.kernel.archs)}")
-        signature = Signature(v.kernel)
+            raise KernelError(f"{key}: no kernel for {self.arch}; it exists for {', '.join(v.kernel.archs)}")
+        kernel, signature = self._signatures.get(key, (None, None))
+        if kernel is not v.kernel or signature is None:
+            signature = Signature(v.kernel)
+            self._signatures[key] = v.kernel, signature
         signature.pack(bytearray(signature.nbytes), args)
         for p, arg in zip(v.kernel.params, args, strict=True):
             if isinstance(arg, Tensor):
-                self._check_alive(arg, f"{v.key}: {p.name}")
-        self.variants[v.key] = v
+                self._check_alive(arg, key, p.name)
+        self.variants[key] = v
         self.trace.append(Launch(v.kernel.entry, v.defines, grid, block, smem, pdl, tuple(map(describe, args))))
 
     def library(self, name: str, call: Callable[[int, int, int], None], reads: Sequence[Array],
@@ -202,14 +208,14 @@ class DryQueue:
         self.persistent -= nbytes
         self._live -= nbytes
 
-    def _check_alive(self, t: Tensor, where: str) -> None:
+    def _check_alive(self, t: Tensor, *where: str) -> None:
         base = t.base
         if isinstance(base, Lease):
             if base.step != self.arena.step:
-                raise DeviceError(f"{where}: {describe(t)} belongs to step {base.step}, but step {self.arena.step} has "
-                                  "reused its memory: keep it in a block of its own")
+                raise DeviceError(f"{': '.join(where)}: {describe(t)} belongs to step {base.step}, but step "
+                                  f"{self.arena.step} has reused its memory: keep it in a block of its own")
             base = base.block
         if not isinstance(base, DryBlock):
-            raise DeviceError(f"{where}: {describe(t)} is not memory of this queue")
+            raise DeviceError(f"{': '.join(where)}: {describe(t)} is not memory of this queue")
         if not base.ptr <= t.ptr <= t.ptr + t.nbytes <= base.ptr + base.nbytes:
-            raise DeviceError(f"{where}: {describe(t)} reaches beyond its block of {base.nbytes} bytes")
+            raise DeviceError(f"{': '.join(where)}: {describe(t)} reaches beyond its block of {base.nbytes} bytes")

@@ -132,11 +132,13 @@ class EmulatedQueue:
         block = EmulatedBlock(self.heap, int(np.prod(shape, dtype=np.int64)) * kind.itemsize)
         return Tensor(block.ptr, tuple(shape), kind, block)
 
-    def upload(self, dst: Array, src: np.ndarray[Any, Any]) -> None:
-        to = check_copy(dst, src)
+    def upload(self, dst: Array, *sources: np.ndarray[Any, Any]) -> None:
+        to, at = check_copy(dst, sources), 0
         self._check_copies("upload")
-        if to.nbytes:
-            self.heap.view(to.ptr, to.nbytes)[:] = np.ascontiguousarray(src).reshape(-1).view(np.uint8)
+        for src in sources:
+            if src.nbytes:
+                self.heap.view(to.ptr + at, src.nbytes)[:] = np.ascontiguousarray(src).reshape(-1).view(np.uint8)
+            at += src.nbytes
 
     def download(self, src: Array) -> Copied:
         if not isinstance(src, Tensor):

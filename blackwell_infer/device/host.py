@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from blackwell_infer.device.check import describe, out_of_memory
+from blackwell_infer.device.check import describe, described, out_of_memory
 from blackwell_infer.errors import DeviceError
 from blackwell_infer.types import Array
 
@@ -40,10 +40,11 @@ class HostMemory:
             raise DeviceError(f"a download needs a host array here, not {describe(src)}")
         return HostPending(src.copy())
 
-    def upload(self, dst: Array, src: np.ndarray[Any, Any]) -> None:
-        if not isinstance(dst, np.ndarray) or (dst.shape, dst.dtype) != (src.shape, src.dtype):
-            raise DeviceError(f"an upload of {describe(src)} needs a host array like it, not {describe(dst)}")
-        dst[...] = src
+    def upload(self, dst: Array, *sources: np.ndarray[Any, Any]) -> None:
+        shape = (sum(len(src) for src in sources), *sources[0].shape[1:]) if len(sources) > 1 else sources[0].shape
+        if not isinstance(dst, np.ndarray) or dst.shape != shape or any(dst.dtype != src.dtype for src in sources):
+            raise DeviceError(f"an upload of {described(sources)} needs a host array like it, not {describe(dst)}")
+        dst[...] = sources[0] if len(sources) == 1 else np.concatenate(sources)
 
     def step(self) -> AbstractContextManager[None]:
         return nullcontext()

@@ -62,8 +62,9 @@ class Memory(Protocol):
         """Start copying an array to the host, in stream order."""
         ...
 
-    def upload(self, dst: Array, src: np.ndarray[Any, Any]) -> None:
-        """Copy host bytes into an existing array, in stream order; `src` may be reused on return."""
+    def upload(self, dst: Array, *sources: np.ndarray[Any, Any]) -> None:
+        """Copy host arrays, end to end, into an existing one, in stream order; they may be reused on return. Many small
+        ones are best given at once."""
         ...
 
     def step(self) -> AbstractContextManager[None]:

@@ -94,8 +94,8 @@ class Recorder:
     def put(self, host: np.ndarray[Any, Any]) -> Array:
         return self.queue.put(host)
 
-    def upload(self, dst: Array, src: np.ndarray[Any, Any]) -> None:
-        self.queue.upload(dst, src)
+    def upload(self, dst: Array, *sources: np.ndarray[Any, Any]) -> None:
+        self.queue.upload(dst, *sources)
 
     def download(self, src: Array) -> Pending:
         return self.queue.download(src)

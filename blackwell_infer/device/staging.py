@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,6 +14,8 @@ from blackwell_infer.device.driver import Driver, PinnedBlock
 from blackwell_infer.device.tensor import Tensor
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+Move = tuple[Bytes, Bytes]
+"""Where bytes go, and where they are"""
 
 SMALL_SLOT = 1 << 20
 LARGE_SLOT = 64 << 20
@@ -38,20 +40,25 @@ class Uploader:
         self._offset = 0
         self._pool: ThreadPoolExecutor | None = None
 
-    def copy(self, ptr: int, src: Bytes) -> None:
-        """Queue the copy of 1-D bytes to device address `ptr`."""
+    def copy(self, ptr: int, parts: Iterable[Bytes]) -> None:
+        """Queue the copy of 1-D bytes, end to end, to device address `ptr`. What fits into a slot goes in one copy."""
         if not self._slots:
             self._slots = [self._driver.allocate_pinned(self._size) for _ in range(2)]
-        api, done = self._driver.api, 0
-        while done < src.nbytes:
-            if self._offset >= self._size:
-                self._turn()
-            slot, start = self._slots[self._current], self._offset
-            n = min(src.nbytes - done, self._size - start)
-            self._fill(slot.view[start:start + n], src[done:done + n])
-            self._driver.call(api.cuMemcpyHtoDAsync(ptr + done, slot.ptr + start, n, self._stream.handle), "an upload")
-            self._offset = -(-(start + n) // 256) * 256
-            done += n
+        first, moves = self._offset, list[Move]()
+        for part in parts:
+            done = 0
+            while done < part.nbytes:
+                if self._offset >= self._size:
+                    ptr = self._send(ptr, first, moves)
+                    self._turn()
+                    first, moves = 0, []
+                n = min(part.nbytes - done, self._size - self._offset)
+                slot = self._slots[self._current].view
+                moves.append((slot[self._offset : self._offset + n], part[done : done + n]))
+                self._offset += n
+                done += n
+        self._send(ptr, first, moves)
+        self._offset = -(-self._offset // 256) * 256
 
     def close(self) -> None:
         """Stop the copying threads, give the memory back, and let go of the stream, which keeps its context."""
@@ -66,14 +73,42 @@ class Uploader:
         if self._events[self._current] is not None:
             self._driver.wait(self._events[self._current])
 
-    def _fill(self, dst: Bytes, src: Bytes) -> None:
-        if src.nbytes <= PIECE:
-            np.copyto(dst, src)
+    def _send(self, ptr: int, first: int, moves: list[Move]) -> int:
+        """Fill the slot from `first` on and queue its copy to `ptr`; the address behind."""
+        if not moves:
+            return ptr
+        self._fill(moves)
+        api, n = self._driver.api, self._offset - first
+        start = self._slots[self._current].ptr + first
+        self._driver.call(api.cuMemcpyHtoDAsync(ptr, start, n, self._stream.handle), "an upload")
+        return ptr + n
+
+    def _fill(self, moves: list[Move]) -> None:
+        if sum(src.nbytes for _, src in moves) <= PIECE:
+            move_all(moves)
             return
         if self._pool is None:
             self._pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1), "upload")
-        starts = range(0, src.nbytes, PIECE)
-        list(self._pool.map(lambda i: np.copyto(dst[i:i + PIECE], src[i:i + PIECE]), starts))
+        list(self._pool.map(move_all, shares(moves)))
+
+
+def move_all(moves: list[Move]) -> None:
+    for dst, src in moves:
+        np.copyto(dst, src)
+
+
+def shares(moves: list[Move]) -> Iterator[list[Move]]:
+    """The moves in lists of about `PIECE` bytes, large ones cut."""
+    share, size = list[Move](), 0
+    for dst, src in moves:
+        for i in range(0, src.nbytes, PIECE):
+            share.append((dst[i : i + PIECE], src[i : i + PIECE]))
+            size += share[-1][1].nbytes
+            if size >= PIECE:
+                yield share
+                share, size = [], 0
+    if share:
+        yield share
 
 
 def contiguous_parts(host: np.ndarray[Any, Any]) -> Iterator[Bytes]:

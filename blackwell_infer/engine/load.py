@@ -8,6 +8,7 @@ import msgspec
 
 from blackwell_infer.checkpoint import Checkpoint, located, open_checkpoint, resolve
 from blackwell_infer.checkpoint.fingerprint import fingerprint
+from blackwell_infer.checkpoint.head import PREFIX
 from blackwell_infer.config import EngineConfig
 from blackwell_infer.device.host import HostMemory
 from blackwell_infer.engine.capacity import Capacity, Room, fit, wanted_context
@@ -117,7 +118,7 @@ def load(model: str, config: EngineConfig, progress: Progress) -> Loaded:
     no such device; OutOfMemoryError: weights, cache or workspace do not fit (with bytes, and what to change);
     ConfigError: settings that contradict each other or the model.
     """
-    checkpoint = open_checkpoint(resolve(model, revision=config.revision, progress=progress))
+    checkpoint = open_checkpoint(resolve(model, revision=config.revision, progress=progress), config.mtp_file)
     try:
         return loaded(checkpoint, config, progress)
     finally:
@@ -172,11 +173,16 @@ def survey(checkpoint: Checkpoint, config: EngineConfig, on_host: bool) -> Surve
         counting = Counting(checkpoint.tensors)
         family.build(cfg, counting, context)
         measure = counting.measure(dense=on_host)
+        if family.draft is None and config.mtp_file:
+            raise ConfigError(f"mtp_file = {config.mtp_file}: models of the family {family.name} take no head for "
+                              "multi-token prediction; leave it out")
         # What is there of the head must fit, also if it is not loaded.
-        head = family.draft is not None and family.draft.build(cfg, counting) is not None
+        with located(head_file(checkpoint)):
+            head = family.draft is not None and family.draft.build(cfg, counting) is not None
         counting.check_complete()
         if config.speculate == "mtp" and not head:
-            raise ConfigError("speculate = mtp: the model has no head for multi-token prediction; take ngram, or auto")
+            raise ConfigError("speculate = mtp: the model has no head for multi-token prediction; name a file that has "
+                              "it with mtp_file, or take ngram, or auto")
         head = head and config.speculate in ("auto", "mtp")
         if head:
             measure = msgspec.structs.replace(counting.measure(dense=on_host), decode=measure.decode)
@@ -191,6 +197,12 @@ def survey(checkpoint: Checkpoint, config: EngineConfig, on_host: bool) -> Surve
     return Survey(Build(family, cfg, choose_dtype(config.dtype, on_host, measure, checkpoint),
                         config.activations, config.reproducible, config.state_dtype,
                         head), limits, measure)
+
+
+def head_file(checkpoint: Checkpoint) -> Path:
+    """Where the head for guesses lies, for messages: the model itself if there is none, or in its own files."""
+    found = (Path(info.file) for name, info in checkpoint.tensors.items() if name.startswith(PREFIX))
+    return next(found, checkpoint.path)
 
 
 def step_tokens(config: EngineConfig, on_host: bool) -> int:

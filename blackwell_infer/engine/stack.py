@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any, Protocol
 
 import msgspec
@@ -60,21 +61,22 @@ def one_matrix(pieces: Pieces, form: str, source: Source) -> Weight:
 
 
 def stacked(queue: Queue, pieces: Pieces, form: str, source: Source, loaded: Callable[[int], None]) -> Weight:
-    """The stack on a device, uploaded piece by piece; `loaded` is told the bytes."""
+    """The stack on a device, many pieces at a time; `loaded` is told the bytes."""
     pieces.check(form)
-    layout = FORMATS[form].layout
+    layout, grows = FORMATS[form].layout, growing(form, pieces.shape[1])
     parts = tuple(queue.empty(shape, dtype) for shape, dtype in layout(pieces.whole))
     rest: dict[int, np.ndarray[Any, Any]] = {}
-    for first, weight in blocks(pieces, source):
-        start, size = layout((first, pieces.shape[1])), layout(weight.shape)
-        for i, (part, block) in enumerate(zip(parts, weight.parts, strict=True)):
-            host = np.asarray(block)
-            if per_row(form, i, pieces.shape[1]):
+    for first, weights in runs(pieces, source, pieces.whole[0]):
+        start = layout((first, pieces.shape[1]))
+        for i, part in enumerate(parts):
+            hosts = [np.asarray(w.parts[i]) for w in weights]
+            if grows[i]:
                 at = start[i][0][0]
-                queue.upload(part[at : at + size[i][0][0]], host)
-                loaded(host.nbytes)
+                target = part[at : at + sum(len(host) for host in hosts)]
+                queue.upload(target, *hosts)
+                loaded(target.nbytes)
             else:  # one number for all rows, as `Packed.concat` joins them
-                rest[i] = np.maximum(rest[i], host) if i in rest else host
+                rest[i] = np.maximum.reduce([*hosts, rest.get(i, hosts[0])])
     for i, host in rest.items():
         queue.upload(parts[i], host)
         loaded(host.nbytes)
@@ -88,21 +90,42 @@ def ordered(queue: Queue, pieces: Pieces, form: str, source: Source, loaded: Cal
     row = FRAGMENTS[form].tile_bytes * (cols // COLS) // ROWS  # bytes, in tiles
     out = queue.empty((rows * row,), np.uint8)
     most = min(rows, max(SCRATCH // row // ROWS, 1) * ROWS)
+    grows = growing(form, cols)
     raw = tuple(queue.empty(shape, dtype) for shape, dtype in FORMATS[form].layout((most, cols)))
-    for first, weight in blocks(pieces, source):
-        for low in range(0, weight.shape[0], most):
-            host = slice_rows(weight, low, min(most, weight.shape[0] - low))
-            count, parts = host.shape[0], []
-            for i, (target, part) in enumerate(zip(raw, host.parts, strict=True)):
-                if per_row(form, i, cols):
-                    target = target[:count]
-                    queue.upload(target, np.asarray(part))
-                if low == 0 or per_row(form, i, cols):  # the scale of inputs counts once per piece
-                    loaded(np.asarray(part).nbytes)
-                parts.append(target)
-            at = (first + low) * row
-            arrange(Weight(form, host.shape, tuple(parts)), out[at : at + count * row])
+
+    def read(name: str) -> Weight:
+        weight = source(name)
+        loaded(sum(np.asarray(part).nbytes for part, grow in zip(weight.parts, grows, strict=True) if not grow))
+        return weight
+
+    for first, weights in runs(pieces, read, most):
+        count, parts = sum(w.shape[0] for w in weights), []
+        for i, target in enumerate(raw):
+            if grows[i]:
+                target = target[:count]
+                queue.upload(target, *(np.asarray(w.parts[i]) for w in weights))
+                loaded(target.nbytes)
+            parts.append(target)  # what is one number for all rows, the scale of inputs, has no place in the order
+        arrange(Weight(form, (count, cols), tuple(parts)), out[first * row : (first + count) * row])
     return Weight(form + SUFFIX, pieces.whole, (out,))
+
+
+def runs(pieces: Pieces, source: Source, most: int) -> Iterator[tuple[int, list[Weight]]]:
+    """Neighbouring rows of the stack, up to `most` at a time: the first one, and the weights that hold them. What is
+    read of a checkpoint are views, so many of them cost nothing."""
+    start, count, found = 0, 0, list[Weight]()
+    for first, weight in blocks(pieces, source):
+        assert first == start + count
+        low = 0
+        while low < weight.shape[0]:
+            take = min(weight.shape[0] - low, most - count)
+            found.append(weight if take == weight.shape[0] else slice_rows(weight, low, take))
+            count, low = count + take, low + take
+            if count == most:
+                yield start, found
+                start, count, found = start + count, 0, []
+    if found:
+        yield start, found
 
 
 def tiled(pieces: Pieces, form: str) -> bool:
@@ -111,18 +134,18 @@ def tiled(pieces: Pieces, form: str) -> bool:
 
 
 def blocks(pieces: Pieces, source: Source) -> Iterator[tuple[int, Weight]]:
-    """Every piece of the stack, and its first row. One tensor that is the whole stack is one piece."""
+    """Every piece of the stack, and its first row, one behind the other. One tensor that is the whole stack is one
+    piece."""
     n = pieces.shape[0]
     stride = n * len(pieces.names)
-    for j, name in enumerate(pieces.names):
-        parts = members(name, pieces.count)
-        if len(parts) == 1 and len(pieces.names) == 1:
-            yield 0, source(parts[0])
-            continue
-        everything = source(parts[0]) if parts == (name,) else None
+    parts = [members(name, pieces.count) for name in pieces.names]
+    whole = [source(name) if each == (name,) else None for name, each in zip(pieces.names, parts, strict=True)]
+    if len(whole) == 1 and whole[0] is not None:
+        yield 0, whole[0]
+    else:
         for e in range(pieces.count):
-            weight = source(parts[e]) if everything is None else slice_rows(everything, e * n, n)
-            yield e * stride + j * n, weight
+            for j, (each, stack) in enumerate(zip(parts, whole, strict=True)):
+                yield e * stride + j * n, source(each[e]) if stack is None else slice_rows(stack, e * n, n)
     for i, name in enumerate(pieces.last):
         yield pieces.count * stride + i * (stride // len(pieces.last)), source(name)
 
@@ -130,13 +153,14 @@ def blocks(pieces: Pieces, source: Source) -> Iterator[tuple[int, Weight]]:
 def slice_rows(w: Weight, first: int, rows: int) -> Weight:
     """Neighbouring rows of a host weight as views; both numbers must be whole blocks of rows of its format."""
     layout, cols = FORMATS[w.format].layout, w.shape[1]
-    start, stop = layout((first, cols)), layout((first + rows, cols))
-    parts = tuple(np.asarray(part)[start[i][0][0] : stop[i][0][0]] if per_row(w.format, i, cols) else part
+    start, stop, grows = layout((first, cols)), layout((first + rows, cols)), growing(w.format, cols)
+    parts = tuple(np.asarray(part)[start[i][0][0] : stop[i][0][0]] if grows[i] else part
                   for i, part in enumerate(w.parts))
     return Weight(w.format, (rows, cols), parts)
 
 
-def per_row(form: str, part: int, cols: int) -> bool:
-    """Whether a part of a format grows with the rows (codes and scales do, the scale of inputs does not)."""
-    layout = FORMATS[form].layout
-    return layout((1 << 20, cols))[part][0] != layout((1 << 21, cols))[part][0]
+@cache
+def growing(form: str, cols: int) -> tuple[bool, ...]:
+    """Of each part of a format whether it grows with the rows (codes and scales do, the scale of inputs does not)."""
+    few, many = (FORMATS[form].layout((1 << n, cols)) for n in (20, 21))
+    return tuple(a[0] != b[0] for a, b in zip(few, many, strict=True))

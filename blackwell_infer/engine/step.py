@@ -94,7 +94,8 @@ def guess(ops: Ops, model: Model, tokens: TokenState, work: HeadWork) -> None:
         if not rows:
             break
         h = h if i else ops.take_rows(h, work.last)
-        sampled = ops.sample_(model.penalties, model.family.logits(ops, model.cfg, model.params, h), work.params)
+        values = draft.logits(ops, model.cfg, model.params, head.params, h)
+        sampled = ops.sample_(model.penalties, values, work.params)
         ops.deliver_(TokenState(tokens.newest, tokens.block[2 * i * rows : 2 * (i + 1) * rows]), sampled, work.slots)
 
 

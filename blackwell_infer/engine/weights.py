@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -275,11 +276,13 @@ def joined_on_host(weights: list[Weight]) -> Weight:
 def hollow(tensors: Mapping[str, TensorInfo]) -> Source:
     """Matrices of the right shapes and types without memory behind them, for rehearsals."""
 
+    @cache
+    def blank(form: str, shape: tuple[int, int]) -> Weight:
+        return Weight(form, shape, tuple(np.broadcast_to(np.zeros((), d), s) for s, d in FORMATS[form].layout(shape)))
+
     def weight(name: str) -> Weight:
         info = tensors[name]
-        rows, cols = math.prod(info.shape[:-1]), info.shape[-1]
-        layout = FORMATS[info.format].layout((rows, cols))
-        return Weight(info.format, (rows, cols), tuple(np.broadcast_to(np.zeros((), d), s) for s, d in layout))
+        return blank(info.format, (math.prod(info.shape[:-1]), info.shape[-1]))
 
     return weight
 

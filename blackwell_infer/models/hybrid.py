@@ -29,6 +29,8 @@ PREFIXES = ("model.", "model.language_model.")
 MTP = "mtp."
 """Where the tensors of the head for guesses stand"""
 MTP_OWN = ("fc.weight", "pre_fc_norm_embedding.weight", "pre_fc_norm_hidden.weight", "norm.weight")
+MTP_SHARED = ("embed_tokens.weight", "lm_head.weight")
+"""What a head has only where it differs from the model's"""
 MTP_LAYER = ("input_layernorm", "post_attention_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
              "self_attn.o_proj", "self_attn.q_norm", "self_attn.k_norm")
 
@@ -88,13 +90,16 @@ class HybridParams(msgspec.Struct, frozen=True):
 
 
 class DraftParams(msgspec.Struct, frozen=True):
-    """The head for guesses: `fc` [H, 2 H] takes the normed embedding and the normed hidden state, side by side."""
+    """The head for guesses: `fc` [H, 2 H] takes the normed embedding and the normed hidden state, side by side. Few
+    heads have embeddings (None) and an output projection (none) other than the model's."""
 
     embedding_norm: Array
     hidden_norm: Array
     fc: Linear
     layer: HybridLayer
     norm: Array
+    embed: Weight | None
+    out: Linear
 
 
 def geometry(cfg: HybridConfig) -> Geometry:
@@ -152,12 +157,15 @@ def build_draft(cfg: HybridConfig, take: Take) -> DraftParams | None:
         present = next(name for name in names if name not in missing)
         raise CheckpointError(f"tensor {missing[0]} is missing, while {present} is there: the head for multi-token "
                               "prediction is incomplete; take a checkpoint with all of it or with none")
-    h, last = cfg.hidden, len(cfg.recurrent) - 1
+    h, last, own = cfg.hidden, len(cfg.recurrent) - 1, [MTP + name for name in MTP_SHARED]
+    embedding, out = (name if take.has(name) else "" for name in own)
     return DraftParams(
         embedding_norm=take.vector(MTP + "pre_fc_norm_embedding.weight", h, cfg.plus),
         hidden_norm=take.vector(MTP + "pre_fc_norm_hidden.weight", h, cfg.plus),
         fc=take.linear([MTP + "fc.weight"], [(h, 2 * h)]),
-        layer=build_layer(widest(cfg), take, base, last, False), norm=take.vector(MTP + "norm.weight", h, cfg.plus))
+        layer=build_layer(widest(cfg), take, base, last, False), norm=take.vector(MTP + "norm.weight", h, cfg.plus),
+        embed=take.table(embedding, (cfg.vocab, h)) if embedding else None,
+        out=take.linear([out], [(cfg.vocab, h)]) if out else ())
 
 
 def widest(cfg: HybridConfig) -> HybridConfig:
@@ -219,8 +227,8 @@ def draft(ops: Ops, cfg: HybridConfig, params: HybridParams, head: DraftParams, 
     """See `models.spec.Draft.forward`."""
     p = head.layer
     assert isinstance(p.mixer, GatedAttention)
-    both = ops.rms_norm_pair(ops.embed(params.embed, batch.ids, dtype), hidden, head.embedding_norm, head.hidden_norm,
-                             cfg.eps)
+    embedded = ops.embed(params.embed if head.embed is None else head.embed, batch.ids, dtype)
+    both = ops.rms_norm_pair(embedded, hidden, head.embedding_norm, head.hidden_norm, cfg.eps)
     residual = ops.linear(both, head.fc)
     h = fused.rms_norm(ops, residual, p.mixer_norm, cfg.eps, p.mixer.into)
     x = gated_attention(ops, cfg, p.mixer, kv, h, batch, params.rope, dtype)
@@ -229,4 +237,9 @@ def draft(ops: Ops, cfg: HybridConfig, params: HybridParams, head: DraftParams, 
     return y
 
 
-DRAFT = Draft(cache=lambda cfg: cfg.cache, build=build_draft, forward=draft)
+def draft_logits(ops: Ops, cfg: HybridConfig, params: HybridParams, head: DraftParams, hidden: Array) -> Array:
+    """See `models.spec.Draft.logits`."""
+    return ops.logits(hidden, head.out or params.head)
+
+
+DRAFT = Draft(cache=lambda cfg: cfg.cache, build=build_draft, forward=draft, logits=draft_logits)

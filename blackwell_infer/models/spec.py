@@ -113,6 +113,8 @@ class Draft(msgspec.Struct, frozen=True):
 
     `hidden` are final hidden states (or what this returned) of tokens whose positions `batch` has; `batch.ids` are the
     tokens that follow them."""
+    logits: Callable[[Ops, Any, Any, Any, Array], Array]
+    """logits(ops, cfg, params, head, what `forward` made [N, H]) -> [N, V] float32"""
 
 
 class Family(msgspec.Struct, frozen=True):

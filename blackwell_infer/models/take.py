@@ -25,7 +25,7 @@ class Stored(Protocol):
     def nbytes(self) -> int: ...
 
 
-class Need(msgspec.Struct, frozen=True):
+class Need(msgspec.Struct, frozen=True, gc=False):
     """One parameter of a family: `nbytes` in memory once loaded, in its own `format` (vectors become float32)."""
 
     name: str

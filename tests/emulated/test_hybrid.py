@@ -1,11 +1,13 @@
 """Hybrids of recurrent and attention layers on the emulated device: tokens of whole models as the NumPy backend's."""
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from builds import BUILDS
 from tooling import load_tool
 
@@ -58,10 +60,21 @@ def test_bfloat16_is_no_worse_than_another_engine(name: str, monkeypatch: pytest
     assert np.sqrt(np.mean((got - want) ** 2)) < 1.1 * np.sqrt(np.mean((rounded - want) ** 2))
 
 
-@pytest.mark.parametrize("name", ["qwen3_5", "qwen3_5_moe"])
-def test_guesses_of_the_token_after_the_next(name: str, emulated: Callable[..., EmulatedQueue]) -> None:
-    """The head over a text of 20 tokens, in one step and token by token."""
-    queue, checkpoint = emulated("sm_90a"), open_checkpoint(DATA / name)
+@pytest.mark.parametrize(("name", "own"), [("qwen3_5", False), ("qwen3_5_moe", False), ("qwen3_5", True)])
+def test_guesses_of_the_token_after_the_next(name: str, own: bool, emulated: Callable[..., EmulatedQueue],
+                                             tmp_path: Path) -> None:
+    """The head over a text of 20 tokens, in one step and token by token; with embeddings and an output projection of
+    its `own`, the model's are spoiled."""
+    folder = DATA / name
+    if own:
+        folder = shutil.copytree(folder, tmp_path / name)
+        tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+        embed = next(n for n in tensors if n.endswith("embed_tokens.weight"))
+        output = "lm_head.weight" if "lm_head.weight" in tensors else embed
+        tensors |= {"mtp.embed_tokens.weight": tensors[embed], "mtp.lm_head.weight": tensors[output]}
+        tensors |= {n: np.ascontiguousarray(tensors[n][::-1]) for n in {embed, output}}
+        safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    queue, checkpoint = emulated("sm_90a"), open_checkpoint(folder)
     family, count = find_family(checkpoint.config), 20
     cfg, draft, ops = family.config(checkpoint.config), family.draft, CudaOps(queue)
     assert draft is not None
@@ -81,6 +94,6 @@ def test_guesses_of_the_token_after_the_next(name: str, emulated: Callable[..., 
                 batch = Batch(**{n: queue.put(np.asarray(v, np.int32)) for n, v in arrays.items()}, max_new=step,
                               max_length=count)
                 y = draft.forward(ops, cfg, params, head, kv, batch, queue.put(hidden[at]), "float32")
-                got.append(queue.download(family.logits(ops, cfg, params, y)).result())
+                got.append(queue.download(draft.logits(ops, cfg, params, head, y)).result())
         assert np.abs(np.concatenate(got) - want).max() < 1e-3
     checkpoint.close()

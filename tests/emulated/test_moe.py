@@ -15,6 +15,7 @@ from blackwell_infer.device.emulated import EmulatedQueue
 from blackwell_infer.engine import stack
 from blackwell_infer.engine.stack import Pieces, ordered, stacked, tiled
 from blackwell_infer.errors import KernelError, UnsupportedModelError
+from blackwell_infer.models.take import members
 from blackwell_infer.ops import inputs
 from blackwell_infer.ops.batch import Routing
 from blackwell_infer.ops.cuda import CudaOps, expert_groups
@@ -231,7 +232,7 @@ def test_stacks_lie_in_fragment_order(emulated: Make, monkeypatch: pytest.Monkey
         monkeypatch.setattr(stack, "SCRATCH", scratch)
         seen: list[int] = []
         got = ordered(queue, pieces, form, source.__getitem__, seen.append, CudaOps(queue).arrange)
-        read = sum(piece.nbytes for _, piece in stack.blocks(pieces, source.__getitem__))
+        read = sum(source[part].nbytes for name in names for part in members(name, count))
         assert (got.format, got.shape, sum(seen)) == (want.format, want.shape, read)
         assert np.array_equal(queue.download(got.parts[0]).result(), np.asarray(want.parts[0]))
 

@@ -88,8 +88,8 @@ class Load:
 class Model:
     """One checkpoint and one row's cache of `context` tokens, its pages in shuffled order."""
 
-    def __init__(self, path: Path, dtype: str = "float32", context: int = 512) -> None:
-        self.checkpoint = open_checkpoint(path)
+    def __init__(self, path: Path, dtype: str = "float32", context: int = 512, head: str = "") -> None:
+        self.checkpoint = open_checkpoint(path, head)
         self.config: Mapping[str, Any] = self.checkpoint.config
         self.family = find_family(self.config)
         self.cfg = self.family.config(self.config)

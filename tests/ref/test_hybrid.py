@@ -107,4 +107,4 @@ def guesses(model: Model, ids: np.ndarray[Any, Any], hidden: np.ndarray[Any, Any
         found.append(np.asarray(draft.forward(ref, model.cfg, model.params, head, kv, batch,
                                               hidden[first : first + len(batch.ids)], model.dtype)))
     y = np.concatenate(found)
-    return y, np.asarray(model.family.logits(ref, model.cfg, model.params, y))
+    return y, np.asarray(draft.logits(ref, model.cfg, model.params, head, y))

@@ -127,6 +127,36 @@ def pruned(tensors: Tensors, counts: tuple[int, ...]) -> Tensors:
                   for i, count in enumerate(counts)}
 
 
+ROUTER, ROUTED = f"{INNER}1.mlp.gate.weight", f"{INNER}1.mlp.experts."
+
+
+@pytest.mark.parametrize(("change", "count", "error", "words"), [
+    (lambda t: t, 6, CheckpointError, r"0.mlp.gate.weight has 7 rows, the configuration gives layer 0 at most 6 exp"),
+    (lambda t: t | {ROUTER: t[ROUTER][:6]}, 7, UnsupportedModelError,
+     rf"{ROUTED}6.down_proj.weight and 2 others would not be used"),
+    (lambda t: t | {ROUTER: np.concatenate((t[ROUTER], t[ROUTER][:1]))}, 8, CheckpointError,
+     rf"{ROUTED}7.gate_proj.weight \[32, 64\] is missing"),
+    (lambda t: t | {"mtp.layers.0.mlp.gate.weight": np.repeat(t["mtp.layers.0.mlp.gate.weight"], 2, axis=0)}, 7,
+     CheckpointError, r"mtp.layers.0.mlp.gate.weight has 14 rows, .* layer 2 at most 7 experts"),
+    (lambda t: stacked(t) | {ROUTER: t[ROUTER][:6]}, 7, CheckpointError,
+     rf"{ROUTED}gate_up_proj has shape \[7, 64, 64\], the configuration asks for \[6, 64, 64\]"),
+    (lambda t: {n: v for n, v in t.items() if n != "mtp.layers.0.mlp.shared_expert_gate.weight"}, 7, CheckpointError,
+     r"mtp.layers.0.mlp.shared_expert_gate.weight is missing"),
+    (lambda t: {n: v for n, v in t.items() if not n.startswith("mtp.") or ".mlp." in n}, 7, UnsupportedModelError,
+     r"mtp.layers.0.mlp.experts.down_proj and \d+ others would not be used"),
+])
+def test_experts_that_do_not_go_with_their_router_are_named(change: Callable[[Tensors], Tensors], count: int,
+                                                            error: type[Exception], words: str,
+                                                            tmp_path: Path) -> None:
+    folder = rewritten(tmp_path / "m", SPARSE, change)
+    config = json.loads((folder / "config.json").read_text())
+    config.get("text_config", config)["num_experts"] = count
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(error, match=words) as caught:
+        surveyed(folder)
+    assert str(folder) in str(caught.value) or error is UnsupportedModelError
+
+
 def stacked(tensors: Tensors) -> Tensors:
     """The experts of each layer as two tensors, as releases in bfloat16 have them."""
     out = {name: t for name, t in tensors.items() if ".mlp.experts." not in name or name.startswith("mtp.")}

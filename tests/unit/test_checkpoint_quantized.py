@@ -221,6 +221,9 @@ def test_stacks_show_their_shape_and_read_as_one_matrix(tmp_path: Path) -> None:
         (path / "lynn_quant_manifest.json").write_text(json.dumps(shape))
         with pytest.raises(CheckpointError, match="original_shape"):
             open_checkpoint(path)
+    (path / "lynn_quant_manifest.json").write_text(json.dumps({"quantized_tensors": {"model.layers.9.x": {}}}))
+    with pytest.raises(CheckpointError, match=r"manifest.json: lists none of the packed .*belongs to another model"):
+        open_checkpoint(path)
 
 
 def test_shards_may_part_a_matrix_from_its_scales(tmp_path: Path) -> None:

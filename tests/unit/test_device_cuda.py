@@ -77,6 +77,28 @@ assert fake.fake_launches() == 3 and q.sm_count == 132
 ''')
 
 
+def test_many_arrays_go_up_end_to_end(run: Callable[..., str]) -> None:
+    """Of every size, also across the page-locked slots of both kinds, in turns, and some that are not contiguous."""
+    run('''
+rng = np.random.default_rng(0)
+for sizes in ([0, 3, 0, 70, 1], rng.integers(1, 9000, 400), rng.integers(1, 60_000, 40), [17] * 50,
+              [5 << 20, 61 << 20, 9, 4 << 20, 70 << 20], [], [1 << 20], [64 << 20, 1]):
+    arrays = [rng.integers(0, 256, 2 * n, np.uint8)[:: 2 if i % 5 == 2 else 1][:n] for i, n in enumerate(sizes)]
+    whole = np.concatenate([np.zeros(0, np.uint8), *arrays])
+    x = q.zeros((len(whole) + 2,), np.uint8)
+    q.upload(x[1:-1] if len(whole) else x[:0], *arrays)
+    if len(whole):
+        got = q.download(x).result()
+        assert got[0] == got[-1] == 0 and (got[1:-1] == whole).all(), sizes
+x = q.zeros((4, 2), np.float32)
+q.upload(x, np.ones((3, 2), np.float32), np.full((1, 2), 5, np.float32))
+assert q.download(x).result().tolist() == [[1, 1]] * 3 + [[5, 5]]
+assert "float32[3, 2] and 1 more into float32[4,2]" in raises(
+    DeviceError, lambda: q.upload(x, np.ones((3, 2), np.float32), np.ones((1, 2))))
+assert "cannot upload nothing" in raises(DeviceError, lambda: q.upload(x))
+''')
+
+
 def test_memory_is_freed_with_its_last_tensor(run: Callable[..., str]) -> None:
     run('''
 free, total = q.memory()

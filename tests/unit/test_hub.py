@@ -36,6 +36,8 @@ def repositories() -> dict[str, dict[str, bytes]]:
         "org/one": text | {"model.safetensors": bytes(5000), "pytorch_model.bin": b"no", "onnx/m.safetensors": b"no"},
         "org/shards": text | {"model.safetensors.index.json": index, SHARDS[0]: bytes(300_000), SHARDS[1]: bytes(70),
                               "consolidated.safetensors": b"no"},
+        "org/headed": text | {"model.safetensors": bytes(50), "model_mtp.safetensors": bytes(7),
+                              "x.safetensors": b"no"},
         "org/lacking": text | {"model.safetensors.index.json": index, SHARDS[0]: bytes(3)},
         "org/files": {"a.gguf": b"GGUF-a", "b.gguf": b"GGUF-b", **parts},
         "org/single": {"README.md": b"no", **parts},
@@ -186,6 +188,11 @@ def test_shards_are_those_of_the_index(hub: Hub) -> None:
     assert (folder / SHARDS[0]).stat().st_size == 300_000
     with pytest.raises(DownloadError, match=f"lacks {SHARDS[1]}"):
         fetch("org/lacking")
+
+
+def test_a_head_that_no_index_lists_comes_along(hub: Hub) -> None:
+    fetch("org/headed")
+    assert sorted(hub.fetched) == ["config.json", "model.safetensors", "model_mtp.safetensors", "tokenizer.json"]
 
 
 def test_gguf_files(hub: Hub) -> None:

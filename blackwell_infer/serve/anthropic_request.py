@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from blackwell_infer.errors import RequestError
-from blackwell_infer.serve.conversation import Ask, Thinking
+from blackwell_infer.serve.conversation import Ask, Effort, Thinking
 from blackwell_infer.serve.errors import invalid
 from blackwell_infer.text.tools import Named, ToolChoice
 from blackwell_infer.types import Grammar, Message, Sampling, Tool, ToolCall
@@ -84,7 +84,7 @@ class Format(Struct):
 
 
 class OutputSpec(Struct):
-    effort: str | None = None
+    effort: Effort | None = None
     format: Format | None = None
 
 
@@ -124,10 +124,10 @@ def read_body(value: dict[str, Any], kind: type[Read]) -> Read:
 
 def ask_of(body: Body, defaults: Sampling) -> Ask:
     """The question that a request asks; what it leaves out comes from the model's `defaults`."""
-    budget = body.thinking.budget_tokens if body.thinking else None
+    budget = body.thinking.budget_tokens if body.thinking and body.thinking.type == "enabled" else None
     if budget is not None and budget >= body.max_tokens:
         raise RequestError("thinking.budget_tokens must be less than max_tokens, which counts the thinking too")
-    given = {"temperature": body.temperature, "top_p": body.top_p, "top_k": body.top_k}
+    given = {"temperature": body.temperature, "top_p": body.top_p, "top_k": body.top_k, "thinking_budget": budget}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     format = body.output_config.format if body.output_config else None
     if format is not None:

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from blackwell_infer.serve import sse
-from blackwell_infer.serve.conversation import Ask, Delta, Reply, Thinking, converse, gather
+from blackwell_infer.serve.conversation import Ask, Delta, Effort, Reply, converse, gather, thinking_of
 from blackwell_infer.serve.errors import HttpError, openai_body
 from blackwell_infer.serve.host import Host, attended
 from blackwell_infer.text.messages import read_messages
@@ -64,8 +64,9 @@ class ChatBody(Common, frozen=True, kw_only=True):
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool = True
-    reasoning_effort: str | None = None
+    reasoning_effort: Effort | None = None
     enable_thinking: bool | None = None
+    thinking_budget: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
 
@@ -91,18 +92,16 @@ def to_ask(body: ChatBody, default: Sampling) -> Ask:
     enabled = kwargs.pop("enable_thinking", body.enable_thinking)
     if not isinstance(enabled, bool | None):
         raise HttpError(400, "enable_thinking must be true or false", "chat_template_kwargs.enable_thinking")
-    effort = body.reasoning_effort
-    if effort is not None and enabled is None:
-        enabled = effort not in ("none", "minimal")
     sampling = msgspec.structs.replace(
         to_sampling(body, default), logprobs=body.top_logprobs if body.logprobs else None,
         max_tokens=body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens,
-        grammar=to_grammar(body.response_format))
+        grammar=to_grammar(body.response_format),
+        thinking_budget=default.thinking_budget if body.thinking_budget is None else body.thinking_budget)
     if body.top_logprobs and not body.logprobs:
         raise HttpError(400, "top_logprobs needs logprobs to be true", "top_logprobs")
     return Ask(messages=messages, tools=tools, choice=to_choice(body.tool_choice, tools),
                parallel=body.parallel_tool_calls, sampling=sampling, timeout=body.timeout, priority=body.priority,
-               thinking=Thinking(enabled=enabled, effort=effort), variables=kwargs)
+               thinking=thinking_of(enabled, body.reasoning_effort, body.thinking_budget), variables=kwargs)
 
 
 def to_sampling(body: Common, default: Sampling) -> Sampling:

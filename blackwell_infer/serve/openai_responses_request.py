@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from blackwell_infer.errors import RequestError
-from blackwell_infer.serve.conversation import Ask, Thinking
+from blackwell_infer.serve.conversation import Ask, Effort, thinking_of
 from blackwell_infer.serve.errors import invalid
 from blackwell_infer.text.messages import arguments_of
 from blackwell_infer.text.tools import Named, ToolChoice
@@ -102,7 +102,7 @@ class TextSpec(Struct):
 
 
 class ReasoningSpec(Struct):
-    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    effort: Effort | None = None
 
 
 class Body(Struct):
@@ -116,6 +116,7 @@ class Body(Struct):
     parallel_tool_calls: bool | None = True
     text: TextSpec | None = None
     reasoning: ReasoningSpec | None = None
+    thinking_budget: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     max_output_tokens: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
@@ -160,14 +161,15 @@ def said(output: Sequence[Item]) -> list[Item]:
 
 def ask_of(body: Body, before: Sequence[Item], defaults: Sampling) -> Ask:
     """The question that a request asks after the items `before`; what it leaves out comes from `defaults`."""
-    given = {"temperature": body.temperature, "top_p": body.top_p, "max_tokens": body.max_output_tokens}
+    given = {"temperature": body.temperature, "top_p": body.top_p, "max_tokens": body.max_output_tokens,
+             "thinking_budget": body.thinking_budget}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     tools = tuple(_tool(spec, i) for i, spec in enumerate(body.tools or ()))
     return Ask(
         messages=_messages(body.instructions, [*before, *items_of(body)]), tools=tools,
         choice=_choice(body.tool_choice, tools), parallel=body.parallel_tool_calls is not False,
         sampling=msgspec.structs.replace(defaults, grammar=_grammar(body.text), n=1, **changes),
-        thinking=_thinking(body.reasoning),
+        thinking=thinking_of(None, body.reasoning.effort if body.reasoning else None, body.thinking_budget),
     )
 
 
@@ -176,12 +178,6 @@ def _grammar(spec: TextSpec | None) -> Grammar | None:
     if isinstance(format, SchemaFormat):
         return Grammar("json_schema", msgspec.json.encode(format.schema).decode())
     return Grammar("json_object") if isinstance(format, ObjectFormat) else None
-
-
-def _thinking(spec: ReasoningSpec | None) -> Thinking:
-    if spec is None or spec.effort is None:
-        return Thinking()
-    return Thinking(enabled=False) if spec.effort == "none" else Thinking(enabled=True, effort=spec.effort)
 
 
 def _tool(spec: ToolSpec, index: int) -> Tool:

@@ -71,6 +71,24 @@ def test_thinking(client: anthropic.Anthropic) -> None:
     assert client.messages.create(messages=back, **BASE).content[0].type == "text"
 
 
+def test_a_budget_of_thinking(client: anthropic.Anthropic) -> None:
+    def thought(thinking: Any, **more: Any) -> str:
+        asked: Any = [{"role": "user", "content": "How many days are in 3 weeks?"}]
+        got = client.messages.create(messages=asked, thinking=thinking, **BASE, **more)
+        assert got.content[-1].type in ("text", "tool_use")
+        return "".join(block.thinking for block in got.content if block.type == "thinking")
+
+    whole = thought({"type": "adaptive"})
+    for budget in (1, 3):
+        short = thought({"type": "enabled", "budget_tokens": budget})
+        assert whole.startswith(short) and 0 < len(short) < len(whole)
+        tool: Any = {"tools": [TOOL], "tool_choice": {"type": "any"}}
+        assert 0 < len(thought({"type": "enabled", "budget_tokens": budget}, **tool)) < len(whole)
+    assert thought({"type": "disabled"}) == ""
+    with pytest.raises(anthropic.BadRequestError, match="less than max_tokens"):
+        thought({"type": "enabled", "budget_tokens": 60})
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_tool_is_called_and_answered(client: anthropic.Anthropic, streaming: bool) -> None:
     ask = BASE | {"messages": WEATHER, "tools": [TOOL], "tool_choice": {"type": "any"}}

@@ -15,6 +15,7 @@ from served import idle, serving
 
 from blackwell_infer import LLM
 from blackwell_infer.config import ServeConfig
+from blackwell_infer.serve import conversation
 from blackwell_infer.serve.host import Host
 
 QUESTION = [{"role": "user", "content": "What is 12 times 12?"}]
@@ -22,6 +23,10 @@ PATCHES = (b"", b"null", b"-1", b"1e400", b"[]", b"{}", b'"', b"\xff", b"9999999
 TOOL = {"type": "function", "function": {
     "name": "get_weather", "description": "Weather of a city",
     "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}}
+
+FORMAT: Any = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": {
+    "type": "object", "properties": {"answer": {"enum": [1, 144]}}, "required": ["answer"],
+    "additionalProperties": False}}}
 
 
 @pytest.fixture
@@ -84,6 +89,40 @@ def test_reasoning_comes_apart(client: openai.OpenAI) -> None:
     assert got.choices[0].message.model_extra["reasoning_content"]
 
 
+@pytest.mark.parametrize("more", [
+    {}, {"tools": [TOOL], "tool_choice": "required"}, {"response_format": FORMAT},
+    {"tools": [TOOL], "response_format": FORMAT}])
+@pytest.mark.parametrize("budget", [0, 3, 1000])
+def test_a_budget_of_reasoning(client: openai.OpenAI, more: dict[str, Any], budget: int) -> None:
+    asked = [{"role": "user", "content": "How many days are in 3 weeks?"}]
+    ask: Any = {"model": "demo", "messages": asked, "temperature": 0, "max_tokens": 200, **more}
+    got = client.chat.completions.create(**ask, extra_body={"thinking_budget": budget})
+    spent = got.usage.completion_tokens_details.reasoning_tokens
+    assert spent == budget or (3 < spent < budget and budget == 1000)
+    message = got.choices[0].message
+    assert bool(budget) is ("reasoning_content" in (message.model_extra or {}))
+    if message.tool_calls:
+        assert set(json.loads(message.tool_calls[0].function.arguments)) == {"city"}
+    elif "response_format" in more:
+        assert json.loads(message.content)["answer"] in (1, 144)
+    else:
+        assert message.content and got.choices[0].finish_reason == "stop"
+    assert bool(message.tool_calls) or more.get("tool_choice") != "required"
+
+
+def test_efforts_are_budgets(client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spent(**more: Any) -> int:
+        got = client.chat.completions.create(model="demo", messages=QUESTION, temperature=0, max_tokens=80, **more)
+        return got.usage.completion_tokens_details.reasoning_tokens
+
+    monkeypatch.setattr(conversation, "EFFORTS", {"low": 2})
+    assert spent(reasoning_effort="low") == 2
+    assert spent(reasoning_effort="low", extra_body={"thinking_budget": 4}) == 4
+    assert spent(reasoning_effort="high") > 4
+    assert spent(reasoning_effort="none") == spent(reasoning_effort="minimal") == spent() == 0
+    assert spent(reasoning_effort="none", extra_body={"enable_thinking": True}) > 4
+
+
 def test_tools_loop(client: openai.OpenAI) -> None:
     messages = [{"role": "user", "content": "What is the weather in Paris?"}]
     got = client.chat.completions.create(model="demo", messages=messages, tools=[TOOL], temperature=0,
@@ -102,11 +141,8 @@ def test_tools_loop(client: openai.OpenAI) -> None:
 
 
 def test_structured_output(client: openai.OpenAI) -> None:
-    schema = {"type": "object", "properties": {"answer": {"enum": [1, 144]}}, "required": ["answer"],
-              "additionalProperties": False}
-    wanted = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
     got = client.chat.completions.create(model="demo", messages=QUESTION, temperature=0, max_tokens=40,
-                                         response_format=wanted)
+                                         response_format=FORMAT)
     assert json.loads(got.choices[0].message.content)["answer"] in (1, 144)
 
 
@@ -141,6 +177,8 @@ def test_models_and_state(client: openai.OpenAI, address: str) -> None:
     ({"n": "two"}, 400, "n"),
     ({"n": 17}, 400, "n"),
     ({"messages": []}, 400, None),
+    ({"reasoning_effort": "huge"}, 400, "reasoning_effort"),
+    ({"thinking_budget": -1}, 400, "thinking_budget"),
     ({"temperature": -1}, 400, None),
     ({"max_tokens": 0}, 400, None),
     ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "x"}}}, 400, None),

@@ -114,6 +114,13 @@ def test_reasoning_and_the_limit(client: openai.OpenAI) -> None:
     assert short.status == "incomplete" and short.incomplete_details.reason == "max_output_tokens"
 
 
+def test_a_budget_of_reasoning(client: openai.OpenAI) -> None:
+    got = client.responses.create(input=QUESTION, extra_body={"thinking_budget": 3}, **BASE)
+    assert got.usage.output_tokens_details.reasoning_tokens == 3 and got.output_text
+    off = client.responses.create(input=QUESTION, extra_body={"thinking_budget": 0}, **BASE)
+    assert [item.type for item in off.output] == ["message"]
+
+
 def test_the_asynchronous_client(address: str) -> None:
     async def talk() -> list[str]:
         async with openai.AsyncOpenAI(base_url=address + "/v1", api_key="any", max_retries=0, timeout=60) as client:

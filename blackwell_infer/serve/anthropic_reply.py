@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from blackwell_infer.serve.conversation import Delta
-from blackwell_infer.serve.errors import HttpError, anthropic_body
+from blackwell_infer.serve.conversation import Delta, broken
+from blackwell_infer.serve.errors import anthropic_body
 from blackwell_infer.text.messages import arguments_of
 from blackwell_infer.text.tools import CallStart
 from blackwell_infer.types import Usage
@@ -74,8 +74,9 @@ class Stream:
 
     def _end(self, delta: Delta) -> Iterator[Event]:
         yield from self._close()
-        if delta.failure is not None or delta.finish in ("error", "cancelled"):
-            yield anthropic_body(delta.failure or HttpError(503, "the answer was cancelled"))
+        failure = broken(delta)
+        if failure is not None:
+            yield anthropic_body(failure)
             return
         yield {
             "type": "message_delta", "delta": ending(delta), "usage": usage_of(delta.usage or Usage()),

@@ -94,8 +94,7 @@ async def gather(pieces: AsyncIterator[Delta]) -> tuple[tuple[Reply, ...], Usage
     calls: dict[int, list[list[str]]] = {}
     usage = Usage()
     async for delta in pieces:
-        if delta.failure is not None:
-            raise delta.failure
+        raise_broken(delta)
         reply = replies.setdefault(delta.index, Reply())
         reply.text += delta.text
         reply.reasoning += delta.reasoning
@@ -124,12 +123,18 @@ def thinking_of(enabled: bool | None, effort: Effort | None, budget: int | None)
     return Thinking(enabled=enabled, effort=effort)
 
 
+def broken(delta: Delta) -> BlackwellInferError | None:
+    """What broke the answer off, if this piece says that something did: a half answer is no answer."""
+    if delta.failure is None and delta.finish in ("error", "cancelled"):
+        return HttpError(503, "the answer was cancelled")
+    return delta.failure
+
+
 def raise_broken(delta: Delta) -> None:
-    """Raise what broke the answer off, if this piece says that something did: a half answer is no answer."""
-    if delta.failure is not None:
-        raise delta.failure
-    if delta.finish in ("error", "cancelled"):
-        raise HttpError(503, "the answer was cancelled")
+    """Raise what broke the answer off, if anything did."""
+    failure = broken(delta)
+    if failure is not None:
+        raise failure
 
 
 def count(host: Host, ask: Ask) -> int:

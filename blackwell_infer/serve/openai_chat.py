@@ -4,7 +4,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from blackwell_infer.serve import sse
-from blackwell_infer.serve.conversation import Ask, Delta, Effort, Reply, converse, gather, thinking_of
+from blackwell_infer.serve.conversation import Ask, Delta, Effort, Reply, broken, converse, gather, thinking_of
 from blackwell_infer.serve.errors import HttpError, openai_body
 from blackwell_infer.serve.host import Host, attended
 from blackwell_infer.text.messages import read_messages
@@ -215,12 +215,6 @@ def logprob_body(items: tuple[TokenLogprob, ...], tokenizer: Tokenizer) -> dict[
             "refusal": None}
 
 
-def finish_of(finish: str | None) -> Literal["stop", "length", "tool_calls"] | None:
-    """finish_reason: what was cancelled ended in the middle, as with "length"."""
-    return None if finish is None else "stop" if finish == "stop" else "tool_calls" if finish == "tool_calls" \
-        else "length"
-
-
 def completion(replies: tuple[Reply, ...], usage: Usage, body: ChatBody, head: Mapping[str, Any],
                tokenizer: Tokenizer) -> dict[str, Any]:
     """A whole chat.completion."""
@@ -233,7 +227,7 @@ def completion(replies: tuple[Reply, ...], usage: Usage, body: ChatBody, head: M
         if reply.calls:
             message["tool_calls"] = [{"id": c.id, "type": "function", "function": {
                 "name": c.name, "arguments": c.arguments}} for c in reply.calls]
-        choices.append({"index": i, "message": message, "finish_reason": finish_of(reply.finish),
+        choices.append({"index": i, "message": message, "finish_reason": reply.finish,
                         "logprobs": logprob_body(reply.logprobs, tokenizer) if body.logprobs else None})
     thought_tokens = sum(reply.thought_tokens for reply in replies)
     return {**head, "object": "chat.completion", "choices": choices, "usage": usage_body(usage, thought_tokens)}
@@ -263,8 +257,9 @@ async def stream(deltas: AsyncGenerator[Delta, None], body: ChatBody, head: Mapp
     usage, thought_tokens = Usage(), 0
     try:
         async for delta in deltas:
-            if delta.failure is not None:
-                yield sse.event(openai_body(delta.failure))
+            failure = broken(delta)
+            if failure is not None:
+                yield sse.event(openai_body(failure))
                 return
             usage = delta.usage or usage
             thought_tokens += delta.thought_tokens
@@ -277,7 +272,7 @@ async def stream(deltas: AsyncGenerator[Delta, None], body: ChatBody, head: Mapp
                                                         "finish_reason": None}]})
             if delta.finish is not None:
                 yield sse.event({**shared, "choices": [{"index": delta.index, "delta": {}, "logprobs": None,
-                                                        "finish_reason": finish_of(delta.finish)}]})
+                                                        "finish_reason": delta.finish}]})
         if wants_usage:
             yield sse.event({**shared, "choices": [], "usage": usage_body(usage, thought_tokens)})
         yield sse.DONE

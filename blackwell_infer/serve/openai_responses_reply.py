@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from blackwell_infer.serve.conversation import Delta
+from blackwell_infer.serve.conversation import Delta, broken
 from blackwell_infer.serve.errors import message_of
 from blackwell_infer.serve.openai_responses_request import Body
 from blackwell_infer.text.tools import CallStart
@@ -89,18 +89,16 @@ class Stream:
         return None
 
     def _end(self, delta: Delta) -> Iterator[Event]:
-        whole = delta.failure is None and delta.finish in ("stop", "tool_calls")
-        yield from self._close("completed" if whole else "incomplete")
-        short = delta.failure is None and delta.finish == "length"
-        status = "completed" if whole else "incomplete" if short else "failed"
+        failure = broken(delta)
+        status = "failed" if failure is not None else "incomplete" if delta.finish == "length" else "completed"
+        yield from self._close("completed" if status == "completed" else "incomplete")
         self.response |= {"status": status, "usage": usage_of(delta.usage or Usage(), self._thought_tokens)}
         if status == "completed":
             self.response["completed_at"] = int(time.time())
         elif status == "incomplete":
             self.response["incomplete_details"] = {"reason": "max_output_tokens"}
-        else:
-            text = "the answer was cancelled" if delta.failure is None else message_of(delta.failure)
-            self.response["error"] = {"code": "server_error", "message": text}
+        elif failure is not None:
+            self.response["error"] = {"code": "server_error", "message": message_of(failure)}
         yield self._event(f"response.{status}", response=dict(self.response))
 
     @property

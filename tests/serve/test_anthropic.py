@@ -220,3 +220,5 @@ def test_a_broken_answer_ends_in_an_error() -> None:
     assert events[-1]["type"] == "error"
     assert events[-1]["error"] == {"type": "api_error", "message": "too late"}
     assert events[-2]["type"] == "content_block_stop"
+    (event,) = Stream("msg_1", "demo", 7).push(Delta(finish="cancelled"))
+    assert event["error"] == {"type": "overloaded_error", "message": "the answer was cancelled"}

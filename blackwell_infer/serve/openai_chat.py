@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -24,6 +24,8 @@ from blackwell_infer.types import Grammar, Message, Sampling, TokenLogprob, Tool
 IGNORED = frozenset({"user", "metadata", "store", "service_tier", "prompt_cache_key", "safety_identifier", "verbosity",
                      "prompt_cache_retention", "extra_headers"})
 """Fields that clients send and that mean nothing here."""
+LOWEST = -9999.0
+"""Stands for log-probabilities that JSON cannot hold"""
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
@@ -205,14 +207,18 @@ def usage_body(usage: Usage, thought_tokens: int = 0) -> dict[str, Any]:
             "completion_tokens_details": {"reasoning_tokens": thought_tokens}}
 
 
-def logprob_body(items: tuple[TokenLogprob, ...], tokenizer: Tokenizer) -> dict[str, Any]:
+def logprob_items(items: Sequence[TokenLogprob], tokenizer: Tokenizer) -> list[dict[str, Any]]:
     """Log-probabilities of tokens and of their alternatives."""
     def one(id: int, value: float) -> dict[str, Any]:
         piece = tokenizer.piece(id)
-        return {"token": piece.decode("utf-8", "replace"), "logprob": max(value, -9999.0), "bytes": list(piece)}
+        return {"token": piece.decode("utf-8", "replace"), "logprob": max(value, LOWEST), "bytes": list(piece)}
 
-    return {"content": [{**one(i.token_id, i.logprob), "top_logprobs": [one(*t) for t in i.top]} for i in items],
-            "refusal": None}
+    return [{**one(i.token_id, i.logprob), "top_logprobs": [one(*t) for t in i.top]} for i in items]
+
+
+def logprob_body(items: Sequence[TokenLogprob], tokenizer: Tokenizer) -> dict[str, Any]:
+    """The log-probabilities of a choice."""
+    return {"content": logprob_items(items, tokenizer), "refusal": None}
 
 
 def completion(replies: tuple[Reply, ...], usage: Usage, body: ChatBody, head: Mapping[str, Any],

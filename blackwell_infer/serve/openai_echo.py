@@ -11,13 +11,12 @@ import msgspec
 from blackwell_infer.engine.scoring import Score
 from blackwell_infer.errors import DeadlineError
 from blackwell_infer.serve.host import Host
+from blackwell_infer.serve.openai_chat import LOWEST
 from blackwell_infer.text.stream import Detokenizer
 from blackwell_infer.text.tokenizer import Tokenizer
 from blackwell_infer.types import TokenLogprob
 
 Logprobs = dict[str, list[Any]]
-LOWEST = -9999.0
-"""Stands for log-probabilities that JSON cannot hold"""
 
 
 class Echo(msgspec.Struct, frozen=True):

@@ -21,10 +21,12 @@ FIELDS = {"text_delta": "text", "thinking_delta": "thinking", "input_json_delta"
 class Stream:
     """Turns pieces of one answer into events: message_start, blocks one after the other, message_delta, message_stop.
 
-    A block is open at a time. Empty pieces make no block; an answer without any has none.
+    A block is open at a time. Empty pieces make no block; an answer without any has none. The start of the first block
+    is followed by a ping, as the API does it.
     """
 
-    def __init__(self, id: str, model: str, prompt_tokens: int) -> None:
+    def __init__(self, id: str, model: str, prompt_tokens: int, request_id: str | None = None) -> None:
+        self._request_id = request_id
         self._message: Event = {
             "id": id, "type": "message", "role": "assistant", "model": model, "content": [], "stop_reason": None,
             "stop_sequence": None, "stop_details": None, "container": None,
@@ -60,6 +62,8 @@ class Stream:
             yield from self._close()
             self._open, self._index = kind, self._index + 1
             yield {"type": "content_block_start", "index": self._index, "content_block": block}
+            if not self._index:
+                yield {"type": "ping"}
 
     def _close(self) -> Iterator[Event]:
         if self._open == "thinking":
@@ -76,8 +80,10 @@ class Stream:
         yield from self._close()
         failure = broken(delta)
         if failure is not None:
-            yield anthropic_body(failure)
+            yield anthropic_body(failure, self._request_id)
             return
+        if self._index < 0:
+            yield {"type": "ping"}
         yield {
             "type": "message_delta", "delta": ending(delta), "usage": usage_of(delta.usage or Usage()),
         }

@@ -98,6 +98,7 @@ class CountBody(Struct):
     tool_choice: Choice | None = None
     thinking: ThinkingSpec | None = None
     output_config: OutputSpec | None = None
+    output_format: Format | None = None
 
 
 class Body(CountBody, kw_only=True):
@@ -130,6 +131,9 @@ def ask_of(body: Body, defaults: Sampling) -> Ask:
     given = {"temperature": body.temperature, "top_p": body.top_p, "top_k": body.top_k, "thinking_budget": budget}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     format = body.output_config.format if body.output_config else None
+    if format is not None and body.output_format is not None:
+        raise RequestError("output_format and output_config.format are the same; give one of them")
+    format = format or body.output_format
     if format is not None:
         changes["grammar"] = Grammar("json_schema", msgspec.json.encode(format.schema).decode())
     sampling = msgspec.structs.replace(

@@ -216,7 +216,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, *pieces: Delta) -> None:
 
 
 def refused(request: Request, error: Exception) -> Response:
-    return error_response(request.url.path, error)
+    return error_response(request, error)
 
 
 def test_the_store_forgets_what_was_used_least() -> None:

@@ -52,6 +52,7 @@ class Stream:
             if isinstance(call, CallStart):
                 block = {"type": "tool_use", "id": call.id, "name": call.name, "input": {}, "caller": DIRECT}
                 yield from self._begin(f"call {call.index}", block)
+                yield self._delta({"type": "input_json_delta", "partial_json": ""})
             elif call.delta:
                 yield self._delta({"type": "input_json_delta", "partial_json": call.delta})
         if delta.finish is not None or delta.failure is not None:

@@ -241,7 +241,7 @@ def completion(replies: tuple[Reply, ...], usage: Usage, body: ChatBody, head: M
 
 def delta_body(delta: Delta, first: bool) -> dict[str, Any]:
     """The `delta` of a chunk."""
-    value: dict[str, Any] = {"role": "assistant", "content": ""} if first else {}
+    value: dict[str, Any] = {"role": "assistant", "content": None if delta.calls else ""} if first else {}
     if delta.text:
         value["content"] = delta.text
     if delta.reasoning:

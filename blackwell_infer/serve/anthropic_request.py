@@ -9,7 +9,7 @@ from msgspec import Meta, Struct
 
 from blackwell_infer.errors import RequestError
 from blackwell_infer.serve.conversation import Ask, Effort, Thinking
-from blackwell_infer.serve.errors import invalid
+from blackwell_infer.serve.errors import HttpError, invalid
 from blackwell_infer.text.tools import Named, ToolChoice
 from blackwell_infer.types import Grammar, Message, Sampling, Tool, ToolCall
 
@@ -99,6 +99,7 @@ class CountBody(Struct):
     thinking: ThinkingSpec | None = None
     output_config: OutputSpec | None = None
     output_format: Format | None = None
+    thread: dict[str, Any] | None = None
 
 
 class Body(CountBody, kw_only=True):
@@ -118,9 +119,13 @@ Read = TypeVar("Read", bound=CountBody)
 def read_body(value: dict[str, Any], kind: type[Read]) -> Read:
     """The body as a struct of `kind`; HttpError names the field that is wrong."""
     try:
-        return msgspec.convert(value, kind)
+        found = msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         raise invalid(error) from None
+    if found.thread is not None:  # clients then send the whole conversation
+        raise HttpError(400, "conversations are not kept here; leave out thread and send all messages", "thread",
+                        details={"error_code": "thread_unsupported_request", "unsupported": ["thread"]})
+    return found
 
 
 def ask_of(body: Body, defaults: Sampling) -> Ask:

@@ -1,6 +1,7 @@
 """Typed errors as HTTP statuses and as the bodies of each API."""
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -20,11 +21,13 @@ REQUEST_ID = "blackwell_infer.request_id"
 
 
 class HttpError(BlackwellInferError):
-    """A request that is refused with this status. `param` names the field, `code` is a word for programs."""
+    """A request that is refused with this status. `param` names the field, `code` is a word for programs, `details` is
+    what Anthropic's clients go by."""
 
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
+    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None,
+                 details: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
-        self.status, self.param, self.code = status, param, code
+        self.status, self.param, self.code, self.details = status, param, code, details
 
 
 def status_of(error: Exception) -> int:
@@ -55,7 +58,8 @@ def anthropic_body(error: Exception, request_id: str | None) -> dict[str, Any]:
     """{"type": "error", "error": {"type", "message"}, "request_id"}."""
     status = status_of(error)
     kind = ANTHROPIC_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
-    return {"type": "error", "error": {"type": kind, "message": message_of(error)}, "request_id": request_id}
+    details = {"details": error.details} if isinstance(error, HttpError) and error.details else {}
+    return {"type": "error", "error": {"type": kind, "message": message_of(error), **details}, "request_id": request_id}
 
 
 def anthropic_form(request: Request) -> bool:

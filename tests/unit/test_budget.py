@@ -10,6 +10,8 @@ from schema_suite import DEMO
 from scripted import END, byte_text
 
 from blackwell_infer.checkpoint.gguf import open_gguf
+from blackwell_infer.engine.masks import Grammars
+from blackwell_infer.engine.scheduler import Plan, Row
 from blackwell_infer.errors import RequestError
 from blackwell_infer.text.budget import Budget, half_character
 from blackwell_infer.text.folder import tokenizer_from_folder
@@ -91,6 +93,24 @@ def test_what_is_free_is_never_masked(letters: Tokenizer) -> None:
             if limited:
                 break
             matcher.accept((token,))
+
+
+def test_steps_bring_masks_only_where_a_budget_may_be_spent(letters: Tokenizer) -> None:
+    def row(guesses: int) -> Row:
+        return Row(id=0, slot=0, tokens=(1,) * (1 + guesses), start=9, pages=(0,), new_pages=0, restart=False,
+                   samples=True, scores=False, guesses=guesses)
+
+    grammars = Grammars(VOCAB, frozenset())
+    grammars.add(0, Budget(letters, THINK, THINK[1], 6, True))
+    said, masked = ids(letters, "abcdef") + ids(letters, "</think>") + ids(letters, "xy"), []
+    for token in said:
+        masked.append((grammars.concern(Plan((row(0),))), grammars.concern(Plan((row(3),)))))
+        mask, failed = grammars.masks(Plan((row(0),)))
+        assert not failed and len(mask.words) == (6 <= len(masked) - 1 < len(said) - 2)
+        assert not grammars.accept(0, token)
+    end = len(said) - 2
+    assert [one for one, _ in masked] == [5 <= i < end for i in range(len(said))], "a token may be ahead"
+    assert [four for _, four in masked] == [2 <= i < end for i in range(len(said))]
 
 
 def test_guesses_are_cut_where_the_end_is_due(letters: Tokenizer) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from blackwell_infer.config import EngineConfig
-    from blackwell_infer.engine.jobs import Score, Stats
+    from blackwell_infer.engine.jobs import Stats
     from blackwell_infer.engine.llm import LLM
     from blackwell_infer.engine.load import ModelInfo
     from blackwell_infer.engine.stream import AsyncStream, Stream
@@ -51,7 +51,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "config": ("EngineConfig",),
-    "engine.jobs": ("Score", "Stats"),
+    "engine.jobs": ("Stats",),
+    "engine.scoring": ("Score",),
     "engine.llm": ("LLM",),
     "engine.load": ("ModelInfo",),
     "engine.stream": ("AsyncStream", "Stream"),

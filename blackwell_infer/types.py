@@ -49,6 +49,10 @@ class Matcher(Protocol):
         """Whether nothing but the model's end token can follow."""
         ...
 
+    def free(self, count: int) -> bool:
+        """Whether each of the next `count` tokens may be any, whatever those before it are."""
+        ...
+
     def mask(self, out: np.ndarray[Any, np.dtype[np.uint32]]) -> None:
         """Write which tokens may come next: bit i % 32 of word i // 32 is token i; `out` has ceil(V / 32) words."""
         ...
@@ -92,6 +96,9 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     n: Annotated[int, Meta(ge=1, description="number of answers to one prompt")] = 1
     grammar: Annotated[Grammar | None, Meta(
         description="what the answer must be: json_object, or json_schema, regex, lark or gbnf with its text",
+    )] = None
+    thinking_budget: Annotated[int | None, Meta(
+        description="most tokens of reasoning in a chat, whose end is forced then; none is any number",
     )] = None
 
 

@@ -30,6 +30,9 @@ class Drawn:
     def ended(self) -> bool:
         return len(self.said) >= self.length
 
+    def free(self, count: int) -> bool:
+        return False
+
     def mask(self, out: np.ndarray[Any, np.dtype[np.uint32]]) -> None:
         assert not self.ended and out.shape == (-(-self.vocab // 32),)
         if len(self.said) >= self.breaks:

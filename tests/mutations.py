@@ -30,20 +30,27 @@ VALID: Mapping[str, tuple[dict[str, Any], ...]] = {
         {"model": "demo", "messages": QUESTION, "max_completion_tokens": 1, "stream": True, "logprobs": True,
          "stream_options": {"include_usage": True}, "top_logprobs": 2, "top_p": 0.9, "top_k": 5, "min_p": 0.1},
         {"model": "demo", "messages": QUESTION, "max_tokens": 1, "reasoning_effort": "low", "response_format": {
-            "type": "json_schema", "json_schema": {"name": "city", "strict": True, "schema": PARAMETERS}}}),
+            "type": "json_schema", "json_schema": {"name": "city", "strict": True, "schema": PARAMETERS}}},
+        {"model": "demo", "messages": QUESTION, "max_tokens": 1, "thinking_budget": 3, "response_format": {
+            "type": "json_object"}, "tools": [{"type": "function", "function": FUNCTION}]}),
     "/v1/completions": (
         {"model": "demo", "prompt": "One, two,", "max_tokens": 1, "echo": True, "stop": "x", "presence_penalty": 0.5},
-        {"model": "demo", "prompt": [[1, 2, 3], [4, 5]], "max_tokens": 1, "logprobs": 2, "stream": True}),
+        {"model": "demo", "prompt": [[1, 2, 3], [4, 5]], "max_tokens": 1, "logprobs": 2, "stream": True},
+        {"model": "demo", "prompt": "One, two,", "max_tokens": 1, "echo": True, "logprobs": 2, "best_of": 2}),
     "/v1/responses": (
         {"model": "demo", "input": ITEMS, "max_output_tokens": 1, "instructions": "Be brief.", "tools": [
             {"type": "function", "strict": True, **FUNCTION}], "tool_choice": "auto"},
         {"model": "demo", "input": "Hello", "max_output_tokens": 1, "stream": True, "reasoning": {"effort": "low"},
-         "text": {"format": {"type": "json_schema", "name": "city", "schema": PARAMETERS}}}),
+         "text": {"format": {"type": "json_schema", "name": "city", "schema": PARAMETERS}}},
+        {"model": "demo", "input": ITEMS, "max_output_tokens": 1, "truncation": "auto", "top_logprobs": 1,
+         "include": ["message.output_text.logprobs"], "thinking_budget": 2}),
     "/v1/messages": (
         {"model": "demo", "max_tokens": 1, "messages": BLOCKS, "system": [{"type": "text", "text": "Be brief."}],
          "tools": [{"name": "get_weather", "description": "Weather", "input_schema": PARAMETERS}],
          "tool_choice": {"type": "auto"}, "stop_sequences": ["x"], "temperature": 0.5},
-        {"model": "demo", "max_tokens": 1, "messages": QUESTION, "stream": True, "metadata": {"user_id": "u"}}),
+        {"model": "demo", "max_tokens": 1, "messages": QUESTION, "stream": True, "metadata": {"user_id": "u"}},
+        {"model": "demo", "max_tokens": 3, "messages": QUESTION, "thinking": {"type": "enabled", "budget_tokens": 2},
+         "output_format": {"type": "json_schema", "schema": PARAMETERS}}),
     "/v1/messages/count_tokens": ({"model": "demo", "messages": BLOCKS, "system": "Be brief."},),
     "/v1/embeddings": (
         {"model": "demo", "input": ["One", "two"], "encoding_format": "base64", "dimensions": 4},
@@ -51,7 +58,7 @@ VALID: Mapping[str, tuple[dict[str, Any], ...]] = {
     "/tokenize": ({"text": "Hello", "model": "demo", "add_special_tokens": True},),
     "/detokenize": ({"tokens": [1, 2, 3], "model": "demo"},),
 }
-"""Requests that get an answer, by path; each answer is a token long"""
+"""Requests that get an answer, by path; each answer is a few tokens long at most"""
 
 LIMITS = frozenset({"max_tokens", "max_completion_tokens", "max_output_tokens"})
 PATCHES = (b"", b"null", b"-1", b"1e400", b"[]", b"{}", b'"', b"\xff", b"99999999999999999999", b"\\ud800", b"NaN",

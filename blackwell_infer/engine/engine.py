@@ -18,12 +18,13 @@ from blackwell_infer.engine.batch import Settings, Tables, make_work
 from blackwell_infer.engine.commit import commit
 from blackwell_infer.engine.disk import ALONE, BESIDE, Disk
 from blackwell_infer.engine.embedding import Embedding, Pooling, Vector
-from blackwell_infer.engine.jobs import Job, Launched, Score, Scoring, Sink, Stats, blamed, looked_from, reported, typed
+from blackwell_infer.engine.jobs import Job, Launched, Sink, Stats, blamed, looked_from, reported, typed
 from blackwell_infer.engine.masks import Grammars
 from blackwell_infer.engine.request import Request
 from blackwell_infer.engine.runner import Flight, Result, Runner
 from blackwell_infer.engine.saved import SavedPrefix
 from blackwell_infer.engine.scheduler import Limits, Plan, Row, Sequence
+from blackwell_infer.engine.scoring import Score, Scoring
 from blackwell_infer.engine.sequences import Emitted
 from blackwell_infer.engine.speculate import Speculator
 from blackwell_infer.errors import (
@@ -103,27 +104,19 @@ class Engine:
             self._post(lambda: self._start(job, whole))
         return job
 
-    def score(self, tokens: tuple[int, ...], logits: bool) -> tuple[int, Future[Score]]:
-        """Queue a text for scoring: an id to cancel it by, and its result to come. RequestError as for `submit`."""
-        self.check_process()
+    def score(self, tokens: tuple[int, ...], logits: bool, top: int = 0) -> tuple[int, Future[Score]]:
+        """Queue a text for scoring, with its logits or `top` alternatives to each token: an id to cancel it by, and its
+        result to come. RequestError and QueueFullError as for `submit`."""
         whole = self.check_length(tokens)
-        with self._wake:
-            self._check_open()
-            scoring = Scoring(next(self._ids), tokens, self.vocab, logits)
-            self._look(scoring, whole)
+        scoring = Scoring(next(self._ids), tokens, self.vocab, logits, top)
+        self._look(scoring, whole)
         return scoring.id, scoring.future
 
     def embed(self, tokens: tuple[int, ...], pooling: Pooling) -> tuple[int, Future[Vector]]:
         """Queue a text for its vector [H] of length 1: an id to cancel it by, and the vector to come. RequestError and
         QueueFullError as for `submit`."""
-        self.check_process()
-        whole = self.check_length(tokens)
-        with self._wake:
-            self._check_open()
-            scheduler.check_queue(self.limits, self._posted + len(self._state.running) + len(self._state.waiting), 1)
-            embedding = Embedding(next(self._ids), pooling)
-            self._posted += 1
-            self._look(embedding, whole)
+        embedding = Embedding(next(self._ids), pooling)
+        self._look(embedding, self.check_length(tokens))
         return embedding.id, embedding.future
 
     def check_length(self, tokens: tuple[int, ...]) -> Sequence:
@@ -131,9 +124,14 @@ class Engine:
         return scheduler.admitted(self.limits, Sequence(id=0, prompt=tokens, limit=0, score=True))
 
     def _look(self, text: Scoring | Embedding, whole: Sequence) -> None:
-        """Queue a text that is only looked at, with the lock held."""
-        id = self._take_ids(1)
-        self._post(lambda: self._start_looking(text, msgspec.structs.replace(whole, id=id)))
+        """Queue a text that is only looked at."""
+        self.check_process()
+        with self._wake:
+            self._check_open()
+            scheduler.check_queue(self.limits, self._posted + len(self._state.running) + len(self._state.waiting), 1)
+            self._posted += 1
+            id = self._take_ids(1)
+            self._post(lambda: self._start_looking(text, msgspec.structs.replace(whole, id=id)))
 
     def save(self, tokens: tuple[int, ...]) -> Future[SavedPrefix]:
         """Copies of what the prefix cache holds of these tokens, to come. Fails with what `saved.take` raises."""
@@ -390,9 +388,8 @@ class Engine:
     def _start_looking(self, text: Scoring | Embedding, sequence: Sequence) -> None:
         self._scorings[sequence.id] = text
         self._state = scheduler.submit(self._state, self.limits, sequence)
-        if isinstance(text, Embedding):
-            with self._wake:
-                self._posted -= 1
+        with self._wake:
+            self._posted -= 1
 
     def _cancel(self, request_id: int) -> None:
         ids = [id for id, job in self._jobs.items() if job.id == request_id]

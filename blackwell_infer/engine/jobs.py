@@ -1,17 +1,14 @@
-"""What callers wait for: requests and texts to score under way, with their clocks and counts; the engine's counters."""
+"""What callers wait for: requests under way, with their clocks and counts; the engine's counters."""
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
-from typing import Any
 
 import msgspec
-import numpy as np
 
 from blackwell_infer.engine.answer import Answer
 from blackwell_infer.engine.request import Request
-from blackwell_infer.engine.runner import Flight, Result
+from blackwell_infer.engine.runner import Flight
 from blackwell_infer.engine.sequences import Plan, Row
 from blackwell_infer.errors import BlackwellInferError, OutOfMemoryError
 from blackwell_infer.log import logger
@@ -19,14 +16,6 @@ from blackwell_infer.text.tokenizer import Tokenizer
 from blackwell_infer.types import Event, Usage
 
 Sink = Callable[[Event], None]
-
-
-class Score(msgspec.Struct, frozen=True):
-    """Teacher-forced scores of T tokens: `logprobs` [T] float32 holds log p(token i | tokens before it), 0.0 for the
-    first, which nothing precedes. `logits` [T, V] float32, if asked for, are the model's after each token."""
-
-    logprobs: np.ndarray[Any, np.dtype[np.float32]]
-    logits: np.ndarray[Any, np.dtype[np.float32]] | None = None
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,36 +82,6 @@ class Job:
                      queue_seconds=started - self.submitted, prefill_seconds=first - started,
                      decode_seconds=max(self.last - first, 0.0), cached_tokens=self.cached,
                      drafted_tokens=self.drafted, accepted_tokens=self.accepted)
-
-
-class Scoring:
-    """A text being scored. `result` is complete once every position is."""
-
-    def __init__(self, id: int, tokens: tuple[int, ...], vocab: int, logits: bool) -> None:
-        self.id = id
-        self.wants = "logits" if logits else "scores"
-        try:
-            values = np.empty((len(tokens), vocab), np.float32) if logits else None
-        except MemoryError:
-            raise OutOfMemoryError(f"logits of {len(tokens)} tokens take {4 * len(tokens) * vocab} bytes on the host, "
-                                   "which are not free; score shorter pieces") from None
-        self.result = Score(np.zeros(len(tokens), np.float32), values)
-        self.future: Future[Score] = Future()
-
-    def take(self, start: int, first: int, count: int, result: Result) -> None:
-        """Copy a chunk's scores, from `first` of a step's, to their positions from `start`; a text that was preempted
-        is scored again, to the same places."""
-        assert result.logprobs is not None
-        values = result.logprobs[first : first + count]
-        following = min(count, len(self.result.logprobs) - start - 1)
-        self.result.logprobs[start + 1 : start + 1 + following] = values[:following]
-        if self.result.logits is not None and result.logits is not None:
-            self.result.logits[start : start + count] = result.logits[first : first + count]
-
-    def finish(self) -> None:
-        """Hand the scores to the caller."""
-        if self.future.set_running_or_notify_cancel():
-            self.future.set_result(self.result)
 
 
 class Launched(msgspec.Struct, frozen=True):

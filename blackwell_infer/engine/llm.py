@@ -16,9 +16,10 @@ from blackwell_infer.config import DEMO, EngineConfig, build
 from blackwell_infer.engine import saved
 from blackwell_infer.engine.embedding import Pooling, Vector, check_pooling
 from blackwell_infer.engine.engine import Engine
-from blackwell_infer.engine.jobs import Score, Stats
+from blackwell_infer.engine.jobs import Stats
 from blackwell_infer.engine.load import Loaded, ModelInfo, load
 from blackwell_infer.engine.request import (
+    MOST_LOGPROBS,
     Chat,
     Ids,
     Prompt,
@@ -31,6 +32,7 @@ from blackwell_infer.engine.request import (
     read_ids,
 )
 from blackwell_infer.engine.runner import Runner
+from blackwell_infer.engine.scoring import Score
 from blackwell_infer.engine.stream import AsyncStream, Stream
 from blackwell_infer.errors import BlackwellInferError, RequestError
 from blackwell_infer.log import Progress, silent
@@ -140,9 +142,10 @@ class LLM:
         """
         return Stream(self._engine, self._request(self._one(prompt, messages), sampling, variables), self)
 
-    def score(self, token_ids: Ids, *, logits: bool = False) -> Score:
-        """Teacher-forced log-probabilities [T] of T token ids (entry 0 is 0.0), and logits [T, V] if asked for."""
-        id, future = self._engine.score(self._scorable(token_ids), logits)
+    def score(self, token_ids: Ids, *, logits: bool = False, top: int = 0) -> Score:
+        """Teacher-forced log-probabilities [T] of T token ids (entry 0 is 0.0), and if asked for logits [T, V] and the
+        `top` likeliest tokens in the place of each."""
+        id, future = self._engine.score(self._scorable(token_ids, top), logits, top)
         try:
             return future.result()
         except BaseException:
@@ -175,9 +178,9 @@ class LLM:
         """
         return AsyncStream(self._engine, request, self)
 
-    async def ascore(self, token_ids: Ids, *, logits: bool = False) -> Score:
+    async def ascore(self, token_ids: Ids, *, logits: bool = False, top: int = 0) -> Score:
         """`score` for asyncio. Cancelling the task cancels."""
-        id, future = self._engine.score(self._scorable(token_ids), logits)
+        id, future = self._engine.score(self._scorable(token_ids, top), logits, top)
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
@@ -284,7 +287,9 @@ class LLM:
         for id, _ in begun:
             self._engine.cancel(id)
 
-    def _scorable(self, token_ids: Ids) -> tuple[int, ...]:
+    def _scorable(self, token_ids: Ids, top: int) -> tuple[int, ...]:
+        if not 0 <= top <= MOST_LOGPROBS:
+            raise RequestError(f"top = {top}: at most {MOST_LOGPROBS} alternatives")
         ids = read_ids(token_ids, "token_ids")
         check_ids(ids, self._found.info.vocab, "token_ids")
         return ids

@@ -39,8 +39,9 @@ class Grammars:
         self._matchers.pop(id, None)
 
     def concern(self, plan: Plan) -> bool:
-        """Whether a step samples for an answer with a grammar."""
-        return any(row.samples and row.id in self._matchers for row in plan.rows)
+        """Whether a step may sample a token that a grammar limits. One token before its rows may be unknown yet."""
+        return any(row.samples and row.id in self._matchers and not self._matchers[row.id].free(row.sampled + 1)
+                   for row in plan.rows)
 
     def accept(self, id: int, token: int) -> bool:
         """Take in a token that was chosen; whether the answer is over because nothing can follow and the model has no
@@ -89,7 +90,7 @@ class Grammars:
             index += [-1] * row.sampled
             matcher = self._matchers.get(row.id)
             try:
-                made = [] if matcher is None else self._along(matcher, row)
+                made = [] if matcher is None or matcher.free(row.sampled) else self._along(matcher, row)
             except Exception as error:  # whatever a grammar raises ends its answer, not the others
                 failed[row.id], made = broken(error), []
             index[at : at + len(made)] = range(len(words), len(words) + len(made))

@@ -12,8 +12,10 @@ import numpy as np
 from blackwell_infer.engine.batch import Settings
 from blackwell_infer.errors import RequestError
 from blackwell_infer.log import logger
+from blackwell_infer.text.budget import Budget
 from blackwell_infer.text.load import Text
 from blackwell_infer.text.messages import read_messages
+from blackwell_infer.text.template import closing_text
 from blackwell_infer.types import Matcher, Message, Sampling
 
 MOST_LOGPROBS = 20
@@ -60,18 +62,24 @@ def is_many(prompt: Any) -> bool:
 
 def make_request(text: Text, vocab: int, prompt: Any, sampling: Sampling, variables: Mapping[str, Any]) -> Request:
     """Check and encode one prompt: a text, token ids, or messages. RequestError and TemplateError say what is wrong."""
-    check_sampling(sampling, vocab)
-    markers, inside = None, False
     if is_chat(prompt):
-        rendered = text.prompt(read_messages(prompt), **variables)
-        ids = tuple(text.tokenizer.encode(rendered, bos=False))
-        markers, inside = text.reasoning, text.starts_inside(rendered)
-    elif variables:
+        return chat_request(text, vocab, text.prompt(read_messages(prompt), **variables), sampling)
+    if variables:
         raise RequestError(f"template variables ({', '.join(variables)}) need messages; this prompt is none")
-    elif isinstance(prompt, str):
-        ids = tuple(text.tokenizer.encode(prompt))
-    else:
-        ids = read_ids(prompt, "the prompt")
+    ids = tuple(text.tokenizer.encode(prompt)) if isinstance(prompt, str) else read_ids(prompt, "the prompt")
+    return checked_request(text, vocab, ids, sampling, None, False)
+
+
+def chat_request(text: Text, vocab: int, rendered: str, sampling: Sampling) -> Request:
+    """The request of a prompt that the chat template made: its answer may begin with reasoning."""
+    return checked_request(text, vocab, tuple(text.tokenizer.encode(rendered, bos=False)), sampling, text.reasoning,
+                           text.starts_inside(rendered))
+
+
+def checked_request(text: Text, vocab: int, ids: tuple[int, ...], sampling: Sampling,
+                    markers: tuple[str, str] | None, inside: bool) -> Request:
+    """The request of these token ids; for `markers` and `inside` see `Request`."""
+    check_sampling(sampling, vocab)
     check_ids(ids, vocab, "the prompt")
     # Where a grammar ends, nothing but an end token is left.
     own = frozenset[int]() if sampling.ignore_eos and sampling.grammar is None else text.tokenizer.stop_ids
@@ -79,6 +87,10 @@ def make_request(text: Text, vocab: int, prompt: Any, sampling: Sampling, variab
     if sampling.grammar is not None:
         matcher = text.matcher(sampling.grammar, vocab, markers, inside)
         matchers = tuple(matcher() for _ in range(sampling.n))
+    if sampling.thinking_budget is not None and markers is not None:
+        end = closing_text("" if text.template is None else text.template.source, markers[1])
+        matchers = tuple(Budget(text.tokenizer, markers, end, sampling.thinking_budget, inside, inner)
+                         for inner in matchers or (None,) * sampling.n)
     return Request(prompt=ids, sampling=sampling, settings=resolve_settings(sampling, vocab),
                    stop_ids=own | frozenset(sampling.stop_token_ids), markers=markers, inside=inside,
                    matchers=matchers)
@@ -125,6 +137,8 @@ def check_sampling(s: Sampling, vocab: int) -> None:
         raise wrong("n", s.n, f"at most {MOST_CHOICES}")
     if s.logprobs is not None and not 0 <= s.logprobs <= MOST_LOGPROBS:
         raise wrong("logprobs", s.logprobs, f"0 to {MOST_LOGPROBS}, or None")
+    if s.thinking_budget is not None and s.thinking_budget < 0:
+        raise wrong("thinking_budget", s.thinking_budget, "0 or more, or None")
     if s.max_tokens is not None and s.max_tokens < 1:
         raise wrong("max_tokens", s.max_tokens, "at least 1, or None")
     if s.seed is not None and not 0 <= s.seed < 1 << 64:

@@ -13,8 +13,10 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from blackwell_infer.log import logger
+from blackwell_infer.serve.errors import REQUEST_ID, anthropic_form
 
 HEADER = "x-request-id"
+ANTHROPIC_HEADER = "request-id"
 GIVEN = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 """Ids of clients that are taken over"""
 LONGEST = 200
@@ -42,13 +44,16 @@ class AccessLog:
             await self._app(scope, receive, send)
             return
         began, status = time.perf_counter(), 0
-        id = request_id(Request(scope).headers.get(HEADER))
+        request = Request(scope)
+        id = scope[REQUEST_ID] = request_id(request.headers.get(HEADER))
+        headers = (HEADER, ANTHROPIC_HEADER) if anthropic_form(request) else (HEADER,)
 
         async def noted(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[HEADER] = id
+                for name in headers:
+                    MutableHeaders(scope=message)[name] = id
             await send(message)
 
         try:

@@ -13,6 +13,7 @@ from blackwell_infer.serve import sse
 from blackwell_infer.serve.anthropic_reply import Event, Stream, message
 from blackwell_infer.serve.anthropic_request import Body, CountBody, ask_of, counted, read_body
 from blackwell_infer.serve.conversation import Delta, converse, count, raise_broken
+from blackwell_infer.serve.errors import request_id_of
 from blackwell_infer.serve.host import Host, attended
 
 
@@ -23,7 +24,7 @@ def routes(host: Host) -> list[Route]:
         ask = ask_of(body, host.llm.default_sampling)
         prompt_tokens = await asyncio.to_thread(count, host, ask) if body.stream else 0
         pieces = await converse(host, ask)
-        stream = Stream(f"msg_{uuid.uuid4().hex}", host.name, prompt_tokens)
+        stream = Stream(f"msg_{uuid.uuid4().hex}", host.name, prompt_tokens, request_id_of(request))
         if body.stream:
             return sse.response(streamed(pieces, stream))
         return JSONResponse(await attended(request, whole(pieces, stream)))

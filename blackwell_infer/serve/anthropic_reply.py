@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from blackwell_infer.serve.conversation import Delta
-from blackwell_infer.serve.errors import HttpError, anthropic_body
+from blackwell_infer.serve.conversation import Delta, broken
+from blackwell_infer.serve.errors import anthropic_body
 from blackwell_infer.text.messages import arguments_of
 from blackwell_infer.text.tools import CallStart
 from blackwell_infer.types import Usage
@@ -21,10 +21,12 @@ FIELDS = {"text_delta": "text", "thinking_delta": "thinking", "input_json_delta"
 class Stream:
     """Turns pieces of one answer into events: message_start, blocks one after the other, message_delta, message_stop.
 
-    A block is open at a time. Empty pieces make no block; an answer without any has none.
+    A block is open at a time. Empty pieces make no block; an answer without any has none. The start of the first block
+    is followed by a ping, as the API does it.
     """
 
-    def __init__(self, id: str, model: str, prompt_tokens: int) -> None:
+    def __init__(self, id: str, model: str, prompt_tokens: int, request_id: str | None = None) -> None:
+        self._request_id = request_id
         self._message: Event = {
             "id": id, "type": "message", "role": "assistant", "model": model, "content": [], "stop_reason": None,
             "stop_sequence": None, "stop_details": None, "container": None,
@@ -50,6 +52,7 @@ class Stream:
             if isinstance(call, CallStart):
                 block = {"type": "tool_use", "id": call.id, "name": call.name, "input": {}, "caller": DIRECT}
                 yield from self._begin(f"call {call.index}", block)
+                yield self._delta({"type": "input_json_delta", "partial_json": ""})
             elif call.delta:
                 yield self._delta({"type": "input_json_delta", "partial_json": call.delta})
         if delta.finish is not None or delta.failure is not None:
@@ -60,6 +63,8 @@ class Stream:
             yield from self._close()
             self._open, self._index = kind, self._index + 1
             yield {"type": "content_block_start", "index": self._index, "content_block": block}
+            if not self._index:
+                yield {"type": "ping"}
 
     def _close(self) -> Iterator[Event]:
         if self._open == "thinking":
@@ -74,9 +79,12 @@ class Stream:
 
     def _end(self, delta: Delta) -> Iterator[Event]:
         yield from self._close()
-        if delta.failure is not None or delta.finish in ("error", "cancelled"):
-            yield anthropic_body(delta.failure or HttpError(503, "the answer was cancelled"))
+        failure = broken(delta)
+        if failure is not None:
+            yield anthropic_body(failure, self._request_id)
             return
+        if self._index < 0:
+            yield {"type": "ping"}
         yield {
             "type": "message_delta", "delta": ending(delta), "usage": usage_of(delta.usage or Usage()),
         }

@@ -8,8 +8,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 from blackwell_infer.errors import RequestError
-from blackwell_infer.serve.conversation import Ask, Thinking
-from blackwell_infer.serve.errors import invalid
+from blackwell_infer.serve.conversation import Ask, Effort, Thinking
+from blackwell_infer.serve.errors import HttpError, invalid
 from blackwell_infer.text.tools import Named, ToolChoice
 from blackwell_infer.types import Grammar, Message, Sampling, Tool, ToolCall
 
@@ -84,7 +84,7 @@ class Format(Struct):
 
 
 class OutputSpec(Struct):
-    effort: str | None = None
+    effort: Effort | None = None
     format: Format | None = None
 
 
@@ -98,6 +98,8 @@ class CountBody(Struct):
     tool_choice: Choice | None = None
     thinking: ThinkingSpec | None = None
     output_config: OutputSpec | None = None
+    output_format: Format | None = None
+    thread: dict[str, Any] | None = None
 
 
 class Body(CountBody, kw_only=True):
@@ -117,19 +119,26 @@ Read = TypeVar("Read", bound=CountBody)
 def read_body(value: dict[str, Any], kind: type[Read]) -> Read:
     """The body as a struct of `kind`; HttpError names the field that is wrong."""
     try:
-        return msgspec.convert(value, kind)
+        found = msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         raise invalid(error) from None
+    if found.thread is not None:  # clients then send the whole conversation
+        raise HttpError(400, "conversations are not kept here; leave out thread and send all messages", "thread",
+                        details={"error_code": "thread_unsupported_request", "unsupported": ["thread"]})
+    return found
 
 
 def ask_of(body: Body, defaults: Sampling) -> Ask:
     """The question that a request asks; what it leaves out comes from the model's `defaults`."""
-    budget = body.thinking.budget_tokens if body.thinking else None
+    budget = body.thinking.budget_tokens if body.thinking and body.thinking.type == "enabled" else None
     if budget is not None and budget >= body.max_tokens:
         raise RequestError("thinking.budget_tokens must be less than max_tokens, which counts the thinking too")
-    given = {"temperature": body.temperature, "top_p": body.top_p, "top_k": body.top_k}
+    given = {"temperature": body.temperature, "top_p": body.top_p, "top_k": body.top_k, "thinking_budget": budget}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     format = body.output_config.format if body.output_config else None
+    if format is not None and body.output_format is not None:
+        raise RequestError("output_format and output_config.format are the same; give one of them")
+    format = format or body.output_format
     if format is not None:
         changes["grammar"] = Grammar("json_schema", msgspec.json.encode(format.schema).decode())
     sampling = msgspec.structs.replace(

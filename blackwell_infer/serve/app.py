@@ -15,6 +15,7 @@ from blackwell_infer.errors import BlackwellInferError
 from blackwell_infer.log import logger
 from blackwell_infer.serve import (
     anthropic,
+    anthropic_models,
     chat_page,
     metrics,
     openai_chat,
@@ -23,8 +24,8 @@ from blackwell_infer.serve import (
     openai_responses,
     openapi,
 )
-from blackwell_infer.serve.access import HEADER, AccessLog
-from blackwell_infer.serve.errors import HttpError, error_response, status_of
+from blackwell_infer.serve.access import ANTHROPIC_HEADER, HEADER, AccessLog
+from blackwell_infer.serve.errors import HttpError, anthropic_form, error_response, status_of
 from blackwell_infer.serve.host import Host
 from blackwell_infer.serve.security import Guard
 
@@ -35,7 +36,7 @@ def make_app(host: Host, more: Sequence[BaseRoute] = ()) -> Starlette:
     if host.config.cors_origin:
         middleware.insert(1, Middleware(CORSMiddleware, allow_origins=list(host.config.cors_origin),
                                         allow_methods=["GET", "POST", "DELETE"], allow_headers=["*"],
-                                        expose_headers=[HEADER]))
+                                        expose_headers=[HEADER, ANTHROPIC_HEADER]))
     return Starlette(
         routes=[*routes(host), *openai_chat.routes(host), *openai_completions.routes(host), *metrics.routes(host),
                 *openai_embeddings.routes(host), *openai_responses.routes(host), *anthropic.routes(host),
@@ -46,11 +47,13 @@ def make_app(host: Host, more: Sequence[BaseRoute] = ()) -> Starlette:
 def routes(host: Host) -> list[BaseRoute]:
     """What belongs to no API of its own."""
     async def models(request: Request) -> Response:
+        if anthropic_form(request):
+            return JSONResponse(anthropic_models.listed(host, request.query_params))
         return JSONResponse({"object": "list", "data": [model_body(host)]})
 
     async def model(request: Request) -> Response:
         host.check_model(request.path_params["name"])
-        return JSONResponse(model_body(host))
+        return JSONResponse(anthropic_models.one(host) if anthropic_form(request) else model_body(host))
 
     async def health(request: Request) -> Response:
         return JSONResponse({"status": "ok"})
@@ -71,10 +74,10 @@ async def failed(request: Request, error: Exception) -> Response:
     """The answer to a request that raised. What nobody foresaw is logged, without the request's text."""
     if status_of(error) == 500:
         logger.error("%s %s failed: %s", request.method, request.url.path, type(error).__name__, exc_info=error)
-    return error_response(request.url.path, error)
+    return error_response(request, error)
 
 
 async def refused(request: Request, error: Exception) -> Response:
-    """Unknown paths and methods, in the shape of the path's API."""
+    """Unknown paths and methods, in the shape of the request's API."""
     assert isinstance(error, HTTPException)
-    return error_response(request.url.path, HttpError(error.status_code, error.detail))
+    return error_response(request, HttpError(error.status_code, error.detail))

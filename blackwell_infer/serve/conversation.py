@@ -7,25 +7,30 @@ from typing import Any, Literal
 
 import msgspec
 
-from blackwell_infer.engine.request import Request, make_request
+from blackwell_infer.engine.request import Request, chat_request
 from blackwell_infer.engine.stream import AsyncStream
-from blackwell_infer.errors import BlackwellInferError, RequestError
+from blackwell_infer.errors import BlackwellInferError
 from blackwell_infer.serve.errors import HttpError
 from blackwell_infer.serve.host import Host
-from blackwell_infer.text.grammar_schema import check_schema
-from blackwell_infer.text.grammar_terms import literal, without
+from blackwell_infer.text.template import ChatTemplate
 from blackwell_infer.text.tools import CallArguments, CallStart, Dialect, Parser, Piece, ToolChoice
 from blackwell_infer.types import Event, Grammar, Message, Sampling, TokenLogprob, Tool, ToolCall, Usage
 
 Finish = Literal["stop", "length", "tool_calls", "cancelled", "error"]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+EFFORTS: Mapping[Effort, int] = {"low": 1024, "medium": 4096}
+"""Most tokens of reasoning where a template does not know of efforts; more effort has no limit"""
+OFF: tuple[Effort, ...] = ("none", "minimal")
+"""Efforts that switch reasoning off"""
 Call = CallStart | CallArguments
 
 
 class Thinking(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether and how much the model reasons before it answers; None leaves it to the template."""
+    """Whether and how much the model reasons before it answers; None leaves it to the template. Where the template
+    knows no `effort`, it is a budget of tokens (`EFFORTS`), unless the sampling has one."""
 
     enabled: bool | None = None
-    effort: str | None = None
+    effort: Effort | None = None
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,8 +94,7 @@ async def gather(pieces: AsyncIterator[Delta]) -> tuple[tuple[Reply, ...], Usage
     calls: dict[int, list[list[str]]] = {}
     usage = Usage()
     async for delta in pieces:
-        if delta.failure is not None:
-            raise delta.failure
+        raise_broken(delta)
         reply = replies.setdefault(delta.index, Reply())
         reply.text += delta.text
         reply.reasoning += delta.reasoning
@@ -110,12 +114,27 @@ async def gather(pieces: AsyncIterator[Delta]) -> tuple[tuple[Reply, ...], Usage
     return tuple(replies[i] for i in sorted(replies)), usage
 
 
+def thinking_of(enabled: bool | None, effort: Effort | None, budget: int | None) -> Thinking:
+    """What OpenAI's fields say about reasoning: if it is not switched as such, an effort or a budget does."""
+    if enabled is None and effort is not None:
+        enabled = effort not in OFF
+    elif enabled is None and budget is not None:
+        enabled = budget > 0
+    return Thinking(enabled=enabled, effort=effort)
+
+
+def broken(delta: Delta) -> BlackwellInferError | None:
+    """What broke the answer off, if this piece says that something did: a half answer is no answer."""
+    if delta.failure is None and delta.finish in ("error", "cancelled"):
+        return HttpError(503, "the answer was cancelled")
+    return delta.failure
+
+
 def raise_broken(delta: Delta) -> None:
-    """Raise what broke the answer off, if this piece says that something did: a half answer is no answer."""
-    if delta.failure is not None:
-        raise delta.failure
-    if delta.finish in ("error", "cancelled"):
-        raise HttpError(503, "the answer was cancelled")
+    """Raise what broke the answer off, if anything did."""
+    failure = broken(delta)
+    if failure is not None:
+        raise failure
 
 
 def count(host: Host, ask: Ask) -> int:
@@ -144,40 +163,30 @@ def prepare(host: Host, ask: Ask) -> Request:
     if ask.sampling.n > host.config.max_choices:
         raise HttpError(400, f"n is {ask.sampling.n}; at most {host.config.max_choices} (max_choices)", "n")
     prompt = rendered(host, ask)
-    inside = text.starts_inside(prompt)
-    grammar = constraint(host.dialect, ask, text.reasoning, inside)
-    request = make_request(text, vocab, text.tokenizer.encode(prompt, bos=False),
-                           msgspec.structs.replace(ask.sampling, grammar=grammar), {})
+    budget = thinking_budget(host.llm.template, ask)
+    grammar = constraint(host.dialect, ask, text.reasoning, text.starts_inside(prompt))
+    request = chat_request(text, vocab, prompt,
+                           msgspec.structs.replace(ask.sampling, grammar=grammar, thinking_budget=budget))
     timeout = min(ask.timeout or host.config.request_timeout, host.config.request_timeout)
-    return msgspec.structs.replace(request, markers=text.reasoning, inside=inside, priority=ask.priority,
-                                   deadline=timeout)
+    return msgspec.structs.replace(request, priority=ask.priority, deadline=timeout)
+
+
+def thinking_budget(template: ChatTemplate | None, ask: Ask) -> int | None:
+    """Most tokens of reasoning."""
+    if ask.sampling.thinking_budget is not None or ask.thinking.effort is None:
+        return ask.sampling.thinking_budget
+    told = template is not None and "reasoning_effort" in template.source
+    return None if told else EFFORTS.get(ask.thinking.effort)
 
 
 def constraint(dialect: Dialect | None, ask: Ask, reasoning: tuple[str, str] | None, inside: bool) -> Grammar | None:
-    """The grammar of the whole answer, its reasoning included."""
+    """The grammar of the answer: with tools of the whole answer, its reasoning included, else of what follows that."""
     own = ask.sampling.grammar
     if not ask.tools:
-        return own if own is None or not inside or reasoning is None else behind(own, reasoning[1])
+        return own
     if dialect is None:
         raise HttpError(400, "this model's chat template teaches no known way to call tools", "tools")
-    if own is not None and ask.choice != "none":
-        if ask.choice != "auto":
-            raise HttpError(400, "an enforced tool call and a format of the answer exclude each other",
-                            "response_format")
-        raise HttpError(400, "tools and a format of the answer cannot be enforced together; set tool_choice to none "
-                        "or leave one of them out", "response_format")
-    return own if own is not None else dialect.grammar(ask.tools, ask.choice, ask.parallel, reasoning, inside)
-
-
-def behind(grammar: Grammar, close: str) -> Grammar:
-    """The same after reasoning that is open."""
-    if grammar.kind not in ("json_object", "json_schema"):
-        raise RequestError(f"a {grammar.kind} grammar is for answers without reasoning; switch thinking off")
-    schema: Any = {"type": "object"} if grammar.kind == "json_object" else msgspec.json.decode(grammar.text)
-    check_schema(schema, "schema")
-    body = msgspec.json.encode(schema if isinstance(schema, dict) else {}).decode()
-    return Grammar("lark", f"start: THOUGHT body\nTHOUGHT: ({without(close)}) {literal(close)} /[ \\n]{{0,2}}/\n"
-                   f"body: %json {body}\n")
+    return dialect.grammar(ask.tools, ask.choice, ask.parallel, reasoning, inside, own)
 
 
 async def deltas(host: Host, ask: Ask, stream: AsyncStream) -> AsyncGenerator[Delta, None]:

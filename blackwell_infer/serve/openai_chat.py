@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from blackwell_infer.serve import sse
-from blackwell_infer.serve.conversation import Ask, Delta, Reply, Thinking, converse, gather
+from blackwell_infer.serve.conversation import Ask, Delta, Effort, Reply, broken, converse, gather, thinking_of
 from blackwell_infer.serve.errors import HttpError, openai_body
 from blackwell_infer.serve.host import Host, attended
 from blackwell_infer.text.messages import read_messages
@@ -24,6 +24,8 @@ from blackwell_infer.types import Grammar, Message, Sampling, TokenLogprob, Tool
 IGNORED = frozenset({"user", "metadata", "store", "service_tier", "prompt_cache_key", "safety_identifier", "verbosity",
                      "prompt_cache_retention", "extra_headers"})
 """Fields that clients send and that mean nothing here."""
+LOWEST = -9999.0
+"""Stands for log-probabilities that JSON cannot hold"""
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
@@ -64,8 +66,9 @@ class ChatBody(Common, frozen=True, kw_only=True):
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool = True
-    reasoning_effort: str | None = None
+    reasoning_effort: Effort | None = None
     enable_thinking: bool | None = None
+    thinking_budget: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
 
@@ -91,18 +94,16 @@ def to_ask(body: ChatBody, default: Sampling) -> Ask:
     enabled = kwargs.pop("enable_thinking", body.enable_thinking)
     if not isinstance(enabled, bool | None):
         raise HttpError(400, "enable_thinking must be true or false", "chat_template_kwargs.enable_thinking")
-    effort = body.reasoning_effort
-    if effort is not None and enabled is None:
-        enabled = effort not in ("none", "minimal")
     sampling = msgspec.structs.replace(
         to_sampling(body, default), logprobs=body.top_logprobs if body.logprobs else None,
         max_tokens=body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens,
-        grammar=to_grammar(body.response_format))
+        grammar=to_grammar(body.response_format),
+        thinking_budget=default.thinking_budget if body.thinking_budget is None else body.thinking_budget)
     if body.top_logprobs and not body.logprobs:
         raise HttpError(400, "top_logprobs needs logprobs to be true", "top_logprobs")
     return Ask(messages=messages, tools=tools, choice=to_choice(body.tool_choice, tools),
                parallel=body.parallel_tool_calls, sampling=sampling, timeout=body.timeout, priority=body.priority,
-               thinking=Thinking(enabled=enabled, effort=effort), variables=kwargs)
+               thinking=thinking_of(enabled, body.reasoning_effort, body.thinking_budget), variables=kwargs)
 
 
 def to_sampling(body: Common, default: Sampling) -> Sampling:
@@ -206,20 +207,18 @@ def usage_body(usage: Usage, thought_tokens: int = 0) -> dict[str, Any]:
             "completion_tokens_details": {"reasoning_tokens": thought_tokens}}
 
 
-def logprob_body(items: tuple[TokenLogprob, ...], tokenizer: Tokenizer) -> dict[str, Any]:
+def logprob_items(items: Sequence[TokenLogprob], tokenizer: Tokenizer) -> list[dict[str, Any]]:
     """Log-probabilities of tokens and of their alternatives."""
     def one(id: int, value: float) -> dict[str, Any]:
         piece = tokenizer.piece(id)
-        return {"token": piece.decode("utf-8", "replace"), "logprob": max(value, -9999.0), "bytes": list(piece)}
+        return {"token": piece.decode("utf-8", "replace"), "logprob": max(value, LOWEST), "bytes": list(piece)}
 
-    return {"content": [{**one(i.token_id, i.logprob), "top_logprobs": [one(*t) for t in i.top]} for i in items],
-            "refusal": None}
+    return [{**one(i.token_id, i.logprob), "top_logprobs": [one(*t) for t in i.top]} for i in items]
 
 
-def finish_of(finish: str | None) -> Literal["stop", "length", "tool_calls"] | None:
-    """finish_reason: what was cancelled ended in the middle, as with "length"."""
-    return None if finish is None else "stop" if finish == "stop" else "tool_calls" if finish == "tool_calls" \
-        else "length"
+def logprob_body(items: Sequence[TokenLogprob], tokenizer: Tokenizer) -> dict[str, Any]:
+    """The log-probabilities of a choice."""
+    return {"content": logprob_items(items, tokenizer), "refusal": None}
 
 
 def completion(replies: tuple[Reply, ...], usage: Usage, body: ChatBody, head: Mapping[str, Any],
@@ -234,7 +233,7 @@ def completion(replies: tuple[Reply, ...], usage: Usage, body: ChatBody, head: M
         if reply.calls:
             message["tool_calls"] = [{"id": c.id, "type": "function", "function": {
                 "name": c.name, "arguments": c.arguments}} for c in reply.calls]
-        choices.append({"index": i, "message": message, "finish_reason": finish_of(reply.finish),
+        choices.append({"index": i, "message": message, "finish_reason": reply.finish,
                         "logprobs": logprob_body(reply.logprobs, tokenizer) if body.logprobs else None})
     thought_tokens = sum(reply.thought_tokens for reply in replies)
     return {**head, "object": "chat.completion", "choices": choices, "usage": usage_body(usage, thought_tokens)}
@@ -242,7 +241,7 @@ def completion(replies: tuple[Reply, ...], usage: Usage, body: ChatBody, head: M
 
 def delta_body(delta: Delta, first: bool) -> dict[str, Any]:
     """The `delta` of a chunk."""
-    value: dict[str, Any] = {"role": "assistant", "content": ""} if first else {}
+    value: dict[str, Any] = {"role": "assistant", "content": None if delta.calls else ""} if first else {}
     if delta.text:
         value["content"] = delta.text
     if delta.reasoning:
@@ -264,8 +263,9 @@ async def stream(deltas: AsyncGenerator[Delta, None], body: ChatBody, head: Mapp
     usage, thought_tokens = Usage(), 0
     try:
         async for delta in deltas:
-            if delta.failure is not None:
-                yield sse.event(openai_body(delta.failure))
+            failure = broken(delta)
+            if failure is not None:
+                yield sse.event(openai_body(failure))
                 return
             usage = delta.usage or usage
             thought_tokens += delta.thought_tokens
@@ -278,7 +278,7 @@ async def stream(deltas: AsyncGenerator[Delta, None], body: ChatBody, head: Mapp
                                                         "finish_reason": None}]})
             if delta.finish is not None:
                 yield sse.event({**shared, "choices": [{"index": delta.index, "delta": {}, "logprobs": None,
-                                                        "finish_reason": finish_of(delta.finish)}]})
+                                                        "finish_reason": delta.finish}]})
         if wants_usage:
             yield sse.event({**shared, "choices": [], "usage": usage_body(usage, thought_tokens)})
         yield sse.DONE

@@ -4,7 +4,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
 from typing import Annotated, Any
 
@@ -14,13 +14,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from blackwell_infer.engine.request import Request as Prompt
 from blackwell_infer.engine.request import make_request
 from blackwell_infer.engine.stream import AsyncStream
 from blackwell_infer.errors import BlackwellInferError, RequestError
 from blackwell_infer.serve import sse
 from blackwell_infer.serve.errors import HttpError, openai_body
 from blackwell_infer.serve.host import Host, attended
-from blackwell_infer.serve.openai_chat import IGNORED, Common, finish_of, to_sampling, usage_body
+from blackwell_infer.serve.openai_chat import IGNORED, Common, to_sampling, usage_body
+from blackwell_infer.serve.openai_echo import Echo, echoed, joined, logprobs_body
 from blackwell_infer.text.tokenizer import Tokenizer
 from blackwell_infer.types import Event, TokenLogprob, Usage
 
@@ -32,6 +34,12 @@ class CompletionBody(Common, frozen=True, kw_only=True):
     max_tokens: int | None = 16
     echo: bool = False
     logprobs: Annotated[int, Meta(ge=0, le=MOST_LOGPROBS)] | None = None
+    best_of: Annotated[int, Meta(ge=1)] | None = None
+
+    @property
+    def tries(self) -> int:
+        """Answers that are made to each prompt."""
+        return self.best_of or self.n
 
 
 class TokenizeBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,11 +54,16 @@ class DetokenizeBody(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Text(msgspec.Struct, kw_only=True):
-    """One choice as it grows."""
+    """One choice as it grows, without what is echoed."""
 
     text: str = ""
     logprobs: tuple[TokenLogprob, ...] = ()
     finish: str | None = None
+
+    @property
+    def worth(self) -> float:
+        """Its log-probability per token."""
+        return sum(item.logprob for item in self.logprobs) / max(len(self.logprobs), 1)
 
 
 class Piece(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,14 +80,20 @@ def routes(host: Host) -> list[Route]:
         host.check_model(body.model)
         prompts = to_prompts(body.prompt)
         check(body, len(prompts), host)
-        streams = await submitted(host, body, prompts)
+        requests = await asyncio.to_thread(prepared, host, body, prompts)
         head = {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time()),
                 "model": host.name}
-        echoed = [host.llm.tokenizer.decode(s.request.prompt) if body.echo else "" for s in streams]
-        pieces = merged(streams, body.n)
+        echoes = await attended(request, echoed(host, [r.prompt for r in requests] if body.echo else [], body.logprobs,
+                                                waiting(host, body)))
+        if body.max_tokens == 0:
+            usage = Usage(prompt_tokens=sum(len(r.prompt) for r in requests))
+            texts = [Text(finish="length") for _ in range(len(requests) * body.tries)]
+            return JSONResponse(completion(texts, usage, body, head, echoes, host.llm.tokenizer))
+        pieces = merged(submitted(host, requests), body.tries)
         if body.stream:
-            return sse.response(stream(pieces, body, head, echoed, host.llm.tokenizer))
-        return JSONResponse(await attended(request, whole(pieces, body, head, echoed, host.llm.tokenizer)))
+            return sse.response(stream(pieces, body, head, echoes, host.llm.tokenizer))
+        texts, usage = await attended(request, gathered(pieces, len(requests) * body.tries))
+        return JSONResponse(completion(texts, usage, body, head, echoes, host.llm.tokenizer))
 
     async def tokenize(request: Request) -> Response:
         body = await host.read(request, TokenizeBody)
@@ -108,26 +127,37 @@ def to_prompts(value: str | list[Any], name: str = "prompt") -> list[str | list[
 
 def check(body: CompletionBody, prompts: int, host: Host) -> None:
     """What cannot be done together."""
-    if prompts * body.n > host.config.max_choices:
-        raise HttpError(400, f"{prompts} prompts with n = {body.n}; at most {host.config.max_choices} answers to one "
-                        "request (max_choices)", "prompt" if prompts > 1 else "n")
-    if body.echo and body.logprobs is not None:
-        raise HttpError(400, "log-probabilities of an echoed prompt are not supported; leave out echo", "echo")
+    if prompts * body.tries > host.config.max_choices:
+        name = "prompt" if prompts > 1 else "best_of" if body.tries > body.n else "n"
+        raise HttpError(400, f"{prompts} prompts with {body.tries} answers to each; at most {host.config.max_choices} "
+                        "answers to one request (max_choices)", name)
+    if body.tries < body.n:
+        raise HttpError(400, f"best_of is {body.best_of}, less than n, which is {body.n}", "best_of")
+    if body.tries > body.n and body.stream:
+        raise HttpError(400, "the best of several answers is known at their end only; leave out stream", "best_of")
+    if body.max_tokens == 0 and (not body.echo or body.stream):
+        raise HttpError(400, "max_tokens is 0, which is for echo without stream", "max_tokens")
 
 
-async def submitted(host: Host, body: CompletionBody, prompts: list[str | list[int]]) -> list[AsyncStream]:
-    """All prompts checked, and then under way; if one finds no room, none is."""
-    sampling = msgspec.structs.replace(to_sampling(body, host.llm.default_sampling), logprobs=body.logprobs,
-                                       max_tokens=body.max_tokens)
-    timeout = min(body.timeout or host.config.request_timeout, host.config.request_timeout)
+def waiting(host: Host, body: CompletionBody) -> float:
+    """Seconds that a request may take."""
+    return min(body.timeout or host.config.request_timeout, host.config.request_timeout)
 
-    def prepare() -> list[Any]:
-        made = [make_request(host.llm.text, host.llm.info().vocab, prompt, sampling, {}) for prompt in prompts]
-        return [msgspec.structs.replace(r, priority=body.priority, deadline=timeout) for r in made]
 
+def prepared(host: Host, body: CompletionBody, prompts: list[str | list[int]]) -> list[Prompt]:
+    """All prompts, checked."""
+    ranked = body.tries > body.n and body.logprobs is None
+    sampling = msgspec.structs.replace(to_sampling(body, host.llm.default_sampling), n=body.tries,
+                                       logprobs=0 if ranked else body.logprobs, max_tokens=body.max_tokens or None)
+    made = [make_request(host.llm.text, host.llm.info().vocab, prompt, sampling, {}) for prompt in prompts]
+    return [msgspec.structs.replace(r, priority=body.priority, deadline=waiting(host, body)) for r in made]
+
+
+def submitted(host: Host, requests: Sequence[Prompt]) -> list[AsyncStream]:
+    """All prompts under way; if one finds no room, none is."""
     streams: list[AsyncStream] = []
     try:
-        for request in await asyncio.to_thread(prepare):
+        for request in requests:
             streams.append(host.llm.submit(request))  # noqa: PERF401 (those already begun must be closed)
     except RequestError:
         for each in streams:
@@ -143,8 +173,7 @@ async def merged(streams: list[AsyncStream], n: int) -> AsyncGenerator[Piece, No
     async def drain(place: int, source: AsyncStream) -> None:
         try:
             async for event in source:
-                failure = None if event.error is None else source.failure or BlackwellInferError(event.error)
-                queue.put_nowait(Piece(index=place * n + event.index, event=event, failure=failure))
+                queue.put_nowait(Piece(index=place * n + event.index, event=event, failure=broken(event, source)))
         finally:
             queue.put_nowait(None)
 
@@ -166,6 +195,13 @@ async def merged(streams: list[AsyncStream], n: int) -> AsyncGenerator[Piece, No
                 await task
 
 
+def broken(event: Event, source: AsyncStream) -> BlackwellInferError | None:
+    """What broke a choice off, if this event says that something did."""
+    if event.error is not None:
+        return source.failure or BlackwellInferError(event.error)
+    return HttpError(503, "the answer was cancelled") if event.finish_reason == "cancelled" else None
+
+
 def added(one: Usage, other: Usage) -> Usage:
     """Token counts of both."""
     return Usage(prompt_tokens=one.prompt_tokens + other.prompt_tokens,
@@ -173,20 +209,9 @@ def added(one: Usage, other: Usage) -> Usage:
                  cached_tokens=one.cached_tokens + other.cached_tokens)
 
 
-def logprobs_body(items: tuple[TokenLogprob, ...], tokenizer: Tokenizer, offset: int) -> dict[str, Any]:
-    """Log-probabilities in the older form; `offset` is where in the text the first token begins."""
-    texts = [tokenizer.piece(i.token_id).decode("utf-8", "replace") for i in items]
-    offsets = [offset + sum(map(len, texts[:i])) for i in range(len(texts))]
-    top = [{tokenizer.piece(id).decode("utf-8", "replace"): value for id, value in i.top} for i in items]
-    return {"tokens": texts, "token_logprobs": [i.logprob for i in items], "top_logprobs": top,
-            "text_offset": offsets}
-
-
-async def whole(pieces: AsyncGenerator[Piece, None], body: CompletionBody, head: Mapping[str, Any],
-                echoed: list[str], tokenizer: Tokenizer) -> dict[str, Any]:
-    """A text_completion."""
-    texts = [Text(text=echoed[i // body.n]) for i in range(len(echoed) * body.n)]
-    usage = Usage()
+async def gathered(pieces: AsyncGenerator[Piece, None], count: int) -> tuple[list[Text], Usage]:
+    """All choices at their end, and what they cost. Raises what broke one off."""
+    texts, usage = [Text() for _ in range(count)], Usage()
     try:
         async for piece in pieces:
             if piece.failure is not None:
@@ -198,15 +223,27 @@ async def whole(pieces: AsyncGenerator[Piece, None], body: CompletionBody, head:
             usage = added(usage, piece.event.usage) if piece.event.usage else usage
     finally:
         await pieces.aclose()
-    choices = [{"index": i, "text": t.text, "finish_reason": finish_of(t.finish),
-                "logprobs": None if body.logprobs is None else logprobs_body(t.logprobs, tokenizer, 0)}
-               for i, t in enumerate(texts)]
+    return texts, usage
+
+
+def completion(texts: Sequence[Text], usage: Usage, body: CompletionBody, head: Mapping[str, Any],
+               echoes: Sequence[Echo], tokenizer: Tokenizer) -> dict[str, Any]:
+    """A text_completion: of the tries to each prompt the best."""
+    choices: list[dict[str, Any]] = []
+    for place in range(0, len(texts), body.tries):
+        made = texts[place : place + body.tries]
+        best = sorted(made, key=lambda text: -text.worth)[: body.n] if body.tries > body.n else made
+        echo = echoes[place // body.tries] if echoes else Echo()
+        choices += [{"index": len(choices) + i, "text": echo.text + t.text, "finish_reason": t.finish,
+                     "logprobs": None if body.logprobs is None else joined(
+                         echo.logprobs, logprobs_body(t.logprobs, tokenizer, len(echo.text)))}
+                    for i, t in enumerate(best)]
     return {**head, "choices": choices, "usage": usage_body(usage)}
 
 
 async def stream(pieces: AsyncGenerator[Piece, None], body: CompletionBody, head: Mapping[str, Any],
-                 echoed: list[str], tokenizer: Tokenizer) -> AsyncGenerator[bytes, None]:
-    """text_completion events, the usage if wanted, [DONE]."""
+                 echoes: Sequence[Echo], tokenizer: Tokenizer) -> AsyncGenerator[bytes, None]:
+    """text_completion events, the first of each choice with what is echoed, the usage if wanted, [DONE]."""
     wants_usage = body.stream_options is not None and body.stream_options.include_usage
     shared = {**head, **({"usage": None} if wants_usage else {})}
     usage, begun = Usage(), dict[int, int]()
@@ -217,13 +254,15 @@ async def stream(pieces: AsyncGenerator[Piece, None], body: CompletionBody, head
                 return
             event, i = piece.event, piece.index
             usage = added(usage, event.usage) if event.usage else usage
-            text = ("" if i in begun else echoed[i // body.n]) + event.text
-            at = begun.get(i, 0)
-            begun[i] = at + len(text)
+            echo = echoes[i // body.n] if echoes and i not in begun else Echo()
+            at = begun.get(i, len(echo.text))
+            begun[i] = at + len(event.text)
+            text = echo.text + event.text
             if text or event.finish_reason or event.logprobs:
-                logprobs = None if body.logprobs is None else logprobs_body(event.logprobs, tokenizer, at)
+                logprobs = None if body.logprobs is None else joined(
+                    echo.logprobs, logprobs_body(event.logprobs, tokenizer, at))
                 yield sse.event({**shared, "choices": [{"index": i, "text": text, "logprobs": logprobs,
-                                                        "finish_reason": finish_of(event.finish_reason)}]})
+                                                        "finish_reason": event.finish_reason}]})
         if wants_usage:
             yield sse.event({**shared, "choices": [], "usage": usage_body(usage)})
         yield sse.DONE

@@ -1,6 +1,7 @@
 """/v1/responses, as OpenAI's clients expect it."""
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable
@@ -16,9 +17,12 @@ from blackwell_infer.serve.errors import HttpError
 from blackwell_infer.serve.host import Host, attended
 from blackwell_infer.serve.openai_responses_reply import Event, Stream, new_id
 from blackwell_infer.serve.openai_responses_request import Item, ask_of, items_of, read_body, said
+from blackwell_infer.serve.truncation import fitted
 
 STORED_BYTES = 64 << 20
 """What stored responses may take, with all that was said before them."""
+STORED = 10_000
+"""Most stored responses"""
 
 
 class Stored(msgspec.Struct, frozen=True):
@@ -34,10 +38,10 @@ class Stored(msgspec.Struct, frozen=True):
 
 
 class Store:
-    """The responses used last, within a limit of bytes. Used by the server's loop alone."""
+    """The responses used last, within limits of bytes and of their number. Used by the server's loop alone."""
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self, limit: int, most: int) -> None:
+        self._limit, self._most = limit, most
         self._size = 0
         self._kept: OrderedDict[str, Stored] = OrderedDict()
 
@@ -45,7 +49,7 @@ class Store:
         stored = Stored(msgspec.json.encode(response), msgspec.json.encode(items), given)
         self._kept[id] = stored
         self._size += stored.size
-        while self._size > self._limit:
+        while self._size > self._limit or len(self._kept) > self._most:
             self.remove(next(iter(self._kept)))
 
     def get(self, id: str) -> Stored:
@@ -62,7 +66,7 @@ class Store:
 
 
 def routes(host: Host) -> list[Route]:
-    store = Store(STORED_BYTES)
+    store = Store(STORED_BYTES, STORED)
 
     async def create(request: Request) -> Response:
         body = read_body(await host.body(request))
@@ -70,8 +74,11 @@ def routes(host: Host) -> list[Route]:
         before: list[Item] = []
         if body.previous_response_id is not None:
             before = msgspec.json.decode(store.get(body.previous_response_id).items)
-        pieces = await converse(host, ask_of(body, before, host.llm.default_sampling))
-        stream = Stream(new_id("resp"), host.name, body, time.time())
+        ask = ask_of(body, before, host.llm.default_sampling)
+        if body.truncation == "auto":
+            ask = await asyncio.to_thread(fitted, host, ask)
+        pieces = await converse(host, ask)
+        stream = Stream(new_id("resp"), host.name, body, time.time(), host.llm.tokenizer)
 
         def done() -> None:
             if body.store is not False and stream.response["status"] != "failed":

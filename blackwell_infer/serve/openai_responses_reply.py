@@ -8,11 +8,13 @@ from typing import Any
 
 import msgspec
 
-from blackwell_infer.serve.conversation import Delta
+from blackwell_infer.serve.conversation import Delta, broken
 from blackwell_infer.serve.errors import message_of
+from blackwell_infer.serve.openai_chat import logprob_items
 from blackwell_infer.serve.openai_responses_request import Body
+from blackwell_infer.text.tokenizer import Tokenizer
 from blackwell_infer.text.tools import CallStart
-from blackwell_infer.types import Usage
+from blackwell_infer.types import TokenLogprob, Usage
 
 Event = dict[str, Any]
 
@@ -20,8 +22,14 @@ Event = dict[str, Any]
 class Stream:
     """Turns pieces of one answer into events; one item is open at a time, and `response` is what is known so far."""
 
-    def __init__(self, id: str, model: str, body: Body, created: float) -> None:
+    def __init__(self, id: str, model: str, body: Body, created: float, tokenizer: Tokenizer) -> None:
         self.response = skeleton(id, model, body, created)
+        self._tokenizer = tokenizer
+        self._wants_logprobs = body.wants_logprobs
+        self._logprobs: list[Event] = []
+        """of the open message"""
+        self._held: tuple[TokenLogprob, ...] = ()
+        """of tokens whose text has not come yet"""
         self._number = 0
         self._open = ""
         self._text = ""
@@ -39,8 +47,11 @@ class Stream:
             yield self._piece("response.reasoning_text.delta", delta.reasoning, content_index=0)
         if delta.text:
             item = {"type": "message", "id": new_id("msg"), "role": "assistant", "content": []}
+            held = () if self._open == "reasoning" else self._held
             yield from self._begin("message", item)
-            yield self._piece("response.output_text.delta", delta.text, content_index=0, logprobs=[])
+            logprobs = logprob_items((*held, *delta.logprobs), self._tokenizer) if self._wants_logprobs else []
+            self._logprobs += logprobs
+            yield self._piece("response.output_text.delta", delta.text, content_index=0, logprobs=logprobs)
         for call in delta.calls:
             if isinstance(call, CallStart):
                 item = {"type": "function_call", "id": new_id("fc"), "call_id": call.id, "name": call.name,
@@ -48,6 +59,7 @@ class Stream:
                 yield from self._begin(f"call {call.index}", item)
             elif call.delta:
                 yield self._piece("response.function_call_arguments.delta", call.delta)
+        self._held = () if delta.text or delta.reasoning or delta.calls else self._held + delta.logprobs
         if delta.finish is not None or delta.failure is not None:
             yield from self._end(delta)
 
@@ -55,7 +67,7 @@ class Stream:
         if self._open == kind:
             return
         yield from self._close("completed")
-        self._open, self._text = kind, ""
+        self._open, self._text, self._logprobs = kind, "", []
         self.response["output"] = [*self.response["output"], item]
         yield self._event("response.output_item.added", output_index=self._index, item=item | {"status": "in_progress"})
         part = self._part()
@@ -71,7 +83,7 @@ class Stream:
             yield self._here("response.function_call_arguments.done", name=item["name"], arguments=self._text)
         else:
             item = item | {"content": [part]}
-            logprobs: Event = {"logprobs": []} if self._open == "message" else {}
+            logprobs: Event = {"logprobs": self._logprobs} if self._open == "message" else {}
             done = f"response.{part['type']}.done"
             yield self._here(done, content_index=0, text=self._text, **logprobs)
             yield self._here("response.content_part.done", content_index=0, part=part)
@@ -85,22 +97,20 @@ class Stream:
         if self._open == "reasoning":
             return {"type": "reasoning_text", "text": self._text}
         if self._open == "message":
-            return {"type": "output_text", "text": self._text, "annotations": [], "logprobs": []}
+            return {"type": "output_text", "text": self._text, "annotations": [], "logprobs": self._logprobs}
         return None
 
     def _end(self, delta: Delta) -> Iterator[Event]:
-        whole = delta.failure is None and delta.finish in ("stop", "tool_calls")
-        yield from self._close("completed" if whole else "incomplete")
-        short = delta.failure is None and delta.finish == "length"
-        status = "completed" if whole else "incomplete" if short else "failed"
+        failure = broken(delta)
+        status = "failed" if failure is not None else "incomplete" if delta.finish == "length" else "completed"
+        yield from self._close("completed" if status == "completed" else "incomplete")
         self.response |= {"status": status, "usage": usage_of(delta.usage or Usage(), self._thought_tokens)}
         if status == "completed":
             self.response["completed_at"] = int(time.time())
         elif status == "incomplete":
             self.response["incomplete_details"] = {"reason": "max_output_tokens"}
-        else:
-            text = "the answer was cancelled" if delta.failure is None else message_of(delta.failure)
-            self.response["error"] = {"code": "server_error", "message": text}
+        elif failure is not None:
+            self.response["error"] = {"code": "server_error", "message": message_of(failure)}
         yield self._event(f"response.{status}", response=dict(self.response))
 
     @property
@@ -139,8 +149,8 @@ def skeleton(id: str, model: str, body: Body, created: float) -> Event:
         "store": body.store is not False, "temperature": 1.0 if body.temperature is None else body.temperature,
         "text": {"format": {"type": "text"} if format is None else msgspec.to_builtins(format)},
         "tool_choice": "auto" if body.tool_choice is None else msgspec.to_builtins(body.tool_choice), "tools": tools,
-        "top_p": 1.0 if body.top_p is None else body.top_p, "truncation": "disabled",
-        "metadata": body.metadata or {},
+        "top_p": 1.0 if body.top_p is None else body.top_p, "truncation": body.truncation or "disabled",
+        "top_logprobs": body.top_logprobs or 0, "metadata": body.metadata or {},
     }
 
 

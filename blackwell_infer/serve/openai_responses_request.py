@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from blackwell_infer.errors import RequestError
-from blackwell_infer.serve.conversation import Ask, Thinking
+from blackwell_infer.serve.conversation import Ask, Effort, thinking_of
 from blackwell_infer.serve.errors import invalid
 from blackwell_infer.text.messages import arguments_of
 from blackwell_infer.text.tools import Named, ToolChoice
@@ -19,6 +19,8 @@ Name = Annotated[str, Meta(min_length=1, max_length=128)]
 ToolName = Annotated[str, Meta(pattern="^[a-zA-Z0-9_.-]{1,128}$")]
 Id = Annotated[str, Meta(min_length=1, max_length=256)]
 Found = TypeVar("Found")
+LOGPROBS = "message.output_text.logprobs"
+"""What `include` holds where log-probabilities are wanted"""
 
 
 class InputText(Struct, tag_field="type", tag="input_text"):
@@ -102,7 +104,7 @@ class TextSpec(Struct):
 
 
 class ReasoningSpec(Struct):
-    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    effort: Effort | None = None
 
 
 class Body(Struct):
@@ -116,10 +118,12 @@ class Body(Struct):
     parallel_tool_calls: bool | None = True
     text: TextSpec | None = None
     reasoning: ReasoningSpec | None = None
+    thinking_budget: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     max_output_tokens: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    top_logprobs: int | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    truncation: Literal["auto", "disabled"] | None = None
     include: list[str] | None = None
     store: bool | None = True
     stream: bool | None = False
@@ -128,6 +132,10 @@ class Body(Struct):
     conversation: str | Item | None = None
     prompt: Item | None = None
     metadata: dict[str, str] | None = None
+
+    @property
+    def wants_logprobs(self) -> bool:
+        return LOGPROBS in (self.include or ())
 
 
 def read_body(value: dict[str, Any]) -> Body:
@@ -138,12 +146,13 @@ def read_body(value: dict[str, Any]) -> Body:
         raise invalid(error) from None
     refused: dict[str, Any] = {
         "background": found.background, "conversation": found.conversation, "prompt": found.prompt,
-        "top_logprobs": found.top_logprobs,
-        "include": [name for name in found.include or () if name != "reasoning.encrypted_content"],
+        "include": [name for name in found.include or () if name not in ("reasoning.encrypted_content", LOGPROBS)],
     }
     for name, value in refused.items():
         if value:
             raise RequestError(f"{name} {value!r} is not supported here; leave it out")
+    if found.top_logprobs and not found.wants_logprobs:
+        raise RequestError(f"top_logprobs needs include to hold {LOGPROBS!r}")
     return found
 
 
@@ -160,14 +169,17 @@ def said(output: Sequence[Item]) -> list[Item]:
 
 def ask_of(body: Body, before: Sequence[Item], defaults: Sampling) -> Ask:
     """The question that a request asks after the items `before`; what it leaves out comes from `defaults`."""
-    given = {"temperature": body.temperature, "top_p": body.top_p, "max_tokens": body.max_output_tokens}
+    given = {"temperature": body.temperature, "top_p": body.top_p, "max_tokens": body.max_output_tokens,
+             "thinking_budget": body.thinking_budget}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     tools = tuple(_tool(spec, i) for i, spec in enumerate(body.tools or ()))
     return Ask(
         messages=_messages(body.instructions, [*before, *items_of(body)]), tools=tools,
         choice=_choice(body.tool_choice, tools), parallel=body.parallel_tool_calls is not False,
-        sampling=msgspec.structs.replace(defaults, grammar=_grammar(body.text), n=1, **changes),
-        thinking=_thinking(body.reasoning),
+        sampling=msgspec.structs.replace(
+            defaults, grammar=_grammar(body.text), n=1, **changes,
+            logprobs=(body.top_logprobs or 0) if body.wants_logprobs else defaults.logprobs),
+        thinking=thinking_of(None, body.reasoning.effort if body.reasoning else None, body.thinking_budget),
     )
 
 
@@ -176,12 +188,6 @@ def _grammar(spec: TextSpec | None) -> Grammar | None:
     if isinstance(format, SchemaFormat):
         return Grammar("json_schema", msgspec.json.encode(format.schema).decode())
     return Grammar("json_object") if isinstance(format, ObjectFormat) else None
-
-
-def _thinking(spec: ReasoningSpec | None) -> Thinking:
-    if spec is None or spec.effort is None:
-        return Thinking()
-    return Thinking(enabled=False) if spec.effort == "none" else Thinking(enabled=True, effort=spec.effort)
 
 
 def _tool(spec: ToolSpec, index: int) -> Tool:

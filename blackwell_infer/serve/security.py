@@ -25,7 +25,7 @@ class Guard:
         if error is None:
             await self._app(scope, receive, send)
         else:
-            await error_response(scope["path"], error)(scope, receive, send)
+            await error_response(Request(scope), error)(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> HttpError | None:
         if scope["path"] in OPEN:

@@ -15,7 +15,7 @@ import numpy as np
 
 from blackwell_infer.errors import RequestError
 from blackwell_infer.text.grammar_schema import LISTS, MAPS, SCHEMAS, VALUES, check_schema, places, plain_schema
-from blackwell_infer.text.grammar_terms import thought
+from blackwell_infer.text.grammar_terms import GAP, thought
 from blackwell_infer.text.grammar_vocabulary import grammar_library, read_vocabulary
 from blackwell_infer.text.tokenizer import Tokenizer
 from blackwell_infer.types import Grammar, Matcher
@@ -97,12 +97,8 @@ def readable(library: Any, grammar: Grammar) -> str:
     if len(grammar.text) > LONGEST:
         raise RequestError(f"the {grammar.kind} grammar has {len(grammar.text)} characters; at most {LONGEST} may be")
     match grammar.kind:
-        case "json_object":
-            if grammar.text:
-                raise RequestError("a grammar of the kind json_object has no text; for a schema take json_schema")
-            return str(library.LLMatcher.grammar_from_json_schema('{"type": "object"}', STYLE))
-        case "json_schema":
-            return str(library.LLMatcher.grammar_from_json_schema(schema_text(grammar.text), STYLE))
+        case "json_object" | "json_schema":
+            return str(library.LLMatcher.grammar_from_json_schema(schema_of(grammar), STYLE))
         case "regex":
             return str(library.LLMatcher.grammar_from_regex(grammar.text))
         case "lark":
@@ -115,9 +111,26 @@ def after_reasoning(source: str, reasoning: tuple[str, str], inside: bool) -> st
     """The grammar of an answer with reasoning before it: always if it has begun, else if the model opens it."""
     nested = msgspec.json.decode(source) if source.startswith("{") else {"grammars": [{"lark_grammar": source}]}
     rules = (f"start: THOUGHT{'' if inside else '?'} @answer\n"
-             f"THOUGHT: {thought(reasoning, inside)} /[ \\n]{{0,2}}/\n")
+             f"THOUGHT: {thought(reasoning, inside)} {GAP}\n")
     answer = {**nested["grammars"][0], "name": "answer"}
     return msgspec.json.encode({"grammars": [{"name": "whole", "lark_grammar": rules}, answer]}).decode()
+
+
+def json_answer(grammar: Grammar) -> str:
+    """JSON of a grammar as the expression of a rule in Lark."""
+    schema = msgspec.json.decode(schema_of(grammar))
+    return "%json " + msgspec.json.encode({**schema, "x-guidance": STYLE}).decode()
+
+
+def schema_of(grammar: Grammar) -> str:
+    """The schema of a grammar of JSON, checked."""
+    if grammar.kind == "json_schema":
+        return schema_text(grammar.text)
+    if grammar.kind != "json_object":
+        raise RequestError(f"a {grammar.kind} grammar cannot be combined with tools; take a schema")
+    if grammar.text:
+        raise RequestError("a grammar of the kind json_object has no text; for a schema take json_schema")
+    return '{"type":"object"}'
 
 
 def schema_text(text: str) -> str:
@@ -173,6 +186,9 @@ class GrammarMatcher:
     @property
     def ended(self) -> bool:
         return bool(self._matcher.is_stopped())
+
+    def free(self, count: int) -> bool:
+        return False
 
     def mask(self, out: np.ndarray[Any, np.dtype[np.uint32]]) -> None:
         if self.ended:

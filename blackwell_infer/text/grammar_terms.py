@@ -5,6 +5,8 @@ import json
 import re
 
 ANY = "/(?s:.*)/"
+GAP = "/[ \\n]{0,2}/"
+"""What parts reasoning from what follows it"""
 
 
 def literal(text: str) -> str:
@@ -25,5 +27,5 @@ def without(*markers: str) -> str:
 def thought(reasoning: tuple[str, str], inside: bool) -> str:
     """Reasoning up to its closing marker; with `inside` the prompt has opened it."""
     open, close = reasoning
-    begin = "" if inside else f"/[ \\n]{{0,2}}/ {literal(open)} "
+    begin = "" if inside else f"{GAP} {literal(open)} "
     return f"{begin}({without(close)}) {literal(close)}"

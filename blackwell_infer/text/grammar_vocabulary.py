@@ -9,9 +9,6 @@ from blackwell_infer.text.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
 
-ANCHORS = ("", "\n", "=", "a")
-"""Texts put before one that is to be cut, since some tokenizers add a space to the very beginning"""
-
 
 class Vocabulary:
     """What `llguidance.TokenizerWrapper` asks of a tokenizer. Ids from the tokenizer's size up to `size` have no text.
@@ -39,16 +36,8 @@ class Vocabulary:
 
     def __call__(self, data: bytes) -> list[int]:
         """Tokens whose bytes together are `data`, as the model would cut it in the middle of a text."""
-        text = data.decode("utf-8", "replace")
-        for before in ANCHORS:
-            ids, start = self._tokenizer.encode(before + text, bos=False), 0
-            lead = b""
-            while start < len(ids) and lead.lstrip(b" ") != before.encode():
-                lead += self.tokens[ids[start]]
-                start += 1
-            if b"".join(self.tokens[i] for i in ids[start:]) == data:
-                return ids[start:]
-        return self._longest(data)
+        ids = self._tokenizer.spell(data)
+        return self._longest(data) if ids is None else ids
 
     def _longest(self, data: bytes) -> list[int]:
         """Tokens of `data`, each the longest that fits; ends before a byte that no token has."""

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -139,6 +140,14 @@ def mark_end(turns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def reasoning_markers(source: str) -> tuple[str, str] | None:
     """The markers of reasoning that a template knows, or None."""
     return next((pair for pair in REASONING_MARKERS if any(marker in source for marker in pair)), None)
+
+
+def closing_text(source: str, marker: str) -> str:
+    """The closing marker with the line breaks that a template puts around it, one at most before and two behind."""
+    found = re.findall(rf"((?:\\n|\n)*){re.escape(marker)}((?:\\n|\n)*)", source)
+    before, after = max((("\n" in one[0] or "\\n" in one[0], len(one[1].replace("\\n", "\n"))) for one in found),
+                        key=lambda one: (one[1], one[0]), default=(False, 0))
+    return "\n" * before + marker + "\n" * min(after, 2)
 
 
 def starts_inside(prompt: str, markers: tuple[str, str] | None) -> bool:

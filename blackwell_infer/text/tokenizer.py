@@ -25,6 +25,9 @@ STOP_TEXTS = (
 )
 """Tokens that end an answer in some family; as single tokens they have no other use."""
 
+ANCHORS = ("", "\n", "=", "a")
+"""Texts put before one that is to be cut, since some tokenizers add a space to the very beginning"""
+
 
 class PieceRule(msgspec.Struct, frozen=True):
     """How the bytes of a token follow from its stored text, and what is stripped where a text begins."""
@@ -135,6 +138,19 @@ class Tokenizer:
         """The text of `ids`; an id beyond the vocabulary (padding of the output matrix) has no text."""
         data = b"".join(self.piece(i, skip_specials=skip_specials) for i in ids)
         return strip_spaces(data, self.strip).decode("utf-8", "replace")
+
+    def spell(self, data: bytes) -> list[int] | None:
+        """Tokens whose bytes together are `data`, as the model would cut it in the middle of a text; control tokens
+        count as their text. None where the text before it changes how it is cut."""
+        text = data.decode("utf-8", "replace")
+        for before in ANCHORS:
+            ids, start = self.encode(before + text, bos=False), 0
+            pieces = [self.piece(i, skip_specials=False) for i in ids]
+            while start < len(ids) and b"".join(pieces[:start]).lstrip(b" ") != before.encode():
+                start += 1
+            if b"".join(pieces[start:]) == data:
+                return ids[start:]
+        return None
 
     def piece(self, id: int, *, skip_specials: bool = True) -> bytes:
         """The bytes that a token adds to a text: none for control tokens unless `skip_specials` is off."""

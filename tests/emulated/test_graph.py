@@ -23,10 +23,13 @@ from blackwell_infer.engine.weights import DeviceLoading, Meter, placing
 from blackwell_infer.log import silent
 from blackwell_infer.models.registry import find_family
 from blackwell_infer.ops.cuda import CudaOps
+from blackwell_infer.text.budget import Budget
 from blackwell_infer.text.load import open_text
 from blackwell_infer.types import Output, Sampling
 
 DATA = Path(__file__).resolve().parents[1] / "data"
+MARKS = ("<", "ok")
+"""of reasoning"""
 LIMITS = Limits(batch=3, step_tokens=16, score_tokens=8, pages=6, context=64)
 ASKED = [([5, 9, 2, 77], Sampling(temperature=0, max_tokens=4, logprobs=2, ignore_eos=True)),
          ([300], Sampling(seed=3, max_tokens=6, logprobs=0, repetition_penalty=1.3, ignore_eos=True)),
@@ -34,9 +37,9 @@ ASKED = [([5, 9, 2, 77], Sampling(temperature=0, max_tokens=4, logprobs=2, ignor
 
 
 def answers(queue: EmulatedQueue, name: str, graphs: bool, grammars: bool = False,
-            depth: int = 0) -> tuple[list[Output], Runner]:
+            depth: int = 0, budgets: bool = False) -> tuple[list[Output], Runner]:
     """What three requests get with or without recorded steps, with the log-probabilities' bits. `grammars`: all but the
-    second follow one; `depth`: rows bring so many guesses."""
+    second follow one; `budgets`: all reason, the first two within a budget; `depth`: rows bring so many guesses."""
     checkpoint = open_checkpoint(DATA / name)
     family = find_family(checkpoint.config)
     build = Build(family, family.config(checkpoint.config), "bfloat16")
@@ -52,6 +55,9 @@ def answers(queue: EmulatedQueue, name: str, graphs: bool, grammars: bool = Fals
     if grammars:
         requests = [request if i == 1 else with_grammar(request, [Drawn(i, vocab, 3)], text.tokenizer.stop_ids)
                     for i, request in enumerate(requests)]
+    if budgets:
+        held = [Budget(text.tokenizer, MARKS, MARKS[1], 1 + i, True) for i in range(2)]
+        requests[:2] = [msgspec.structs.replace(r, matchers=(h,)) for r, h in zip(requests[:2], held, strict=True)]
     streams = [Stream(engine, request) for request in requests]
     while engine.step():
         pass
@@ -86,3 +92,18 @@ def test_answers_follow_their_grammars_recorded_or_not_and_with_guesses(emulated
         if i != 1:
             matcher = Drawn(i, 320, 3)
             assert matcher.accept(a.token_ids) == 3 == len(a.token_ids) - 1 and a.finish_reason == "stop"
+
+
+def test_budgets_of_reasoning_recorded_or_not_and_with_guesses(emulated: Callable[..., EmulatedQueue]) -> None:
+    free, _ = answers(emulated("sm_90a"), "qwen3", graphs=False)
+    plain, _ = answers(emulated("sm_90a"), "qwen3", graphs=False, budgets=True)
+    recorded, runner = answers(emulated("sm_90a"), "qwen3", graphs=True, budgets=True)
+    guessed, _ = answers(emulated("sm_90a"), "qwen3", graphs=True, budgets=True, depth=2)
+    assert isinstance(runner, GraphRunner) and any(bucket.masked for bucket in runner.captured)
+    close = open_text(open_checkpoint(DATA / "qwen3")).tokenizer.spell(MARKS[1].encode())
+    assert close is not None
+    for i, (a, b, c) in enumerate(zip(plain, recorded, guessed, strict=True)):
+        assert a.token_ids == b.token_ids == c.token_ids and a.logprobs == b.logprobs == c.logprobs
+        before = free[i].token_ids
+        at = next((k for k in range(len(before)) if list(a.token_ids[k : k + len(close)]) == close), len(before))
+        assert a.token_ids[:at] == before[:at] and (i == 2 or 1 + i <= at < 4 + i), (a.token_ids, before, close)

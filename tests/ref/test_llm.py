@@ -185,7 +185,11 @@ def test_scores_agree_with_logits_and_with_generation(llm: LLM) -> None:
     out = llm.generate(ids, Sampling(temperature=0, max_tokens=1, logprobs=2))
     assert out.token_ids[0] == int(z[-1].argmax())
     assert out.logprobs is not None and out.logprobs[0].top[0][0] == out.token_ids[0]
-    assert llm.score(ids).logits is None
+    assert llm.score(ids).logits is None and llm.score(ids).top_ids is None
+    best = llm.score(ids, top=1)
+    assert best.top_ids is not None and best.top_ids[1:, 0].tolist() == score.logits[:-1].argmax(1).tolist()
+    with pytest.raises(RequestError, match="at most 20"):
+        llm.score(ids, top=21)
 
 
 def test_scores_do_not_depend_on_chunks_or_preemption(opened: Open, llm: LLM) -> None:

@@ -42,7 +42,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "penalties": {"temperature": 0.0, "repetition_penalty": 1.2, "presence_penalty": 0.3, "frequency_penalty": 0.2},
     "draws and filters": {"temperature": 1.1, "top_k": 40, "top_p": 0.95, "min_p": 0.01},
     "a mask": {"temperature": 0.8, "logprobs": 1},
-    "a schema": {"temperature": 0.9, "logprobs": 1, "ignore_eos": True, "grammar": Grammar("json_schema", SCHEMA)}}
+    "a schema": {"temperature": 0.9, "logprobs": 1, "ignore_eos": True, "grammar": Grammar("json_schema", SCHEMA)},
+    "a budget": {"temperature": 0.9, "logprobs": 1, "thinking_budget": 6}}
 QUESTION, TEMPERATURE, SEEDS = "Tell me a story about a", 0.8, 20_000
 
 

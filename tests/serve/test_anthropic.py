@@ -71,6 +71,24 @@ def test_thinking(client: anthropic.Anthropic) -> None:
     assert client.messages.create(messages=back, **BASE).content[0].type == "text"
 
 
+def test_a_budget_of_thinking(client: anthropic.Anthropic) -> None:
+    def thought(thinking: Any, **more: Any) -> str:
+        asked: Any = [{"role": "user", "content": "How many days are in 3 weeks?"}]
+        got = client.messages.create(messages=asked, thinking=thinking, **BASE, **more)
+        assert got.content[-1].type in ("text", "tool_use")
+        return "".join(block.thinking for block in got.content if block.type == "thinking")
+
+    whole = thought({"type": "adaptive"})
+    for budget in (1, 3):
+        short = thought({"type": "enabled", "budget_tokens": budget})
+        assert whole.startswith(short) and 0 < len(short) < len(whole)
+        tool: Any = {"tools": [TOOL], "tool_choice": {"type": "any"}}
+        assert 0 < len(thought({"type": "enabled", "budget_tokens": budget}, **tool)) < len(whole)
+    assert thought({"type": "disabled"}) == ""
+    with pytest.raises(anthropic.BadRequestError, match="less than max_tokens"):
+        thought({"type": "enabled", "budget_tokens": 60})
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_tool_is_called_and_answered(client: anthropic.Anthropic, streaming: bool) -> None:
     ask = BASE | {"messages": WEATHER, "tools": [TOOL], "tool_choice": {"type": "any"}}
@@ -115,6 +133,44 @@ def test_a_schema_is_followed(client: anthropic.Anthropic) -> None:
     format: Any = {"format": {"type": "json_schema", "schema": schema}}
     got = client.messages.create(messages=QUESTION, output_config=format, **BASE)
     assert msgspec.json.decode(got.content[0].text)["n"] in (1, 144)
+    older = client.messages.create(messages=QUESTION, **BASE | {"extra_body": {"output_format": format["format"]}})
+    assert msgspec.json.decode(older.content[0].text)["n"] in (1, 144)
+    with pytest.raises(anthropic.BadRequestError, match="one of them"):
+        client.messages.create(messages=QUESTION, output_config=format,
+                               **BASE | {"extra_body": {"output_format": format["format"]}})
+
+
+def test_an_answer_has_the_id_of_its_request(client: anthropic.Anthropic, address: str) -> None:
+    got = client.messages.create(messages=QUESTION, **BASE)
+    assert got._request_id
+    with pytest.raises(anthropic.NotFoundError) as caught:
+        client.messages.create(messages=QUESTION, **BASE | {"model": "other"})
+    assert caught.value.request_id == caught.value.body["request_id"] and caught.value.type == "not_found_error"
+    assert "request-id" not in httpx.get(address + "/v1/models").headers
+
+
+def test_the_models(client: anthropic.Anthropic, address: str) -> None:
+    (model,) = client.models.list()
+    assert (model.id, model.type) == ("demo", "model") and model == client.models.retrieve("demo")
+    assert not client.models.list(after_id="demo").data
+    with pytest.raises(anthropic.NotFoundError, match="not served"):
+        client.models.retrieve("other")
+    for wrong in ({"after_id": "x"}, {"limit": 0}):
+        with pytest.raises(anthropic.BadRequestError):
+            client.models.list(**wrong)
+    found = httpx.get(address + "/v1/models", headers={"anthropic-version": "2023-06-01"}).json()
+    validate(found, "anthropic", "ListResponse_ModelInfo_")
+    validate(found["data"][0], "anthropic", "ModelInfo")
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [
+    ("GET", "/v1/messages", 405), ("POST", "/v1/messages/batches", 404), ("DELETE", "/v1/messages/count_tokens", 405),
+    ("GET", "/v1/messages/batches/x/results", 404), ("POST", "/v1/messages", 400), ("POST", "/v1/files", 404)])
+def test_every_error_is_in_this_form(address: str, method: str, path: str, status: int) -> None:
+    got = httpx.request(method, address + path, headers={"anthropic-version": "2023-06-01"}, timeout=60)
+    assert got.status_code == status
+    validate(got.json(), "anthropic", "ErrorResponse")
+    assert got.json()["request_id"] == got.headers["request-id"]
 
 
 def test_the_asynchronous_client(address: str) -> None:
@@ -190,6 +246,7 @@ def test_blocks_follow_one_another() -> None:
     )
     events = [*stream.start(), *(event for piece in pieces for event in stream.push(piece))]
     assert [event["index"] for event in events if event["type"] == "content_block_start"] == [0, 1, 2, 3]
+    assert [i for i, event in enumerate(events) if event["type"] == "ping"] == [2]
     got = message(events)
     said = [(b["type"], b.get("thinking") or b.get("text") or b.get("input")) for b in got["content"]]
     assert said == [("thinking", "so it is"), ("text", "Yes."), ("tool_use", {"x": 1}), ("tool_use", {})]
@@ -200,5 +257,7 @@ def test_blocks_follow_one_another() -> None:
 def test_a_broken_answer_ends_in_an_error() -> None:
     events = [*Stream("msg_1", "demo", 7).push(Delta(text="a", finish="error", failure=DeadlineError("too late")))]
     assert events[-1]["type"] == "error"
-    assert events[-1]["error"] == {"type": "api_error", "message": "too late"}
+    assert events[-1]["error"] == {"type": "timeout_error", "message": "too late"}
     assert events[-2]["type"] == "content_block_stop"
+    (event,) = Stream("msg_1", "demo", 7).push(Delta(finish="cancelled"))
+    assert event["error"] == {"type": "overloaded_error", "message": "the answer was cancelled"}

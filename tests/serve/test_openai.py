@@ -5,6 +5,7 @@ import json
 import random
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from served import idle, serving
 
 from blackwell_infer import LLM
 from blackwell_infer.config import ServeConfig
+from blackwell_infer.serve import conversation
 from blackwell_infer.serve.host import Host
 
 QUESTION = [{"role": "user", "content": "What is 12 times 12?"}]
@@ -22,6 +24,10 @@ PATCHES = (b"", b"null", b"-1", b"1e400", b"[]", b"{}", b'"', b"\xff", b"9999999
 TOOL = {"type": "function", "function": {
     "name": "get_weather", "description": "Weather of a city",
     "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}}
+
+FORMAT: Any = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": {
+    "type": "object", "properties": {"answer": {"enum": [1, 144]}}, "required": ["answer"],
+    "additionalProperties": False}}}
 
 
 @pytest.fixture
@@ -84,6 +90,40 @@ def test_reasoning_comes_apart(client: openai.OpenAI) -> None:
     assert got.choices[0].message.model_extra["reasoning_content"]
 
 
+@pytest.mark.parametrize("more", [
+    {}, {"tools": [TOOL], "tool_choice": "required"}, {"response_format": FORMAT},
+    {"tools": [TOOL], "response_format": FORMAT}])
+@pytest.mark.parametrize("budget", [0, 3, 1000])
+def test_a_budget_of_reasoning(client: openai.OpenAI, more: dict[str, Any], budget: int) -> None:
+    asked = [{"role": "user", "content": "How many days are in 3 weeks?"}]
+    ask: Any = {"model": "demo", "messages": asked, "temperature": 0, "max_tokens": 200, **more}
+    got = client.chat.completions.create(**ask, extra_body={"thinking_budget": budget})
+    spent = got.usage.completion_tokens_details.reasoning_tokens
+    assert spent == budget or (3 < spent < budget and budget == 1000)
+    message = got.choices[0].message
+    assert bool(budget) is ("reasoning_content" in (message.model_extra or {}))
+    if message.tool_calls:
+        assert set(json.loads(message.tool_calls[0].function.arguments)) == {"city"}
+    elif "response_format" in more:
+        assert json.loads(message.content)["answer"] in (1, 144)
+    else:
+        assert message.content and got.choices[0].finish_reason == "stop"
+    assert bool(message.tool_calls) or more.get("tool_choice") != "required"
+
+
+def test_efforts_are_budgets(client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spent(**more: Any) -> int:
+        got = client.chat.completions.create(model="demo", messages=QUESTION, temperature=0, max_tokens=80, **more)
+        return got.usage.completion_tokens_details.reasoning_tokens
+
+    monkeypatch.setattr(conversation, "EFFORTS", {"low": 2})
+    assert spent(reasoning_effort="low") == 2
+    assert spent(reasoning_effort="low", extra_body={"thinking_budget": 4}) == 4
+    assert spent(reasoning_effort="high") > 4
+    assert spent(reasoning_effort="none") == spent(reasoning_effort="minimal") == spent() == 0
+    assert spent(reasoning_effort="none", extra_body={"enable_thinking": True}) > 4
+
+
 def test_tools_loop(client: openai.OpenAI) -> None:
     messages = [{"role": "user", "content": "What is the weather in Paris?"}]
     got = client.chat.completions.create(model="demo", messages=messages, tools=[TOOL], temperature=0,
@@ -102,11 +142,8 @@ def test_tools_loop(client: openai.OpenAI) -> None:
 
 
 def test_structured_output(client: openai.OpenAI) -> None:
-    schema = {"type": "object", "properties": {"answer": {"enum": [1, 144]}}, "required": ["answer"],
-              "additionalProperties": False}
-    wanted = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
     got = client.chat.completions.create(model="demo", messages=QUESTION, temperature=0, max_tokens=40,
-                                         response_format=wanted)
+                                         response_format=FORMAT)
     assert json.loads(got.choices[0].message.content)["answer"] in (1, 144)
 
 
@@ -120,6 +157,65 @@ def test_completions(client: openai.OpenAI) -> None:
     ids = httpx.post(f"{client.base_url}".removesuffix("/v1/") + "/tokenize", json={"text": "One, two,"}).json()
     same = client.completions.create(model="demo", prompt=ids["tokens"], max_tokens=3, temperature=0, logprobs=1)
     assert "One, two," + same.choices[0].text == got.choices[0].text and len(same.choices[0].logprobs.tokens) == 3
+
+
+def test_a_prompt_is_echoed_with_its_log_probabilities(client: openai.OpenAI, llm: LLM) -> None:
+    text = "One, two, three ☃"
+    ids = llm.tokenizer.encode(text)
+    score = llm.score(ids, top=2)
+    ask: Any = {"model": "demo", "prompt": [text, "Yes"], "temperature": 0, "echo": True, "logprobs": 2}
+    got = client.completions.create(max_tokens=3, **ask)
+    said = got.choices[0].logprobs
+    assert said.token_logprobs[0] is None and said.top_logprobs[0] is None
+    assert said.token_logprobs[1 : len(ids)] == pytest.approx(score.logprobs[1:].tolist(), abs=1e-4)
+    assert len(said.tokens) == len(said.text_offset) == len(said.top_logprobs) == len(ids) + 3
+    assert [len(top) for top in said.top_logprobs[1:]] == [2] * (len(ids) + 2)
+    assert [text[at:][:1] for at in said.text_offset[1:4]] == [t[:1] for t in said.tokens[1:4]]
+    assert said.text_offset[len(ids)] == len(text)
+    for value, top in zip(said.token_logprobs[1:], said.top_logprobs[1:], strict=True):
+        assert value <= max(top.values()) + 1e-4
+    alone = client.completions.create(max_tokens=0, **ask)
+    assert [c.text for c in alone.choices] == [text, "Yes"] and alone.usage.completion_tokens == 0
+    assert alone.choices[0].logprobs.token_logprobs == said.token_logprobs[: len(ids)]
+    chunks = list(client.completions.create(max_tokens=3, stream=True, **ask))
+    told = [t for c in chunks if c.choices[0].index == 0 for t in c.choices[0].logprobs.tokens]
+    offsets = [t for c in chunks if c.choices[0].index == 0 for t in c.choices[0].logprobs.text_offset]
+    assert told == said.tokens and offsets == said.text_offset
+    with pytest.raises(openai.BadRequestError, match="max_tokens is 0"):
+        client.completions.create(model="demo", prompt="x", max_tokens=0)
+
+
+def test_the_best_of_several(client: openai.OpenAI) -> None:
+    ask: Any = {"model": "demo", "prompt": ["Once upon", "The sun"], "max_tokens": 6, "temperature": 1.5, "seed": 3}
+    every = client.completions.create(n=4, logprobs=0, **ask)
+    best = client.completions.create(n=2, best_of=4, **ask)
+    assert best.usage.completion_tokens == every.usage.completion_tokens and best.choices[0].logprobs is None
+    for place in range(2):
+        made = every.choices[4 * place : 4 * place + 4]
+        made.sort(key=lambda c: -sum(c.logprobs.token_logprobs) / len(c.logprobs.token_logprobs))
+        assert [c.text for c in best.choices[2 * place : 2 * place + 2]] == [c.text for c in made[:2]]
+    for wrong in ({"n": 3, "best_of": 2}, {"best_of": 9}, {"best_of": 2, "stream": True}):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.completions.create(**ask, **wrong)
+        assert caught.value.param in ("best_of", "prompt")
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_is_cancelled_is_no_answer(address: str, llm: LLM, path: str, stream: bool) -> None:
+    body: Any = {"model": "demo", "stream": stream, "max_tokens": 2000, "ignore_eos": True}
+    body |= {"prompt": "Once"} if path == "/v1/completions" else {"messages": QUESTION}
+    with ThreadPoolExecutor(1) as pool:
+        got = pool.submit(httpx.post, address + path, json=body, timeout=60)
+        while not llm.stats().running and not got.done():
+            time.sleep(0.005)
+        probe = llm.stream("x")
+        for id in range(probe.request_id):
+            llm.cancel(id)
+        probe.close()
+        answer = got.result()
+    assert "the answer was cancelled" in answer.text
+    assert answer.status_code == 200 if stream else answer.status_code == 503
 
 
 def test_models_and_state(client: openai.OpenAI, address: str) -> None:
@@ -141,6 +237,8 @@ def test_models_and_state(client: openai.OpenAI, address: str) -> None:
     ({"n": "two"}, 400, "n"),
     ({"n": 17}, 400, "n"),
     ({"messages": []}, 400, None),
+    ({"reasoning_effort": "huge"}, 400, "reasoning_effort"),
+    ({"thinking_budget": -1}, 400, "thinking_budget"),
     ({"temperature": -1}, 400, None),
     ({"max_tokens": 0}, 400, None),
     ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "x"}}}, 400, None),

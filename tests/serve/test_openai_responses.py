@@ -11,11 +11,14 @@ import msgspec
 import openai
 import pytest
 from api_documents import API, document, mutated, names, validate
+from served import serving
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.testclient import TestClient
 
+from blackwell_infer import LLM
+from blackwell_infer.config import ServeConfig
 from blackwell_infer.errors import DeadlineError
 from blackwell_infer.serve import openai_responses
 from blackwell_infer.serve.conversation import Ask, Delta, Finish
@@ -24,7 +27,9 @@ from blackwell_infer.serve.host import Host
 from blackwell_infer.serve.openai_responses import Store, routes
 from blackwell_infer.serve.openai_responses_reply import Stream
 from blackwell_infer.serve.openai_responses_request import Body
+from blackwell_infer.serve.truncation import shorter
 from blackwell_infer.text.tools import CallArguments, CallStart
+from blackwell_infer.types import Message
 
 QUESTION = "What is 12 times 12?"
 BASE: Any = {"model": "demo", "temperature": 0, "max_output_tokens": 60}
@@ -114,6 +119,13 @@ def test_reasoning_and_the_limit(client: openai.OpenAI) -> None:
     assert short.status == "incomplete" and short.incomplete_details.reason == "max_output_tokens"
 
 
+def test_a_budget_of_reasoning(client: openai.OpenAI) -> None:
+    got = client.responses.create(input=QUESTION, extra_body={"thinking_budget": 3}, **BASE)
+    assert got.usage.output_tokens_details.reasoning_tokens == 3 and got.output_text
+    off = client.responses.create(input=QUESTION, extra_body={"thinking_budget": 0}, **BASE)
+    assert [item.type for item in off.output] == ["message"]
+
+
 def test_the_asynchronous_client(address: str) -> None:
     async def talk() -> list[str]:
         async with openai.AsyncOpenAI(base_url=address + "/v1", api_key="any", max_retries=0, timeout=60) as client:
@@ -155,8 +167,8 @@ def test_events_come_in_the_recorded_order(address: str) -> None:
     assert names(got) == want
 
 
-def test_items_follow_one_another() -> None:
-    stream = Stream("resp_1", "demo", Body(model="demo", input="x"), 0.0)
+def test_items_follow_one_another(host: Host) -> None:
+    stream = Stream("resp_1", "demo", Body(model="demo", input="x"), 0.0, host.llm.tokenizer)
     pieces = (
         Delta(reasoning="so", token_ids=(1, 2)), Delta(text="Yes"),
         Delta(calls=(CallStart(0, "a", "f"), CallArguments(0, "{}"))), Delta(finish="tool_calls"),
@@ -204,11 +216,11 @@ def scripted(monkeypatch: pytest.MonkeyPatch, *pieces: Delta) -> None:
 
 
 def refused(request: Request, error: Exception) -> Response:
-    return error_response(request.url.path, error)
+    return error_response(request, error)
 
 
 def test_the_store_forgets_what_was_used_least() -> None:
-    store = Store(1000)
+    store = Store(1000, 9)
     for id in "abc":
         store.put(id, {"x": "y" * 300}, [], 0)
         if id != "c":
@@ -220,6 +232,59 @@ def test_the_store_forgets_what_was_used_least() -> None:
     store.put("e", {"x": "y" * 2000}, [], 0)
     with pytest.raises(HttpError):
         store.get("e")
+    few = Store(1000, 2)
+    for id in "abc":
+        few.put(id, {}, [], 0)
+    with pytest.raises(HttpError):
+        few.get("a")
+    assert few.get("b").response == few.get("c").response == b"{}"
+
+
+def test_log_probabilities(client: openai.OpenAI) -> None:
+    ask: Any = BASE | {"input": QUESTION, "include": ["message.output_text.logprobs"], "top_logprobs": 2}
+    got = client.responses.create(**ask)
+    said = got.output[0].content[0].logprobs
+    assert "".join(item.token for item in said) == got.output_text
+    assert all(len(item.top_logprobs) == 2 and item.top_logprobs[0].logprob >= item.logprob for item in said)
+    with client.responses.stream(**ask) as stream:
+        told = [item.token for event in stream if event.type == "response.output_text.delta" for item in event.logprobs]
+    assert told == [item.token for item in said]
+    thought = client.responses.create(**ask | {"extra_body": {"thinking_budget": 3}})
+    assert "".join(item.token for item in thought.output[1].content[0].logprobs) == thought.output_text
+    assert client.responses.create(input=QUESTION, **BASE).output[0].content[0].logprobs == []
+    for wrong in ({"include": []}, {"top_logprobs": 21}, {"include": ["file_search_call.results"], "top_logprobs": 0}):
+        with pytest.raises(openai.BadRequestError):
+            client.responses.create(**ask | wrong)
+
+
+def test_what_is_too_long_is_refused_or_shortened() -> None:
+    with (LLM(device="numpy", max_context=256) as llm, serving(Host(llm, "demo", ServeConfig())) as address,
+          openai.OpenAI(base_url=address + "/v1", api_key="any", max_retries=0) as client):
+        too_long(client, 256)
+
+
+def too_long(client: openai.OpenAI, context: int) -> None:
+    filler = "one two three four " * (context // 24)
+    said: Any = [{"role": "user", "content": filler}, {"role": "assistant", "content": "So?"}] * 8
+    ask: Any = BASE | {"input": [*said, {"role": "user", "content": QUESTION}], "instructions": "Be brief."}
+    for more in ({}, {"truncation": "disabled"}):
+        with pytest.raises(openai.BadRequestError, match="context holds"):
+            client.responses.create(**ask, **more)
+    got = client.responses.create(truncation="auto", **ask)
+    assert got.output_text and got.truncation == "auto"
+    assert context // 2 < got.usage.input_tokens <= context - 60
+    assert client.responses.input_items.list(got.id).has_more is False
+    with pytest.raises(openai.BadRequestError, match="context holds"):
+        client.responses.create(truncation="auto", **BASE | {"input": filler * 8})
+
+
+def test_calls_stay_with_their_results() -> None:
+    roles = ["system", "user", "assistant", "tool", "tool", "assistant",
+             "user", "assistant", "tool", "assistant", "tool"]
+    messages = tuple(Message(role=role, content=str(i)) for i, role in enumerate(roles))
+    kept = [[int(message.content) for message in one] for one in shorter(messages)]
+    assert kept == [[0, 6, 7, 8, 9, 10], [0, 6, 9, 10]]
+    assert [*shorter(messages[:2])] == [*shorter(messages[:1])] == []
 
 
 def test_mutated_bodies_are_never_a_500(address: str) -> None:

@@ -6,7 +6,9 @@ import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 import schema_suite
@@ -153,14 +155,16 @@ def test_real_vocabularies(name: str) -> None:
 
 
 def matcher_of(dialect: Dialect, tokenizer: Tokenizer, compiler: Compiler, choice: ToolChoice, *, parallel: bool = True,
-               reasoning: tuple[str, str] | None = None, inside: bool = False) -> Callable[[], Matcher]:
-    grammar = dialect.grammar(TOOLS, choice, parallel, reasoning, inside)
+               reasoning: tuple[str, str] | None = None, inside: bool = False,
+               answer: Grammar | None = None) -> Callable[[], Matcher]:
+    grammar = dialect.grammar(TOOLS, choice, parallel, reasoning, inside, answer)
     assert grammar is not None
     return compiler.compile(tokenizer, grammar, tokenizer.size)
 
 
 CLOCK_XML = "<tool_call>\n<function=clock>\n</function>\n</tool_call>"
 CITY = XML[: XML.index("<parameter=days>")] + "</function>\n</tool_call>"
+ANSWER = {"answer": Grammar("json_schema", json.dumps(PAIR))}
 
 
 @pytest.mark.parametrize(("choice", "options", "text", "whole", "end"), [
@@ -175,10 +179,18 @@ CITY = XML[: XML.index("<parameter=days>")] + "</function>\n</tool_call>"
     ("required", {"reasoning": THINK, "inside": True}, f"hm\n</think>\n\n{CLOCK_XML}", True, True),
     ("required", {"reasoning": THINK}, f"<think>\n<tool_call>\n</think>\n\n{CLOCK_XML}", True, True),
     ("none", {"reasoning": THINK}, "<think>\n<tool_call>\n</think>\n\nNo.", True, True),
+    ("auto", ANSWER, '{"a": 1}', True, True), ("auto", ANSWER, CITY, True, True),
+    ("auto", ANSWER, "Hello", False, False),
+    ("auto", ANSWER, f'{{"a": 1}}{CITY}', False, True), ("auto", ANSWER, '{"a":   ', False, False),
+    ("auto", ANSWER | {"reasoning": THINK}, '<think>\nso {} is it\n</think>\n\n{"a": 1}', True, True),
+    ("auto", ANSWER | {"reasoning": THINK, "inside": True}, f"hm\n</think>\n\n{CITY}", True, True),
+    ("auto", ANSWER | {"reasoning": THINK, "inside": True}, 'hm\n</think>\n\n\n{"a"', False, False),
+    ("none", ANSWER, '{"a":\n  1}', True, True), ("none", ANSWER, CITY, False, False),
+    ("required", ANSWER, CITY, True, True), ("required", ANSWER, '{"a": 1}', False, False),
 ])
-def test_choices(tokenizer: Tokenizer, compiler: Compiler, choice: ToolChoice, options: dict[str, bool], text: str,
+def test_choices(tokenizer: Tokenizer, compiler: Compiler, choice: ToolChoice, options: dict[str, Any], text: str,
                  whole: bool, end: bool) -> None:
-    matcher = matcher_of(qwen_xml, tokenizer, compiler, choice, **options)()  # type: ignore[arg-type]
+    matcher = matcher_of(qwen_xml, tokenizer, compiler, choice, **options)()
     assert takes(tokenizer, matcher, text) == (whole, end)
 
 
@@ -219,6 +231,28 @@ def test_tools_that_are_not_strict_are_held_to_what_can_be(dialect: Dialect, tok
     with pytest.raises(RequestError, match="names 'g'"):
         dialect.grammar((Tool(name="f"),), Named("g"), True, None, False)
     assert dialect.grammar((), "auto", True, None, False) is None
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_an_answer_by_a_schema_or_calls(dialect: Dialect, tokenizer: Tokenizer, compiler: Compiler) -> None:
+    schema = {"type": "object", "properties": {"kind": {"enum": ["a", "b"]}, "n": {"type": "integer"}},
+              "required": ["kind", "n"], "additionalProperties": False}
+    clock = (Tool(name="clock", parameters={"type": "object", "properties": {}, "additionalProperties": False}),)
+    grammar = dialect.grammar(clock, "auto", True, None, False, Grammar("json_schema", json.dumps(schema)))
+    assert grammar is not None
+    make, seen = compiler.compile(tokenizer, grammar, tokenizer.size), set()
+    for seed in range(24):
+        answer = Walk(tokenizer).answer(make(), random.Random(seed), 800)
+        assert answer is not None
+        text, calls = parsed(dialect, answer)
+        seen.add(bool(calls))
+        if calls:
+            assert not text.strip() and {name for name, _ in args(calls)} == {"clock"}
+        else:
+            jsonschema.validate(json.loads(text), schema)
+    assert seen == {False, True}
+    with pytest.raises(RequestError, match="cannot be combined with tools"):
+        dialect.grammar(clock, "auto", True, None, False, Grammar("regex", "a"))
 
 
 def need(path: Path) -> None:

@@ -61,12 +61,13 @@ class Dialect(Protocol):
 
     def grammar(
         self, tools: Sequence[Tool], choice: ToolChoice, parallel: bool, reasoning: tuple[str, str] | None,
-        inside: bool,
+        inside: bool, answer: Grammar | None = None,
     ) -> Grammar | None:
         """The grammar of a whole answer, reasoning included; None without tools.
 
         `reasoning` holds its markers, `inside` says that the prompt has opened it. "auto": text, or text and then
         calls; "none": text without a call; "required" and a name: calls alone. With `parallel` off, one call at most.
+        With `answer`, which is JSON, that takes the place of text: "auto" is then either such an answer, or calls.
         RequestError: a schema that cannot be enforced, or a name that no tool has.
         """
         ...

@@ -18,8 +18,9 @@ def claims(template_source: str) -> bool:
 
 def grammar(
     tools: Sequence[Tool], choice: ToolChoice, parallel: bool, reasoning: tuple[str, str] | None, inside: bool,
+    answer: Grammar | None = None,
 ) -> Grammar | None:
-    return frame(tools, choice, parallel, reasoning, inside, opener=BEGIN, call=call, between="", last=END,
+    return frame(tools, choice, parallel, reasoning, inside, answer, opener=BEGIN, call=call, between="", last=END,
                  taboo=(CALL,))
 
 

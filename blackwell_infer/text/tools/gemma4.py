@@ -26,8 +26,9 @@ def claims(template_source: str) -> bool:
 
 def grammar(
     tools: Sequence[Tool], choice: ToolChoice, parallel: bool, reasoning: tuple[str, str] | None, inside: bool,
+    answer: Grammar | None = None,
 ) -> Grammar | None:
-    return frame(tools, choice, parallel, reasoning, inside, opener=BEGIN, between=BEGIN,
+    return frame(tools, choice, parallel, reasoning, inside, answer, opener=BEGIN, between=BEGIN,
                  call=lambda name, tool: call_rules(name, tool, f"call:{tool.name}", END))
 
 

@@ -23,9 +23,10 @@ def claims(template_source: str) -> bool:
 
 def grammar(
     tools: Sequence[Tool], choice: ToolChoice, parallel: bool, reasoning: tuple[str, str] | None, inside: bool,
+    answer: Grammar | None = None,
 ) -> Grammar | None:
     # The templates know a single call per turn, so there are never two.
-    return frame(tools, choice, parallel, reasoning, inside, opener="", call=call, taboo=(TAG,),
+    return frame(tools, choice, parallel, reasoning, inside, answer, opener="", call=call, taboo=(TAG,),
                  not_text=r'\s*\{\s*"name"(?s:.*)')
 
 

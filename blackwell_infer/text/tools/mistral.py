@@ -24,8 +24,10 @@ def claims(template_source: str) -> bool:
 
 def grammar(
     tools: Sequence[Tool], choice: ToolChoice, parallel: bool, reasoning: tuple[str, str] | None, inside: bool,
+    answer: Grammar | None = None,
 ) -> Grammar | None:
-    return frame(tools, choice, parallel, reasoning, inside, opener=BEGIN, call=call, first="[", between=", ", last="]")
+    return frame(tools, choice, parallel, reasoning, inside, answer, opener=BEGIN, call=call, first="[",
+                 between=", ", last="]")
 
 
 def call(name: str, tool: Tool) -> list[str]:

@@ -9,8 +9,9 @@ import json
 from collections.abc import Callable, Sequence
 
 from blackwell_infer.errors import RequestError
+from blackwell_infer.text.grammar import json_answer
 from blackwell_infer.text.grammar_schema import check_schema
-from blackwell_infer.text.grammar_terms import literal, thought, without
+from blackwell_infer.text.grammar_terms import GAP, literal, thought, without
 from blackwell_infer.text.tools.arguments import closed, find
 from blackwell_infer.text.tools.calls import Named, ToolChoice
 from blackwell_infer.types import Grammar, Tool
@@ -52,9 +53,9 @@ def chosen(tools: Sequence[Tool], choice: ToolChoice) -> tuple[Tool, ...]:
 
 
 def frame(
-    tools: Sequence[Tool], choice: ToolChoice, parallel: bool, reasoning: tuple[str, str] | None, inside: bool, *,
-    opener: str, call: Callable[[str, Tool], list[str]], first: str = "", between: str | None = None, last: str = "",
-    taboo: Sequence[str] = (), not_text: str = "",
+    tools: Sequence[Tool], choice: ToolChoice, parallel: bool, reasoning: tuple[str, str] | None, inside: bool,
+    answer: Grammar | None, *, opener: str, call: Callable[[str, Tool], list[str]], first: str = "",
+    between: str | None = None, last: str = "", taboo: Sequence[str] = (), not_text: str = "",
 ) -> Grammar | None:
     """The grammar of an answer: see `Dialect.grammar`.
 
@@ -66,8 +67,11 @@ def frame(
         return None
     able = chosen(tools, choice)
     banned = [m for m in (opener, *taboo, reasoning[0] if reasoning and not inside else "") if m]
-    lines = [f"TEXT: {without(*banned)}" + (f" & ~/{not_text}/" if not_text else "")]
-    body = "TEXT?"
+    if answer is None:
+        said, lines = "TEXT?", [f"TEXT: {without(*banned)}" + (f" & ~/{not_text}/" if not_text else "")]
+    else:
+        said, lines = "answer", [f"answer: {json_answer(answer)}"]
+    body = said
     if able:
         more = f"({optional(between)} call)*" if parallel and between is not None else ""
         lines += [f"calls: {optional(first)} call {more} {optional(last)}",
@@ -75,13 +79,13 @@ def frame(
         for i, tool in enumerate(able):
             lines += call(f"call{i}", tool)
         if opener:
-            before = f"({without(*banned)})" if choice == "auto" else "/[ \\n]{0,2}/"
+            before = f"({without(*banned)})" if choice == "auto" and answer is None else GAP
             lines.append(f"BEFORE: {before} {literal(opener)}")
         body = "BEFORE calls" if opener else "calls"
-        body = f"(TEXT? | {body})" if choice == "auto" else body
+        body = f"({said} | {body})" if choice == "auto" else body
     start = body
     if reasoning:
-        lines.append(f"THOUGHT: {thought(reasoning, inside)}" + ("" if opener else " /[ \\n]{0,2}/"))
+        lines.append(f"THOUGHT: {thought(reasoning, inside)}" + ("" if opener and answer is None else f" {GAP}"))
         start = f"THOUGHT {body}" if inside else f"THOUGHT? {body}"
     return Grammar("lark", "\n".join([f"start: {start}", *lines]) + "\n")
 

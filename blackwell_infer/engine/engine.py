@@ -16,7 +16,7 @@ import numpy as np
 from blackwell_infer.engine import saved, scheduler
 from blackwell_infer.engine.batch import Settings, Tables, make_work
 from blackwell_infer.engine.commit import commit
-from blackwell_infer.engine.disk import ALONE, BESIDE, Disk
+from blackwell_infer.engine.disk import Disk
 from blackwell_infer.engine.embedding import Embedding, Pooling, Vector
 from blackwell_infer.engine.jobs import (
     Job,
@@ -253,6 +253,8 @@ class Engine:
                 embeds = frozenset(id for id, text in self._scorings.items() if text.wants == "hidden")
                 self._launched = Launched(plan, self._launch(plan, masked, embeds), masked, embeds)
                 self._state = scheduler.begin(self._state, plan)
+                if self._disk is not None:
+                    self._disk.hit(plan.admitted)
         except Exception as error:  # whatever a backend raises ends this step's requests, not the others
             failure = reported(error)
         tokens += 0 if before is None else self._land(before)
@@ -265,7 +267,7 @@ class Engine:
             self._launched = None
         busy = busy or bool(plan.rows)
         if self._disk is not None and self._disk.pending:
-            self._disk.copy(self._state, self.limits, self.runner, BESIDE if busy else ALONE)
+            self._disk.copy(self._state, self.limits, self.runner, busy)
         self._count(plan, fed, time.perf_counter() - began if busy else 0.0, tokens)
         return busy
 

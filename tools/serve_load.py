@@ -96,7 +96,8 @@ async def load(host: str, port: int, streams: int, prompt: int, new: int, rounds
     first = [1e3 * a.times[0] for a in answers]
     gaps = [1e3 * g for a in answers for g in np.diff(a.times)] or [0.0]
     return Figure(streams=streams, requests=len(answers), seconds=seconds,
-                  output_rate=sum(a.tokens for a in answers) / seconds, prompt_rate=sum(len(ids) for each in prompts for ids in each) / seconds,
+                  output_rate=sum(a.tokens for a in answers) / seconds,
+                  prompt_rate=sum(len(ids) for each in prompts for ids in each) / seconds,
                   first_median=float(np.median(first)), first_p99=float(np.percentile(first, 99)),
                   gap_median=float(np.median(gaps)), gap_p99=float(np.percentile(gaps, 99)))
 

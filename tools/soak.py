@@ -86,11 +86,14 @@ class Served:
         self.llm, self.port, self.loop, self.patience = llm, port, loop, patience
 
     def left(self) -> Left:
-        """What is held now; waits up to 20 seconds until nothing runs, and for connections to close."""
-        end = time.monotonic() + 20
+        """What is held now; waits until nothing runs and connections are closed, up to 20 seconds in which the engine
+        makes no step."""
+        steps, end = -1, 0.0
         while True:
             gc.collect()
             found = self._left()
+            if self.llm.stats().steps != steps:
+                steps, end = self.llm.stats().steps, time.monotonic() + 20
             if time.monotonic() > end or not (found.pages or found.sequences or found.tasks > 1):
                 return found
             time.sleep(0.1)

@@ -43,8 +43,8 @@ GROWTH = 64.0
 """MiB by which the process may grow after the warm-up: stored responses, the client's own figures, fragmentation."""
 CONTEXT = 1024
 PAGES = 10
-"""Pages of the KV cache for each stream. The warm-up writes them all, so that none is seen as growth when first
-touched."""
+"""Pages of the KV cache for each stream. All are written before the count begins, as are kept states, so that none is
+seen as growth when first touched."""
 
 class Left(msgspec.Struct, frozen=True):
     """What the process holds while nothing is asked of it. Memory in MiB."""
@@ -187,7 +187,7 @@ def apart(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 def soak(streams: int, seconds: float, seed: int = 0, warm: float = 0.0) -> Report:
     """Warm up for `warm` seconds (a tenth of the time if 0), then count what comes of so many seconds of it."""
     with logged() as errors, served(streams) as server:
-        apart(filled, server.port, PAGES * streams, seed)
+        apart(filled, server.port, PAGES * streams, server.llm.stats().states_total, seed)
         warm_up = apart(streams_over, server.port, streams, warm or seconds / 10, seed + 1, server.patience)
         before, counts, began = server.left(), server.llm.stats(), time.monotonic()
         figures = apart(streams_over, server.port, streams, seconds, seed + 2, server.patience)

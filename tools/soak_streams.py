@@ -212,7 +212,7 @@ async def behave(port: int, draw: random.Random, figures: Figures, request: Requ
         if stream:
             return await follow(reader, request, times, began, draw.randrange(1, 20) if leave else 1 << 30)
         answer = json.loads(await reader.read())
-        return "complete" if "error" not in answer else f"failed: {answer['error']}"
+        return f"failed: {answer['error']}" if answer.get("error") else "complete"
     finally:
         figures.note(times)
         if leave and draw.random() < 0.5:
@@ -321,11 +321,11 @@ async def run_streams(port: int, streams: int, seconds: float, seed: int, patien
     return figures
 
 
-async def fill(port: int, pages: int, seed: int) -> None:
-    """Write every page of the cache once."""
+async def fill(port: int, pages: int, states: int, seed: int) -> None:
+    """Write every page of the cache once, and every slot of a kept state."""
     draw = random.Random(seed)
-    for _ in range(pages // 16 + 1):
-        prompt = [draw.randrange(4000) for _ in range(16 * 32)]
+    for length in (16 * 32,) * (pages // 16 + 1) + (65,) * states:
+        prompt = [draw.randrange(4000) for _ in range(length)]
         reader, writer = await opened(port, "/v1/completions", json.dumps(
             {"model": "demo", "prompt": prompt, "max_tokens": 1}).encode(), None)
         await reader.read()
@@ -337,6 +337,6 @@ def streams_over(port: int, streams: int, seconds: float, seed: int, patience: i
     return asyncio.run(run_streams(port, streams, seconds, seed, patience))
 
 
-def filled(port: int, pages: int, seed: int) -> None:
+def filled(port: int, pages: int, states: int, seed: int) -> None:
     """`fill`, for a process of its own."""
-    asyncio.run(fill(port, pages, seed))
+    asyncio.run(fill(port, pages, states, seed))

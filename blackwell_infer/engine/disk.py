@@ -60,9 +60,10 @@ PAGES, STATES, PART = ".page", ".state", ".part"
 Arrived = Callable[[SavedPrefix | None], None]
 
 
-def names(model: str, keys: Items[Key]) -> Iterator[str]:
-    """The name of the end of each page, without the suffix."""
-    last = hashlib.blake2b(f"{model}\n{__version__} {saved.VERSION} {PAGE}".encode(), digest_size=20).digest()
+def names(model: str, keys: Items[Key], after: str = "") -> Iterator[str]:
+    """The name of the end of each page, without the suffix; these pages follow the one of which `after` is the name."""
+    start = f"{model}\n{__version__} {saved.VERSION} {PAGE}".encode()
+    last = bytes.fromhex(after) if after else hashlib.blake2b(start, digest_size=20).digest()
     for key in keys:
         last = hashlib.blake2b(last + np.asarray(key, np.int32).tobytes(), digest_size=20).digest()
         yield last.hex()
@@ -169,9 +170,10 @@ class Disk:
         """Begin to copy the next pages of the first text, up to `most` or up to the first state that is kept."""
         text = texts.popleft()
         held = state.prefix.match(text.keys)
-        ends = text.ends or tuple(names(self.model, text.keys[: len(held)]))
-        new, slot, at, last = list[int](), None, text.at, min(len(held), len(ends))
-        while at < min(last, text.at + LOOKED) and len(new) < most and slot is None:
+        last = min(len(held), text.at + LOOKED)
+        ends = text.ends + tuple(names(self.model, text.keys[len(text.ends) : last], "".join(text.ends[-1:])))
+        new, slot, at = list[int](), None, text.at
+        while at < last and len(new) < most and slot is None:
             if self._lacks(ends[at] + PAGES, text.stamp - at):
                 new.append(at)
             if limits.stride > 1 and held[at] in state.prefix.states and self._lacks(ends[at] + STATES,
@@ -181,7 +183,7 @@ class Disk:
         if new or slot is not None:
             copies = runner.copy_cache([held[i] for i in new], slot)
             self._copying = Copying(text.keys, ends, tuple(new), None if slot is None else at - 1, text.stamp, copies)
-        if at < last:
+        if at < len(held):
             texts.appendleft(Text(text.keys, text.stamp, ends, at))
 
     def _take(self) -> None:
@@ -201,6 +203,8 @@ class Disk:
         nothing is to come, if there is no file that would help."""
         held = state.prefix.match(keys)
         have = state.prefix.resumable(held) if limits.stride > 1 else len(held)
+        if have == len(keys):
+            return False
         ends, end, stamp = list[str](), 0, time.time_ns()
         for i, name in enumerate(names(self.model, keys)):
             ends.append(name)

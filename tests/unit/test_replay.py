@@ -22,4 +22,3 @@ def test_the_scheduler_alone_holds_what_an_endless_cache_could_and_a_hybrid_less
     prompts = [prompt_of(line([1, 2, i, i + 100, i + 200], 512 * 5), 16, 1000) for i in range(10, 30)]
     assert possible(prompts, replay.BLOCK // 16) == 19 * 2 / (20 * 5) == scheduled(prompts, 4096, 512, 0)
     assert scheduled(prompts, 4096, 512, 40) == 18 * 2 / (20 * 5), "the second one leaves a state where they part"
-    assert scheduled(prompts, 4096, 512, 1) == 0

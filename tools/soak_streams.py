@@ -62,13 +62,14 @@ class Request(msgspec.Struct):
 
 
 class Watch:
-    """Requests by their number in order of submission, and the steps of the engine."""
+    """Requests by their number in order of submission, and the steps of the engine, which has made some already."""
 
-    def __init__(self, patience: int, overtaking: int) -> None:
+    def __init__(self, patience: int, overtaking: int, steps: int = 0) -> None:
         self.patience = patience
         self.overtaking = overtaking
         self.open: dict[int, Request] = {}
-        self.steps = self.most_steps = self.most_overtaken = 0
+        self.steps = steps
+        self.most_steps = self.most_overtaken = 0
         self._numbers = itertools.count()
         self._moved = time.monotonic()
 
@@ -304,7 +305,7 @@ async def look(port: int, figures: Figures, watch: Watch) -> None:
 
 async def run_streams(port: int, streams: int, seconds: float, seed: int, patience: int) -> Figures:
     """What `streams` saw in so many seconds, and until what they had asked for then was over."""
-    figures, watch = Figures(seed), Watch(patience, streams)
+    figures, watch = Figures(seed), Watch(patience, streams, (await engine_of(port))["steps"])
     end = time.monotonic() + seconds
     looking = asyncio.ensure_future(look(port, figures, watch))
 

@@ -187,7 +187,7 @@ def apart(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 def soak(streams: int, seconds: float, seed: int = 0, warm: float = 0.0) -> Report:
     """Warm up for `warm` seconds (a tenth of the time if 0), then count what comes of so many seconds of it."""
     with logged() as errors, served(streams) as server:
-        apart(filled, server.port, PAGES * streams, server.llm.stats().states_total, seed)
+        apart(filled, server.port, PAGES * streams, server.llm.stats().states_total, max(2, streams // 2), seed)
         warm_up = apart(streams_over, server.port, streams, warm or seconds / 10, seed + 1, server.patience)
         before, counts, began = server.left(), server.llm.stats(), time.monotonic()
         figures = apart(streams_over, server.port, streams, seconds, seed + 2, server.patience)

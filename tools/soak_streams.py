@@ -322,15 +322,20 @@ async def run_streams(port: int, streams: int, seconds: float, seed: int, patien
     return figures
 
 
-async def fill(port: int, pages: int, states: int, seed: int) -> None:
-    """Write every page of the cache once, and every slot of a kept state."""
+async def fill(port: int, pages: int, states: int, batch: int, seed: int) -> None:
+    """Write every page of the cache once, and every slot of a kept state, `batch` prompts at a time."""
     draw = random.Random(seed)
-    for length in (16 * 32,) * (pages // 16 + 1) + (65,) * states:
+
+    async def one(length: int) -> None:
         prompt = [draw.randrange(4000) for _ in range(length)]
         reader, writer = await opened(port, "/v1/completions", json.dumps(
             {"model": "demo", "prompt": prompt, "max_tokens": 1}).encode(), None)
         await reader.read()
         writer.close()
+
+    lengths = [16 * 32] * (pages // 16 + 1) + [65] * states
+    for first in range(0, len(lengths), batch):
+        await asyncio.gather(*map(one, lengths[first : first + batch]))
 
 
 def streams_over(port: int, streams: int, seconds: float, seed: int, patience: int) -> Figures:
@@ -338,6 +343,6 @@ def streams_over(port: int, streams: int, seconds: float, seed: int, patience: i
     return asyncio.run(run_streams(port, streams, seconds, seed, patience))
 
 
-def filled(port: int, pages: int, states: int, seed: int) -> None:
+def filled(port: int, pages: int, states: int, batch: int, seed: int) -> None:
     """`fill`, for a process of its own."""
-    asyncio.run(fill(port, pages, states, seed))
+    asyncio.run(fill(port, pages, states, batch, seed))

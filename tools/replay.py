@@ -1,16 +1,21 @@
 """Replay a trace of prompts that share beginnings, with the prefix cache and without it.
 
-    python tools/replay.py synthetic_trace.jsonl --requests 150 --scale 64
+    python tools/replay.py synthetic_trace.jsonl --skip 3793 --scale 16
+    python tools/replay.py synthetic_trace.jsonl --scale 64 --scheduler 4096 --states 0,36,256
 
 The trace is JSON lines with `input_length` and `hash_ids` (Mooncake's format): each id stands for 512 tokens, and equal
 ids for equal tokens. Texts are not in it: a block becomes 512 / `scale` random token ids drawn from its id, so that the
 prompts fit the demo model's context; longer ones are left out and counted. Requests go one after the other, in the
 trace's order, each for one token. Reported: the share of prompt tokens that the cache held, the share that an endless
 cache could have held, and the time to the first token.
+
+With `--scheduler PAGES` nothing is computed: the engine's scheduler alone says what a cache of so many pages would
+hold, of a model with attention in every layer (`--states 0`), or of a hybrid that keeps so many recurrent states.
 """
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import time
@@ -21,9 +26,16 @@ import msgspec
 import numpy as np
 
 from blackwell_infer import LLM, Sampling
+from blackwell_infer.engine import scheduler
+from blackwell_infer.engine.commit import commit
+from blackwell_infer.engine.scheduler import Limits
+from blackwell_infer.engine.scheduler import Sequence as Answer
+from blackwell_infer.engine.slots import STRIDE
 
 BLOCK = 512
 """Tokens of a block in the trace."""
+STEP = 256
+"""Most tokens of a step of the scheduler alone"""
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,21 +94,44 @@ def replay(model: str, prompts: Sequence[Sequence[int]], left_out: int, scale: i
                   first_p95=float(np.percentile(firsts, 95)))
 
 
+def scheduled(prompts: Sequence[Sequence[int]], context: int, pages: int, states: int) -> float:
+    """The share of tokens that the scheduler finds in its cache, of a hybrid's if it keeps `states`."""
+    limits = Limits(batch=16, step_tokens=STEP, score_tokens=1, pages=pages, context=context, reuse=True,
+                    stride=STRIDE if states else 1, states=states)
+    state, held = scheduler.start(limits), 0
+    for id, prompt in enumerate(prompts):
+        state = scheduler.submit(state, limits, Answer(id=id, prompt=tuple(prompt), limit=1))
+        while state.waiting or state.running:
+            plan = scheduler.plan(state, limits)
+            held += sum(row.start for row in plan.rows if row.restart)
+            state, _ = commit(scheduler.begin(state, plan), plan, [0] * sum(row.sampled for row in plan.rows))
+    return held / sum(map(len, prompts))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trace", type=Path)
     parser.add_argument("--model", default="demo")
     parser.add_argument("--device", default="numpy")
-    parser.add_argument("--requests", type=int, default=150, help="this many of the trace, from its beginning")
+    parser.add_argument("--requests", type=int, default=1 << 30, help="this many of the trace")
+    parser.add_argument("--skip", type=int, default=0, help="leave out so many before")
+    parser.add_argument("--scheduler", type=int, metavar="PAGES", help="compute nothing, with a cache of so many pages")
+    parser.add_argument("--states", default="0", help="recurrent states that --scheduler keeps, several with commas")
     parser.add_argument("--scale", type=int, default=64, help="tokens of the trace for one of a prompt")
     parser.add_argument("--json", type=Path, help="write the figures to this file, too")
     found = parser.parse_args()
     with found.trace.open(encoding="utf-8") as file:
-        lines = [line for line, _ in zip(file, range(found.requests), strict=False)]
+        lines = list(itertools.islice(file, found.skip, found.skip + found.requests))
     with LLM(found.model, device=found.device) as llm:
         info = llm.info()
     prompts = [prompt_of(line, found.scale, info.vocab) for line in lines]
     fitting = [p for p in prompts if len(p) < info.max_context]
+    if found.scheduler is not None:
+        print(f"{len(fitting)} requests, {len(prompts) - len(fitting)} left out, {sum(map(len, fitting))} tokens, "
+              f"possible {possible(fitting, BLOCK // found.scale):4.2f}")
+        for count in map(int, found.states.split(",")):
+            print(f"{count:4} states  held {scheduled(fitting, info.max_context, found.scheduler, count):4.2f}")
+        return
     print("cache  requests  left out  prompt tokens  held  possible  first token ms  p95")
     figures = []
     for cache in (True, False):

@@ -3,7 +3,8 @@
     bwinfer serve m.gguf --port 8080 --max-batch 64 --no-prefix-cache
     python tools/serve_load.py 127.0.0.1:8080 --streams 1,8,32,64 --prompt 1024 --new 256
 
-Every stream sends one request after the other with a random prompt of token ids, `rounds` of them. Reported for each
+Every stream sends one request after the other with a random prompt of token ids, `rounds` of them; with `--grow N` a
+prompt is the stream's last one and N tokens more, as in a conversation. Reported for each
 number of streams: tokens a second of all of them together, prompts included in the time; the time to the first token;
 and the time between tokens (events of the stream).
 """
@@ -69,24 +70,34 @@ async def ask(host: str, port: int, body: dict[str, object]) -> Answer:
     return Answer(tuple(times), tokens)
 
 
+def prompts_of(draw: random.Random, rounds: int, length: int, vocab: int, grow: int) -> list[list[int]]:
+    """The prompts of one stream: new ones, or with `grow` each the last one with so many tokens more."""
+    if not grow:
+        return [[draw.randrange(vocab) for _ in range(length)] for _ in range(rounds)]
+    whole = [draw.randrange(vocab) for _ in range(length + grow * (rounds - 1))]
+    return [whole[: length + grow * i] for i in range(rounds)]
+
+
 async def load(host: str, port: int, streams: int, prompt: int, new: int, rounds: int, vocab: int,
-               draw: random.Random) -> Figure:
+               draw: random.Random, grow: int = 0) -> Figure:
     """`streams` at once, `rounds` requests each."""
-    def body() -> dict[str, object]:
-        return {"model": "default", "prompt": [draw.randrange(vocab) for _ in range(prompt)], "max_tokens": new,
-                "temperature": 0, "ignore_eos": True, "stream": True, "stream_options": {"include_usage": True}}
+    def body(ids: list[int]) -> dict[str, object]:
+        return {"model": "default", "prompt": ids, "max_tokens": new, "temperature": 0, "ignore_eos": True,
+                "stream": True, "stream_options": {"include_usage": True}}
 
     async def one(bodies: list[dict[str, object]]) -> list[Answer]:
         return [await ask(host, port, b) for b in bodies]
 
-    bodies = [[body() for _ in range(rounds)] for _ in range(streams)]
+    prompts = [prompts_of(draw, rounds, prompt, vocab, grow) for _ in range(streams)]
+    bodies = [[body(ids) for ids in each] for each in prompts]
     began = time.perf_counter()
     answers = [a for found in await asyncio.gather(*map(one, bodies)) for a in found]
     seconds = time.perf_counter() - began
     first = [1e3 * a.times[0] for a in answers]
     gaps = [1e3 * g for a in answers for g in np.diff(a.times)] or [0.0]
     return Figure(streams=streams, requests=len(answers), seconds=seconds,
-                  output_rate=sum(a.tokens for a in answers) / seconds, prompt_rate=prompt * len(answers) / seconds,
+                  output_rate=sum(a.tokens for a in answers) / seconds,
+                  prompt_rate=sum(len(ids) for each in prompts for ids in each) / seconds,
                   first_median=float(np.median(first)), first_p99=float(np.percentile(first, 99)),
                   gap_median=float(np.median(gaps)), gap_p99=float(np.percentile(gaps, 99)))
 
@@ -98,6 +109,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=1024, help="tokens of a prompt")
     parser.add_argument("--new", type=int, default=256, help="tokens of an answer")
     parser.add_argument("--rounds", type=int, default=3, help="requests of a stream, one after the other")
+    parser.add_argument("--grow", type=int, default=0, help="tokens that a stream's next prompt adds to its last one")
     parser.add_argument("--vocab", type=int, default=4096, help="token ids of prompts are below this")
     parser.add_argument("--seed", type=int, default=0, help="of the prompts")
     parser.add_argument("--json", help="write the figures to this file, too")
@@ -109,7 +121,7 @@ def main() -> None:
     print("streams  requests  seconds  output tok/s  prompt tok/s  first token ms (p99)  between tokens ms (p99)")
     for streams in map(int, found.streams.split(",")):
         f = asyncio.run(load(host, int(port), streams, found.prompt, found.new, found.rounds, found.vocab,
-                             draw))
+                             draw, found.grow))
         figures.append(f)
         print(f"{f.streams:7}  {f.requests:8}  {f.seconds:7.2f}  {f.output_rate:12.1f}  {f.prompt_rate:12.1f}  "
               f"{f.first_median:12.1f} ({f.first_p99:.1f})  {f.gap_median:14.2f} ({f.gap_p99:.2f})", flush=True)

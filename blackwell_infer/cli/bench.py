@@ -205,7 +205,7 @@ def row(figure: Figure, found: Loaded, dry: DryModel, bandwidth: Bandwidth | Non
         return about
     info, lengths = found.info, lengths_of(cell)
     nbytes = dry.profile(lengths).cost.nbytes if info.device != "numpy" else (
-        info.decode_bytes + sum(lengths) * info.kv_token_bytes + 2 * len(lengths) * info.state_bytes)
+        int(found.bill.step([(n, 1) for n in lengths])))
     share = None if bandwidth is None else nbytes * figure.rate / cell.batch / bandwidth.rate
     return msgspec.structs.replace(about, step_bytes=nbytes, roofline_share=share)
 

@@ -14,7 +14,15 @@ from blackwell_infer.device.check import Signature, check_copy, check_shape, des
 from blackwell_infer.device.driver import DeviceBlock, Driver
 from blackwell_infer.device.graph import Graph
 from blackwell_infer.device.queue import Closable, Dim, Pending, Scalar
-from blackwell_infer.device.staging import LARGE_SLOT, SMALL_SLOT, Downloader, Uploader, contiguous_parts
+from blackwell_infer.device.staging import (
+    LARGE_SLOT,
+    SMALL_SLOT,
+    CudaFetch,
+    Downloader,
+    Fetcher,
+    Uploader,
+    contiguous_parts,
+)
 from blackwell_infer.device.tensor import Tensor
 from blackwell_infer.errors import DeviceError
 from blackwell_infer.kernels.compile import Builder
@@ -86,6 +94,7 @@ class CudaQueue:
         self._small = Uploader(self.driver, self.stream, SMALL_SLOT)
         self._large = Uploader(self.driver, self.stream, LARGE_SLOT)
         self._downloader = Downloader(self.driver, self.stream)
+        self._fetcher = Fetcher(self.driver, self.stream, place.create_stream(options=StreamOptions(nonblocking=True)))
         self._loaded: dict[tuple[str, str, Any], Loaded] = {}
         self._workspace: DeviceBlock | None = None
         self._owned: dict[object, Closable] = {}
@@ -130,6 +139,16 @@ class CudaQueue:
         self._check_copies("download of", src)
         self.driver.bind()
         return self._downloader.start(src)
+
+    def fetch(self, parts: Sequence[Array]) -> CudaFetch:
+        tensors = []
+        for part in parts:
+            if not isinstance(part, Tensor):
+                raise DeviceError(f"a fetch needs device arrays, not {describe(part)}")
+            self._check_copies("fetch of", part)
+            tensors.append(part)
+        self.driver.bind()
+        return self._fetcher.start(tensors)
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -204,6 +223,10 @@ class CudaQueue:
     def memory(self) -> tuple[int, int]:
         return self.driver.memory()
 
+    def bandwidth(self) -> int:
+        """Bytes per second of the memory, see `Driver.bandwidth`."""
+        return self.driver.bandwidth()
+
     def prepare(self, variants: Iterable[Variant], progress: Progress = silent) -> None:
         """Compile and load variants ahead of their first launch. KernelError names one that does not compile."""
         wanted = list(variants)
@@ -245,6 +268,7 @@ class CudaQueue:
         self._small.close()
         self._large.close()
         self._downloader.close()
+        self._fetcher.close()
         self._loaded.clear()
         self._workspace = None
         self.arena = Arena(self.driver.allocate)

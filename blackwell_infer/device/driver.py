@@ -82,6 +82,16 @@ class Driver:
         free, total = self.call(self.api.cuMemGetInfo(), "asking for free memory")
         return int(free), int(total)
 
+    def bandwidth(self) -> int:
+        """Bytes per second of the memory by its clock and width, two transfers a cycle; 0 where the driver does not
+        say. What `engine.profile.measure_bandwidth` reads is somewhat less."""
+        names = self.api.CUdevice_attribute
+        device = self.call(self.api.cuDeviceGet(self.device.device_id), "asking for the device")
+        khz, bits = (int(self.call(self.api.cuDeviceGetAttribute(name, device), "asking for the memory's speed"))
+                     for name in (names.CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE,
+                                  names.CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH))
+        return 2 * khz * 1000 * bits // 8
+
     def allocate(self, nbytes: int) -> DeviceBlock:
         """Device memory, a multiple of 16 bytes. OutOfMemoryError gives bytes needed, free and total.
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from blackwell_infer.device.arena import Arena, Block, Lease, aligned
 from blackwell_infer.device.check import Signature, check_copy, check_shape, describe, out_of_memory
+from blackwell_infer.device.host import HostFetch
 from blackwell_infer.device.queue import Closable, Dim, Scalar
 from blackwell_infer.device.tensor import Tensor
 from blackwell_infer.device.trace import Launch
@@ -124,6 +125,9 @@ class DryQueue:
         self._check_copies("download")
         self._check_alive(src, "download")
         return DryPending(self, src)
+
+    def fetch(self, parts: Sequence[Array]) -> HostFetch:
+        return HostFetch([self.download(part).result() for part in parts])
 
     @contextmanager
     def step(self) -> Iterator[None]:

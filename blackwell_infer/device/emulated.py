@@ -11,6 +11,7 @@ import numpy as np
 
 from blackwell_infer.device.arena import Arena, Lease
 from blackwell_infer.device.check import Signature, check_copy, check_shape, describe
+from blackwell_infer.device.host import HostFetch
 from blackwell_infer.device.queue import Closable, Dim, Scalar
 from blackwell_infer.device.tensor import Tensor
 from blackwell_infer.emulator.memory import GUARD, Heap
@@ -148,6 +149,9 @@ class EmulatedQueue:
             return Copied(np.empty(src.shape, src.dtype))
         return Copied(self.heap.peek(src.ptr, src.nbytes).copy().view(src.dtype).reshape(src.shape))
 
+    def fetch(self, parts: Sequence[Array]) -> HostFetch:
+        return HostFetch([self.download(part).result() for part in parts])
+
     @contextmanager
     def step(self) -> Iterator[None]:
         if self.inside:
@@ -226,6 +230,10 @@ class EmulatedQueue:
     def prepare(self, variants: Iterable[Variant], progress: Progress = silent) -> None:
         """Compile variants ahead of their first launch. KernelError names one that does not compile."""
         self.builder.build_many(variants, progress)
+
+    def bandwidth(self) -> int:
+        """Bytes per second of the memory: not known."""
+        return 0
 
     def sync(self) -> None:
         """Launches run at once: nothing is under way."""

@@ -32,6 +32,19 @@ class Pending(Protocol):
         ...
 
 
+class Fetch(Protocol):
+    """Copies to the host under way, beside what runs."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether `result` would not wait."""
+        ...
+
+    def result(self) -> list[np.ndarray[Any, Any]]:
+        """Wait for the bytes: host arrays. They keep what they lie in alive, so let go of them soon."""
+        ...
+
+
 class Captured(Protocol):
     """A recorded step. Its memory is the queue's arena, which every other step uses too: one runs after the other."""
 
@@ -60,6 +73,13 @@ class Memory(Protocol):
 
     def download(self, src: Array) -> Pending:
         """Start copying an array to the host, in stream order."""
+        ...
+
+    def fetch(self, parts: Sequence[Array]) -> Fetch:
+        """Start copying arrays to the host beside what is under way, and before what is queued from now on.
+
+        Only for arrays that are not written by what is under way: whoever wrote them was waited for.
+        """
         ...
 
     def upload(self, dst: Array, *sources: np.ndarray[Any, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
-from blackwell_infer.device.queue import Captured, Closable, Dim, Pending, Queue, Scalar
+from blackwell_infer.device.queue import Captured, Closable, Dim, Fetch, Pending, Queue, Scalar
 from blackwell_infer.device.tensor import Tensor
 from blackwell_infer.kernels.kernel import Variant
 from blackwell_infer.types import Array
@@ -99,6 +99,9 @@ class Recorder:
 
     def download(self, src: Array) -> Pending:
         return self.queue.download(src)
+
+    def fetch(self, parts: Sequence[Array]) -> Fetch:
+        return self.queue.fetch(parts)
 
     def step(self) -> AbstractContextManager[None]:
         return self.queue.step()

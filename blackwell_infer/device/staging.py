@@ -1,10 +1,10 @@
 """Copies between host arrays and the device through page-locked memory: uploads in two alternating slots, downloads
-into blocks that are used again."""
+into blocks that are used again, or beside what runs on a stream of their own."""
 from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -193,3 +193,78 @@ class Downloader:
         block, event = free.pop(0)
         self.driver.wait(event)
         return block
+
+
+class Landed:
+    """Page-locked memory that arrays lie in: it is given back when the last of them goes."""
+
+    def __init__(self, block: PinnedBlock, fetcher: Fetcher) -> None:
+        self.__array_interface__ = {"data": (block.ptr, False), "shape": (block.nbytes,), "typestr": "|u1",
+                                    "version": 3}
+        weakref.finalize(self, fetcher.give, block).atexit = False
+
+
+class CudaFetch:
+    """Copies under way on a stream of their own: the arrays are the page-locked memory itself."""
+
+    def __init__(self, parts: Sequence[Tensor], landed: Landed, event: Any, driver: Driver) -> None:
+        self._shapes = [(part.nbytes, part.dtype, part.shape) for part in parts]
+        self._landed = landed
+        self._event = event
+        self._driver = driver
+
+    @property
+    def ready(self) -> bool:
+        self._driver.bind()
+        return bool(self._event.is_done)
+
+    def result(self) -> list[np.ndarray[Any, Any]]:
+        self._driver.wait(self._event)
+        whole, at, found = np.asarray(self._landed), 0, list[np.ndarray[Any, Any]]()
+        for nbytes, dtype, shape in self._shapes:
+            found.append(whole[at:at + nbytes].view(dtype).reshape(shape))
+            at += aligned(nbytes)
+        return found
+
+
+class Fetcher:
+    """Device memory to the host on `aside`, a stream beside `stream`: what is queued there later waits for the copies,
+    they for nothing. Blocks grow in powers of two and are used again."""
+
+    def __init__(self, driver: Driver, stream: Any, aside: Any) -> None:
+        self._driver = driver
+        self._stream = stream
+        self._aside = aside
+        self._free: dict[int, list[PinnedBlock]] = {}
+
+    def start(self, parts: Sequence[Tensor]) -> CudaFetch:
+        """Queue the copies."""
+        size = max(4096, 1 << (sum(aligned(part.nbytes) for part in parts) - 1).bit_length())
+        free = self._free.get(size)
+        block = free.pop() if free else self._driver.allocate_pinned(size)
+        landed, at = Landed(block, self), 0
+        for part in parts:
+            if part.nbytes:
+                call = self._driver.api.cuMemcpyDtoHAsync(block.ptr + at, part.ptr, part.nbytes, self._aside.handle)
+                self._driver.call(call, "a copy to the host")
+            at += aligned(part.nbytes)
+        event = self._aside.record()
+        self._stream.wait(event)
+        return CudaFetch(parts, landed, event, self._driver)
+
+    def give(self, block: PinnedBlock) -> None:
+        """Take back a block whose arrays are gone."""
+        if self._aside is not None:
+            self._free.setdefault(block.nbytes, []).append(block)
+
+    def close(self) -> None:
+        """Give the memory back, and let go of the streams, which keep their context."""
+        self._free.clear()
+        if self._aside is not None:
+            self._aside.close()
+        self._stream = self._aside = None
+
+
+def aligned(nbytes: int) -> int:
+    """Room of a part in a block."""
+    return -(-nbytes // 256) * 256

@@ -16,17 +16,30 @@ import numpy as np
 from blackwell_infer.engine import saved, scheduler
 from blackwell_infer.engine.batch import Settings, Tables, make_work
 from blackwell_infer.engine.commit import commit
-from blackwell_infer.engine.disk import ALONE, BESIDE, Disk
+from blackwell_infer.engine.disk import Disk
 from blackwell_infer.engine.embedding import Embedding, Pooling, Vector
-from blackwell_infer.engine.jobs import Job, Launched, Sink, Stats, blamed, looked_from, reported, typed
+from blackwell_infer.engine.jobs import (
+    Job,
+    Launched,
+    Sink,
+    Stats,
+    blamed,
+    counted,
+    logprobs_of,
+    looked_from,
+    prefills,
+    reported,
+    typed,
+)
 from blackwell_infer.engine.masks import Grammars
 from blackwell_infer.engine.request import Request
 from blackwell_infer.engine.runner import Flight, Result, Runner
 from blackwell_infer.engine.saved import SavedPrefix
-from blackwell_infer.engine.scheduler import Limits, Plan, Row, Sequence
+from blackwell_infer.engine.scheduler import Limits, Plan, Sequence
 from blackwell_infer.engine.scoring import Score, Scoring
 from blackwell_infer.engine.sequences import Emitted
 from blackwell_infer.engine.speculate import Speculator
+from blackwell_infer.engine.traffic import FREE, Bill, Traffic, decodes, spans
 from blackwell_infer.errors import (
     BlackwellInferError,
     DeadlineError,
@@ -58,7 +71,7 @@ class Engine:
     """
 
     def __init__(self, runner: Runner, limits: Limits, tokenizer: Tokenizer, vocab: int,
-                 speculator: Speculator | None = None, disk: Disk | None = None) -> None:
+                 speculator: Speculator | None = None, disk: Disk | None = None, bill: Bill = FREE) -> None:
         self.runner = runner
         self.limits = limits
         self.tokenizer = tokenizer
@@ -73,6 +86,7 @@ class Engine:
         self._launched: Launched | None = None
         self._speculator = speculator
         self._disk = disk
+        self._bill, self._traffic = bill, Traffic()
         self._mark = 0.0
         """when the last step was read, or the engine began after having nothing to do"""
         self._tables = Tables(limits.batch, scheduler.pages_for(limits.context), limits.homes)
@@ -223,7 +237,7 @@ class Engine:
                 tokens, before = self._land(before), None
             guesses = self._speculator.guesses(self._state, self.limits, self._grammars)
         plan = scheduler.plan(self._state, self.limits, guesses)
-        fed = sum(len(row.tokens) - row.guesses for row in plan.rows if self._prefills(row))
+        fed = sum(len(row.tokens) - row.guesses for row in plan.rows if prefills(row, self._jobs.get(row.id)))
         for row in plan.rows:
             job = self._jobs.get(row.id)
             if job is not None and not job.started:
@@ -235,6 +249,8 @@ class Engine:
                 embeds = frozenset(id for id, text in self._scorings.items() if text.wants == "hidden")
                 self._launched = Launched(plan, self._launch(plan, masked, embeds), masked, embeds)
                 self._state = scheduler.begin(self._state, plan)
+                if self._disk is not None:
+                    self._disk.hit(plan.admitted)
         except Exception as error:  # whatever a backend raises ends this step's requests, not the others
             failure = reported(error)
         tokens += 0 if before is None else self._land(before)
@@ -247,7 +263,7 @@ class Engine:
             self._launched = None
         busy = busy or bool(plan.rows)
         if self._disk is not None and self._disk.pending:
-            self._disk.copy(self._state, self.limits, self.runner, BESIDE if busy else ALONE)
+            self._disk.copy(self._state, self.limits, self.runner, busy)
         self._count(plan, fed, time.perf_counter() - began if busy else 0.0, tokens)
         return busy
 
@@ -282,6 +298,8 @@ class Engine:
             tokens = self._speculator.read(plan, tokens)
         self._state, events = commit(self._state, plan, tokens)
         seconds, self._mark = now - self._mark, now
+        if decodes(plan):
+            self._traffic = self._traffic.add(self._bill.step(spans(plan)), seconds)
         firsts, made = looked_from(plan, launched.embeds), 0
         for i in {event.row for event in events}:
             if plan.rows[i].guesses:
@@ -425,7 +443,7 @@ class Engine:
         job.first = job.first or now
         job.last = now
         ids = (event.token,)
-        logprobs = self._logprobs(job, event, sampled)
+        logprobs = logprobs_of(job, event, sampled)
         if event.finish == "stop":
             self._end(event.id, "stop", ids, logprobs)
             return
@@ -438,14 +456,6 @@ class Engine:
         else:
             job.sink(Event(request_id=job.id, index=job.index[event.id], text=piece.text, reasoning=piece.reasoning,
                            token_ids=ids, logprobs=logprobs))
-
-    def _logprobs(self, job: Job, event: Emitted, sampled: Sampled) -> tuple[TokenLogprob, ...]:
-        count = job.request.sampling.logprobs
-        if count is None:
-            return ()
-        ids, values = np.asarray(sampled.top_ids[event.sample]), np.asarray(sampled.top_logprobs[event.sample])
-        top = tuple((i, v) for i, v in zip(ids.tolist()[:count], values.tolist(), strict=False) if i >= 0)
-        return (TokenLogprob(event.token, float(sampled.logprobs[event.sample]), top),)
 
     def _end(self, id: int, reason: FinishReason, ids: tuple[int, ...] = (), logprobs: tuple[TokenLogprob, ...] = (),
              text: str = "", reasoning: str = "", failure: BlackwellInferError | None = None) -> None:
@@ -472,25 +482,11 @@ class Engine:
             if scoring is not None and scoring.future.set_running_or_notify_cancel():
                 scoring.future.set_exception(error)
 
-    def _prefills(self, row: Row) -> bool:
-        """Whether a row brings tokens of a prompt, or of an answer again."""
-        job = self._jobs.get(row.id)
-        return (len(row.tokens) - row.guesses > 1 or not row.samples or row.restart
-                or (job is not None and row.end - row.guesses == len(job.request.prompt)))
-
     def _count(self, plan: Plan, fed: int, seconds: float, generated: int) -> None:
-        old, prefix = self._stats, self._state.prefix
-        total, busy = old.generated_tokens + generated, old.busy_seconds + seconds
+        old = self._stats
         if self._speculator is not None:
             counts = self._speculator.counts
             old = msgspec.structs.replace(
                 old, drafted_tokens=sum(counts.drafted), accepted_tokens=sum(counts.accepted),
                 drafted_at=counts.drafted, accepted_at=counts.accepted)
-        self._stats = msgspec.structs.replace(
-            old, running=len(self._state.running), waiting=len(self._state.waiting),
-            prompt_tokens=old.prompt_tokens + fed, generated_tokens=total, steps=old.steps + bool(plan.rows),
-            preemptions=old.preemptions + len(plan.preempted), busy_seconds=busy,
-            tokens_per_second=total / busy if busy else 0.0,
-            pages_used=self.limits.pages - self._state.free.bit_count() - prefix.idle, pages_cached=prefix.idle,
-            states_cached=len(prefix.states),
-            cached_tokens=old.cached_tokens + sum(row.start for row in plan.rows if row.restart))
+        self._stats = counted(old, self._state, self.limits, plan, fed, seconds, generated, self._traffic)

@@ -20,7 +20,7 @@ from blackwell_infer.engine import step
 from blackwell_infer.engine.batch import Work
 from blackwell_infer.engine.head import HeadWork, greedy
 from blackwell_infer.engine.packed import Packed, arrays_in_head, arrays_of, fill, placed, placed_head
-from blackwell_infer.engine.places import Arrays
+from blackwell_infer.engine.places import Arrays, Copies
 from blackwell_infer.engine.runner import CHECKED, MOST_TOP, Landing, ModelRunner
 from blackwell_infer.engine.scheduler import pages_for
 from blackwell_infer.engine.step import Model
@@ -273,6 +273,9 @@ class GraphRunner:
 
     def read_cache(self, pages: Items[int], state: int | None) -> Arrays:
         return self.eager.read_cache(pages, state)
+
+    def copy_cache(self, pages: Items[int], state: int | None) -> Copies:
+        return self.eager.copy_cache(pages, state)
 
     def write_cache(self, pages: Items[int], state: int | None, arrays: Arrays) -> None:
         self.eager.write_cache(pages, state, arrays)

@@ -5,15 +5,18 @@ import time
 from collections.abc import Callable
 
 import msgspec
+import numpy as np
 
 from blackwell_infer.engine.answer import Answer
 from blackwell_infer.engine.request import Request
 from blackwell_infer.engine.runner import Flight
-from blackwell_infer.engine.sequences import Plan, Row
+from blackwell_infer.engine.sequences import Emitted, Limits, Plan, Row, State
+from blackwell_infer.engine.traffic import Traffic
 from blackwell_infer.errors import BlackwellInferError, OutOfMemoryError
 from blackwell_infer.log import logger
+from blackwell_infer.ops.batch import Sampled
 from blackwell_infer.text.tokenizer import Tokenizer
-from blackwell_infer.types import Event, Usage
+from blackwell_infer.types import Event, TokenLogprob, Usage
 
 Sink = Callable[[Event], None]
 
@@ -51,6 +54,10 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     """pages and states that were not: the disk is too slow, or failed"""
     disk_bytes: int = 0
     """bytes of the files there, as far as known"""
+    step_bytes: float = 0.0
+    """bytes that recent decode steps moved at least (`engine.traffic.Bill`), on average"""
+    bytes_per_second: float = 0.0
+    """those over the time that these steps took"""
     drafted_tokens: int = 0
     """guesses that were checked (see the setting `speculate`)"""
     accepted_tokens: int = 0
@@ -58,6 +65,20 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     drafted_at: tuple[int, ...] = ()
     """guesses that were checked, by their place: those for the token after the next first"""
     accepted_at: tuple[int, ...] = ()
+
+
+def counted(old: Stats, state: State, limits: Limits, plan: Plan, fed: int, seconds: float, generated: int,
+            traffic: Traffic) -> Stats:
+    """The counters after a step that fed so many tokens of prompts, took so many seconds and made so many tokens."""
+    total, busy, prefix = old.generated_tokens + generated, old.busy_seconds + seconds, state.prefix
+    return msgspec.structs.replace(
+        old, running=len(state.running), waiting=len(state.waiting), prompt_tokens=old.prompt_tokens + fed,
+        generated_tokens=total, steps=old.steps + bool(plan.rows), preemptions=old.preemptions + len(plan.preempted),
+        busy_seconds=busy, tokens_per_second=total / busy if busy else 0.0,
+        pages_used=limits.pages - state.free.bit_count() - prefix.idle, pages_cached=prefix.idle,
+        states_cached=len(prefix.states),
+        cached_tokens=old.cached_tokens + sum(row.start for row in plan.rows if row.restart),
+        step_bytes=traffic.step_bytes, bytes_per_second=traffic.bytes_per_second)
 
 
 class Job:
@@ -127,3 +148,19 @@ def looked_from(plan: Plan, embeds: frozenset[int]) -> list[int]:
         firsts.append(counts[kind])
         counts[kind] += len(row.tokens) if row.scores else 0
     return firsts
+
+
+def prefills(row: Row, job: Job | None) -> bool:
+    """Whether a row, of this request, brings tokens of a prompt, or of an answer again."""
+    return (len(row.tokens) - row.guesses > 1 or not row.samples or row.restart
+            or (job is not None and row.end - row.guesses == len(job.request.prompt)))
+
+
+def logprobs_of(job: Job, event: Emitted, sampled: Sampled) -> tuple[TokenLogprob, ...]:
+    """What the request wants to know of a token's probability and of others."""
+    count = job.request.sampling.logprobs
+    if count is None:
+        return ()
+    ids, values = np.asarray(sampled.top_ids[event.sample]), np.asarray(sampled.top_logprobs[event.sample])
+    top = tuple((i, v) for i, v in zip(ids.tolist()[:count], values.tolist(), strict=False) if i >= 0)
+    return (TokenLogprob(event.token, float(sampled.logprobs[event.sample]), top),)

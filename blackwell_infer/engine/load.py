@@ -20,7 +20,17 @@ from blackwell_infer.engine.scheduler import Limits
 from blackwell_infer.engine.slots import STRIDE, states_to_keep
 from blackwell_infer.engine.speculate import Speculation
 from blackwell_infer.engine.state import DTYPES, FORMAT_OF, Build
-from blackwell_infer.engine.weights import Counting, DeviceLoading, HostLoading, Measure, Meter, arranger, placing
+from blackwell_infer.engine.traffic import Bill
+from blackwell_infer.engine.weights import (
+    Counting,
+    DeviceLoading,
+    HostLoading,
+    Measure,
+    Meter,
+    arranger,
+    one_token,
+    placing,
+)
 from blackwell_infer.errors import ConfigError
 from blackwell_infer.kv.spec import PAGE
 from blackwell_infer.log import Progress, logger
@@ -69,6 +79,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """bytes of cache per token of context"""
     state_bytes: int
     """bytes of the recurrent states of one sequence, whatever its length; 0 for models without"""
+    bandwidth: int = 0
+    """bytes per second of the device's memory by its clock and width; 0 where they are not known"""
 
 
 class Survey(msgspec.Struct, frozen=True):
@@ -98,6 +110,7 @@ class Loaded(msgspec.Struct, frozen=True):
     speculation: Speculation
     identity: str
     """of the model and of the settings on which the content of its caches depends"""
+    bill: Bill
     prefix_disk: str = ""
     prefix_disk_bytes: int = 0
 
@@ -108,7 +121,7 @@ class Loaded(msgspec.Struct, frozen=True):
             disk = Disk(Path(self.prefix_disk).expanduser(), self.prefix_disk_bytes,
                         f"{self.identity} {self.info.device}")
         return Engine(self.runner, self.limits, self.text.tokenizer, self.info.vocab,
-                      self.speculation.started(self.runner), disk)
+                      self.speculation.started(self.runner), disk, self.bill)
 
 
 def load(model: str, config: EngineConfig, progress: Progress) -> Loaded:
@@ -135,21 +148,31 @@ def loaded(checkpoint: Checkpoint, config: EngineConfig, progress: Progress) -> 
     if build.activations != "full" and not measure.matrices.keys() & PAIRED.keys():
         logger.warning("activations = %s changes nothing here: no matrix is stored as %s", config.activations,
                        ", ".join(PAIRED))
-    runner, capacity, workspace = (on_numpy if on_host else on_cuda)(device, found, checkpoint, config, progress)
+    start = on_numpy if on_host else on_cuda
+    runner, capacity, workspace, bandwidth = start(device, found, checkpoint, config, progress)
     info = ModelInfo(
         path=str(checkpoint.path), family=build.family.name, architecture=architecture(checkpoint, build),
         device=device, dtype=build.dtype, activations=config.activations, parameters=measure.parameters,
         vocab=build.geometry.vocab, max_context=capacity.context, formats=measure.formats,
         weight_bytes=measure.nbytes, decode_bytes=measure.decode, workspace_bytes=workspace,
         kv_pages=capacity.pages, kv_token_bytes=build.page_bytes // PAGE,
-        state_bytes=build.state_bytes(1))
+        state_bytes=build.state_bytes(1), bandwidth=bandwidth)
     logger.info("loaded %s: %s, %s on %s, context %d, %d pages", info.path, info.family, info.dtype, info.device,
                 info.max_context, info.kv_pages)
     limits = msgspec.structs.replace(limits, pages=capacity.pages, context=capacity.context, states=capacity.states)
     speculation = Speculation(ngrams=config.speculate in ("auto", "ngram"), head=build.head, least=config.draft_min,
                               most=config.draft_max)
     return Loaded(runner, limits, info, text, dict(checkpoint.generation), speculation, identity(checkpoint, build),
-                  config.prefix_disk, config.prefix_disk_bytes)
+                  bill_of(build, measure), config.prefix_disk, config.prefix_disk_bytes)
+
+
+def bill_of(build: Build, measure: Measure) -> Bill:
+    """What a decode step moves."""
+    keys: dict[int, int] = {}
+    for spec in build.geometry.cache:
+        keys[spec.window] = keys.get(spec.window, 0) + spec.page_bytes(build.kind(spec).itemsize) // PAGE
+    return Bill(measure.decode - one_token(measure.experts), measure.experts, tuple(sorted(keys.items())),
+                build.state_bytes(1))
 
 
 def identity(checkpoint: Checkpoint, build: Build) -> str:
@@ -279,8 +302,8 @@ def host_workspace(found: Survey) -> int:
 
 
 def on_numpy(device: str, found: Survey, checkpoint: Checkpoint, config: EngineConfig,
-             progress: Progress) -> tuple[Runner, Capacity, int]:
-    """Load for the reference ops."""
+             progress: Progress) -> tuple[Runner, Capacity, int, int]:
+    """Load for the reference ops: a runner, what fits, bytes of workspace, and of bandwidth if that is known."""
     from blackwell_infer.ops import ref
 
     memory = HostMemory()
@@ -291,12 +314,12 @@ def on_numpy(device: str, found: Survey, checkpoint: Checkpoint, config: EngineC
                           placing(build.activations))
     model = build.model(memory, loading, capacity.context, limits.batch, capacity.pages,
                         capacity.states, limits.spares, limits.step_tokens)
-    return ModelRunner(memory, ref, model), capacity, workspace
+    return ModelRunner(memory, ref, model), capacity, workspace, 0
 
 
 def on_cuda(device: str, found: Survey, checkpoint: Checkpoint, config: EngineConfig,
-            progress: Progress) -> tuple[Runner, Capacity, int]:
-    """Load for kernels on a GPU."""
+            progress: Progress) -> tuple[Runner, Capacity, int, int]:
+    """Load for kernels on a GPU, see `on_numpy`."""
     from blackwell_infer.device.dry import DryQueue
     from blackwell_infer.device.open import open_queue
     from blackwell_infer.engine.graphs import GraphRunner
@@ -325,4 +348,4 @@ def on_cuda(device: str, found: Survey, checkpoint: Checkpoint, config: EngineCo
     if config.graphs:
         logger.info("decode graphs, recorded as they occur: rows %s; keys %s", *(
             ", ".join(map(str, sizes)) for sizes in (runner.space.all_rows, runner.space.all_lengths)))
-    return runner, capacity, rehearsal.workspace
+    return runner, capacity, rehearsal.workspace, queue.bandwidth()

@@ -44,6 +44,33 @@ def read_places(memory: Memory, kv: KVState, pages: Items[int], slot: int | None
     return found | {name: memory.download(array).result() for name, array in states(kv, slot).items()}
 
 
+class Copies:
+    """Pages and a slot on their way to the host, beside what runs (`device.queue.Memory.fetch`)."""
+
+    def __init__(self, memory: Memory, kv: KVState, pages: Items[int], slot: int | None) -> None:
+        spans = [(f"kv.{i}", at, layer.data[page : page + count]) for i, layer in enumerate(kv.layers)
+                 for at, page, count in runs(pages)]
+        state = states(kv, slot)
+        self._count = len(pages)
+        self._spans = [(name, at) for name, at, _ in spans]
+        self._names = list(state)
+        self._fetch = memory.fetch([*(array for *_, array in spans), *state.values()])
+
+    @property
+    def ready(self) -> bool:
+        """Whether `result` would not wait."""
+        return self._fetch.ready
+
+    def result(self) -> tuple[list[Arrays], Arrays]:
+        """The arrays of each page, with one page each, and those of the slot, as `read_places` names them."""
+        found = self._fetch.result()
+        pages: list[dict[str, np.ndarray[Any, Any]]] = [{} for _ in range(self._count)]
+        for (name, at), array in zip(self._spans, found, strict=False):
+            for i in range(len(array)):
+                pages[at + i][name] = array[i : i + 1]
+        return list(pages), dict(zip(self._names, found[len(self._spans) :], strict=True))
+
+
 def write_places(memory: Memory, kv: KVState, pages: Items[int], slot: int | None, arrays: Arrays) -> None:
     """Fill pages and a slot. SessionError, and nothing is written, unless the arrays are those of such a model."""
     expected = {f"kv.{i}": ((len(pages), *layer.data.shape[1:]), layer.data.dtype) for i, layer in enumerate(kv.layers)}

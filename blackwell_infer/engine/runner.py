@@ -14,7 +14,7 @@ from blackwell_infer.engine.batch import Work
 from blackwell_infer.engine.guesses import MOST
 from blackwell_infer.engine.head import HeadWork
 from blackwell_infer.engine.packed import Packed, arrays_in_head, arrays_of, placed, placed_head
-from blackwell_infer.engine.places import Arrays, read_places, write_places
+from blackwell_infer.engine.places import Arrays, Copies, read_places, write_places
 from blackwell_infer.engine.state import DTYPES
 from blackwell_infer.engine.step import Model
 from blackwell_infer.ops.api import Ops
@@ -72,9 +72,13 @@ class Runner(Protocol):
         """Copies of pages of the cache, and of a kept recurrent state, by name (`engine.places`)."""
         ...
 
+    def copy_cache(self, pages: Items[int], state: int | None) -> Copies:
+        """Begin to copy the same beside the step under way, which must not write there."""
+        ...
+
     def write_cache(self, pages: Items[int], state: int | None, arrays: Arrays) -> None:
-        """Fill pages of the cache, and the slot of a kept state, with what `read_cache` gave. SessionError if the
-        arrays are none of this model's; then nothing is written."""
+        """Fill pages of the cache, and the slot of a kept state, with what `read_cache` gave, and wait for it.
+        SessionError if the arrays are none of this model's; then nothing is written."""
         ...
 
     def close(self) -> None:
@@ -214,8 +218,12 @@ class ModelRunner:
     def read_cache(self, pages: Items[int], state: int | None) -> Arrays:
         return read_places(self.memory, self.model.kv, pages, self._slot(state))
 
+    def copy_cache(self, pages: Items[int], state: int | None) -> Copies:
+        return Copies(self.memory, self.model.kv, pages, self._slot(state))
+
     def write_cache(self, pages: Items[int], state: int | None, arrays: Arrays) -> None:
         write_places(self.memory, self.model.kv, pages, self._slot(state), arrays)
+        self.memory.download(self.tokens.block[:1]).result()  # `copy_cache` waits for nothing
 
     def _slot(self, state: int | None) -> int | None:
         """Where the kept state of this number lies."""

@@ -23,13 +23,17 @@ STRIDE = 64
 """Tokens between places where a state may be kept: those of a chunk of `Ops.gated_delta_`, so that what follows is cut
 into the same chunks as if it had come in one row with what precedes. Prompts are cut at such places too."""
 
+KEPT = 256
+"""States that are kept where memory allows"""
+
 Ints = np.ndarray[Any, np.dtype[np.int32]]
 
 
 def states_to_keep(batch: int) -> int:
-    """Slots for kept states beside those of so many sequences: for the ends of prompts, and the newest places of some
-    answers. States of large models take 60 to 150 MB; fewer are taken where they would crowd out pages."""
-    return batch // 2 + 4
+    """Slots for kept states beside those of so many sequences. A prompt can only go on where a state was kept, so they
+    are what a prefix cache hits: docs/server.md, "A trace replayed", has figures. States of large models take 60 to
+    150 MB; fewer are taken where they would crowd out pages (`capacity.KEPT_SHARE`)."""
+    return max(KEPT, batch)
 
 
 def state_slots(rows: Items[Row], homes: int) -> tuple[Ints, Ints]:

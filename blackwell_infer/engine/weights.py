@@ -6,7 +6,7 @@ uploaded as they are stored. A tensor that is asked for twice (tied embeddings) 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -296,6 +296,8 @@ class Measure(msgspec.Struct, frozen=True):
     matrices: dict[str, int]
     """stored bytes of matrices by format"""
     parameters: int
+    experts: tuple[tuple[int, int, int], ...] = ()
+    """(bytes, experts of a token, of how many) of all experts, of which `decode` has those of one token"""
 
 
 class Counting(Expect):
@@ -350,8 +352,16 @@ class Counting(Expect):
             formats[need.format] = formats.get(need.format, 0) + need.nbytes
             if len(need.shape) > 1:
                 matrices[need.format] = matrices.get(need.format, 0) + need.nbytes
-        streamed = 0
+        streamed, experts = 0, dict[tuple[int, int], int]()
         for name in self.streamed:
-            top, count = self.routed.get(name, (1, 1))
-            streamed += sizes[name] * top // count
-        return Measure(sum(sizes.values()), streamed, formats, matrices, parameters)
+            if name in self.routed:
+                experts[self.routed[name]] = experts.get(self.routed[name], 0) + sizes[name]
+            else:
+                streamed += sizes[name]
+        routed = tuple((size, top, count) for (top, count), size in sorted(experts.items()))
+        return Measure(sum(sizes.values()), streamed + one_token(routed), formats, matrices, parameters, routed)
+
+
+def one_token(experts: Iterable[tuple[int, int, int]]) -> int:
+    """Bytes of `Measure.experts` that one token reads."""
+    return sum(size * top // count for size, top, count in experts)

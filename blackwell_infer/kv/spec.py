@@ -11,11 +11,13 @@ PAGE = 32
 
 
 class CacheSpec(msgspec.Struct, frozen=True):
-    """KV geometry of one attention layer. `format` selects the storage ("f32", "f16", "bf16")."""
+    """KV geometry of one attention layer. `format` selects the storage ("f32", "f16", "bf16"); a query sees the last
+    `window` keys, 0 for all."""
 
     kv_heads: int
     head_dim: int
     format: str
+    window: int = 0
 
     def page_bytes(self, itemsize: int) -> int:
         """Bytes that one page of this layer takes."""

@@ -155,8 +155,8 @@ def dense_config(c: HubConfig, windows: tuple[int, ...], *, biases: bool = False
 
 
 def geometry(cfg: DenseConfig) -> Geometry:
-    cache = CacheSpec(kv_heads=cfg.kv_heads, head_dim=cfg.head_dim, format="")
-    return Geometry(vocab=cfg.vocab, hidden=cfg.hidden, max_context=cfg.max_context, cache=(cache,) * len(cfg.windows))
+    cache = tuple(CacheSpec(kv_heads=cfg.kv_heads, head_dim=cfg.head_dim, format="", window=n) for n in cfg.windows)
+    return Geometry(vocab=cfg.vocab, hidden=cfg.hidden, max_context=cfg.max_context, cache=cache)
 
 
 def fused_bias(take: Take, names: tuple[str, ...], sizes: tuple[int, ...]) -> Array:

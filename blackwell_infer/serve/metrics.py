@@ -12,12 +12,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from blackwell_infer.engine.traffic import share
 from blackwell_infer.serve.host import Host
 
 GAUGES = {"running": "answers that run", "waiting": "answers that wait", "pages_used": "pages of what runs",
           "pages_total": "pages of the KV cache", "pages_cached": "pages that only the prefix cache holds",
           "states_cached": "recurrent states in the prefix cache", "states_total": "slots for such states",
           "disk_bytes": "bytes of the prefix cache on disk",
+          "step_bytes": "bytes that a recent decode step moved",
+          "bytes_per_second": "bytes per second of recent decode steps",
           "tokens_per_second": "tokens per second while there was work"}
 COUNTERS = {"finished": "requests that ended", "prompt_tokens": "tokens prefilled",
             "generated_tokens": "tokens generated", "steps": "steps", "preemptions": "sequences that were preempted",
@@ -39,6 +42,10 @@ class EngineCollector(Collector):
             yield GaugeMetricFamily(f"bwinfer_{name}", about, value=values[name])
         for name, about in COUNTERS.items():
             yield CounterMetricFamily(f"bwinfer_{name}", about, value=values[name])
+        found = share(values["bytes_per_second"], self._host.llm.info().bandwidth)
+        if found is not None:
+            yield GaugeMetricFamily("bwinfer_roofline_share", "share of the memory's bandwidth that recent decode "
+                                    "steps took", value=found)
 
 
 def routes(host: Host) -> list[Route]:
@@ -55,14 +62,13 @@ def routes(host: Host) -> list[Route]:
 
 
 def engine_body(host: Host) -> dict[str, Any]:
-    """The state of the engine. `weight_bytes_per_second` counts weights alone, read once a step."""
+    """The state of the engine. `bandwidth` and `roofline_share` are null where the device does not say its speed."""
     stats, info = host.llm.stats(), host.llm.info()
     prompt = stats.prompt_tokens + stats.cached_tokens
-    steps = stats.steps / stats.busy_seconds if stats.busy_seconds else 0.0
     return {
         "model": host.name, "device": info.device, "family": info.family, "max_context": info.max_context,
         **msgspec.to_builtins(stats),
         "prefix_hit_share": stats.cached_tokens / prompt if prompt else 0.0,
         "acceptance": stats.accepted_tokens / stats.drafted_tokens if stats.drafted_tokens else 0.0,
-        "weight_bytes_per_step": info.decode_bytes, "weight_bytes_per_second": info.decode_bytes * steps,
+        "bandwidth": info.bandwidth or None, "roofline_share": share(stats.bytes_per_second, info.bandwidth),
     }

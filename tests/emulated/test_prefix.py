@@ -33,3 +33,16 @@ def test_a_hit_has_the_bits_of_a_fresh_prefill(name: str, monkeypatch: pytest.Mo
     hits, cached = conversation(True)
     assert hits == fresh and not any(nothing)
     assert cached == [0, 64, 64] if name == "qwen3_5" else cached == [0, 64, 96]
+
+
+def test_a_restart_finds_pages_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                       pytestconfig: pytest.Config) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(pytestconfig.cache.mkdir("user")))
+    outs = []
+    for _ in range(2):
+        with LLM(str(DATA / "llama"), device="emulated", dtype="bfloat16", max_context=256, max_batch=1,
+                 max_step_tokens=128, reproducible=True, prefix_disk=str(tmp_path)) as llm:
+            outs.append(llm.generate([(7 * i * i + 3) % 251 for i in range(75)],
+                                     Sampling(temperature=0, max_tokens=2, logprobs=20, ignore_eos=True)))
+    assert [out.usage.cached_tokens for out in outs] == [0, 64] and len([*tmp_path.glob("*.page")]) == 2
+    assert outs[0].choices == outs[1].choices

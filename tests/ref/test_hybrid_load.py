@@ -21,7 +21,7 @@ from blackwell_infer.config import EngineConfig
 from blackwell_infer.device.dry import DryQueue
 from blackwell_infer.engine.load import survey
 from blackwell_infer.engine.scheduler import Row
-from blackwell_infer.engine.slots import state_slots
+from blackwell_infer.engine.slots import state_slots, states_to_keep
 from blackwell_infer.engine.stack import Pieces, blocks
 from blackwell_infer.engine.state import Build
 from blackwell_infer.engine.weights import DeviceLoading, Meter, hollow, placing
@@ -306,6 +306,6 @@ def test_memory_of_states_is_counted_for_all_sequences() -> None:
     found = survey(open_checkpoint(DENSE), EngineConfig(max_batch=5), on_host=True)
     room = found.room(1 << 30, 1 << 30, 0)
     assert room.states == (5 + 15) * found.build.state_bytes(1) > 0, "one each, and one for each of 15 guesses"
-    assert (room.kept, room.slot) == (5 // 2 + 4, found.build.slot_bytes)
+    assert (room.kept, room.slot) == (states_to_keep(5), found.build.slot_bytes)
     assert survey(open_checkpoint(DENSE), EngineConfig(prefix_cache=False), on_host=True).limits.states == 0
     assert msgspec.structs.replace(room, states=0).left - room.left == pytest.approx(0.9 * room.states, abs=1)

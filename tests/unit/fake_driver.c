@@ -31,7 +31,7 @@ R cuDeviceGetName(char *s, int n, int d) { snprintf(s, n, "Fake GPU"); return 0;
 R cuDeviceTotalMem(size_t *n, int d) { *n = total; return 0; }
 R cuDeviceGetUuid(char *u, int d) { memset(u, 0, 16); return 0; }
 R cuDeviceGetAttribute(int *v, int a, int d) {
-    *v = a == 75 ? number("FAKE_DRIVER_MAJOR", 9) : a == 76 ? 0 : a == 16 ? 132 : 1;
+    *v = a == 75 ? number("FAKE_DRIVER_MAJOR", 9) : a == 76 ? 0 : a == 16 ? 132 : a == 36 ? 3 : a == 37 ? 64 : 1;
     return 0;
 }
 R cuDevicePrimaryCtxRetain(void **c, int d) { *c = &context; return 0; }

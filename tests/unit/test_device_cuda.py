@@ -74,6 +74,32 @@ text = raises(DeviceError, lambda: q.launch(SCALE, ONE, ONE, 1, y, 1, 0))
 assert "argument 0 (x) must be a device array of float32" in text
 assert "65535" in raises(DeviceError, lambda: q.launch(SCALE, (1, 1, 1 << 17), ONE, x, y, 1, 0))
 assert fake.fake_launches() == 3 and q.sm_count == 132
+assert q.bandwidth() == 2 * 1000 * 3 * 64 // 8, "two transfers in each of 3000 cycles of 64 bits"
+''')
+
+
+def test_a_fetch_goes_beside_what_runs_and_before_what_follows(run: Callable[..., str]) -> None:
+    run('''
+x, y = q.put(np.arange(5, dtype=np.float32)), q.put(np.arange(300, dtype=np.int16).reshape(3, 100))
+pinned, waits = fake.fake_pinned(), fake.fake_waits()
+fetch = q.fetch([x, y[1], q.empty((0,), np.float32)])
+assert fake.fake_waits() == waits + 1, "what is queued later waits for the copies"
+assert fetch.ready
+a, b, c = fetch.result()
+assert a.tolist() == [0, 1, 2, 3, 4] and a.dtype == np.float32 and b.tolist() == list(range(100, 200)) and c.size == 0
+assert fake.fake_pinned() == pinned + 1
+del fetch, a, c
+gc.collect()
+other = q.fetch([x]).result()
+assert fake.fake_pinned() == pinned + 2 and b[0] == 100, "b still lies in the first block"
+del b, other
+gc.collect()
+kept = [q.fetch([x]).result()[0] for _ in range(2)]
+assert fake.fake_pinned() == pinned + 2, "blocks are used again"
+assert kept[1].tolist() == [0, 1, 2, 3, 4]
+assert "device arrays" in raises(DeviceError, lambda: q.fetch([np.zeros(3)]))
+q.close()
+assert kept[0].tolist() == [0, 1, 2, 3, 4], "arrays outlive the queue"
 ''')
 
 

@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 
 from blackwell_infer.device.dry import DryQueue
+from blackwell_infer.device.emulated import EmulatedQueue
 from blackwell_infer.device.host import HostMemory
 from blackwell_infer.device.info import DeviceInfo, Devices, arch_of, list_devices
 from blackwell_infer.device.open import choose
 from blackwell_infer.errors import DeviceError, OutOfMemoryError
+from blackwell_infer.kernels.compile import Builder
 
 
 def test_host_arrays_are_the_arrays() -> None:
@@ -26,6 +28,16 @@ def test_host_arrays_are_the_arrays() -> None:
         memory.zeros((total,), np.float64)
     with pytest.raises(DeviceError, match="needs a host array"):
         memory.download(DryQueue().empty((2,), np.float32))
+
+
+def test_fetched_arrays_are_copies_of_the_moment() -> None:
+    for memory in (HostMemory(), EmulatedQueue("sm_90a", Builder("sm_90a", None, machine_code=False))):
+        x, y = memory.put(np.arange(6, dtype=np.int32)), memory.put(np.ones((2, 3), np.float32))
+        fetch = memory.fetch([x, y[1]])
+        memory.upload(x, np.zeros(6, np.int32))
+        assert fetch.ready
+        a, b = fetch.result()
+        assert a.tolist() == [0, 1, 2, 3, 4, 5] and b.tolist() == [1, 1, 1]
 
 
 def test_architectures_of_compute_capabilities() -> None:

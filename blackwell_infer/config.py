@@ -7,6 +7,7 @@ One name serves everywhere: field `max_context` of [engine] is `--max-context`, 
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -205,7 +206,11 @@ def checked(struct: type[msgspec.Struct], values: Mapping[str, Any], where: str)
 def convert(value: Any, kind: Any, where: str) -> Any:
     """`value` as a field of type `kind`. ConfigError says what was expected, what came, and what the field means."""
     try:
-        return msgspec.convert(value, kind, str_keys=True)
+        found = msgspec.convert(value, kind, str_keys=True)
+        for number in found.values() if isinstance(found, dict) else (found,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise msgspec.ValidationError("Expected a finite number")
+        return found
     except msgspec.ValidationError as error:
         described = msgspec.inspect.type_info(kind)
         extra = described.extra_json_schema if isinstance(described, msgspec.inspect.Metadata) else None

@@ -98,7 +98,8 @@ def test_spellings(name: str, text: str, value: object) -> None:
 
 
 @pytest.mark.parametrize(("name", "text"), [
-    ("max_context", "1.5"), ("max_context", "-1"), ("temperature", "nan"), ("temperature", "warm"), ("mode", "talk"),
+    ("max_context", "1.5"), ("max_context", "-1"), ("temperature", "nan"), ("frequency_penalty", "nan"),
+    ("presence_penalty", "-inf"), ("logit_bias", "3=nan"), ("temperature", "warm"), ("mode", "talk"),
     ("ignore_eos", "perhaps"), ("stop_token_ids", "1,b"), ("stop_token_ids", "[1"), ("logit_bias", "3"),
     ("logit_bias", "x=1"), ("max_context", "none"), ("grammar", "xml:<a/>"), ("grammar", "lark:@no such file"),
 ])

@@ -102,7 +102,7 @@ def candidates(matrix: Matrix, rows: int, arch: str, sm_count: int) -> list[Tili
     shape, room = small.geometry(matrix.form, matrix.n, matrix.k), SHARED_LIMIT[arch] - STATIC
 
     def chosen(wanted: Tiling | None) -> Tiling | None:
-        found = small.choose([(matrix.form, matrix.n)], shape, rows, sm_count, room, wanted)
+        found = small.choose([(matrix.form, matrix.n)], shape, rows, matrix.k, sm_count, room, wanted)
         return found[1] if found and small.kernel_rows(shape, rows) == rows else None
 
     default = chosen(None)

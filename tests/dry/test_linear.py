@@ -79,7 +79,7 @@ def test_two_formats_of_one_kernel_are_one_launch(forms: tuple[str, ...], rows: 
 def test_every_group_of_rows_has_a_turn_and_all_ctas_run_at_once(sizes: small.Sizes, m: int) -> None:
     shape = small.geometry(*sizes[0], 5120, len(sizes) == 1)
     for sms, shared in ((132, 224 << 10), (48, 96 << 10)):
-        found = small.choose(sizes, shape, m, sms, shared)
+        found = small.choose(sizes, shape, m, 5120, sms, shared)
         if found is None:  # multiply takes half as many rows
             assert m > 4 and shared < 100 << 10
             continue

@@ -73,9 +73,9 @@ def test_what_was_measured_is_used(queue: EmulatedQueue, tmp_path: Path, monkeyp
     seen: list[Tiling | None] = []
     choose = small.choose
 
-    def spy(sizes, shape, m, sm_count, shared, wanted):  # type: ignore[no-untyped-def]
+    def spy(sizes, shape, m, k, sm_count, shared, wanted):  # type: ignore[no-untyped-def]
         seen.append(wanted)
-        return choose(sizes, shape, m, sm_count, shared, wanted)
+        return choose(sizes, shape, m, k, sm_count, shared, wanted)
 
     monkeypatch.setattr(small, "choose", spy)
     monkeypatch.setattr(tuned, "choices", lambda arch, count: tuned.read(arch, tmp_path)[count].choices)
@@ -99,6 +99,7 @@ def test_every_choice_that_ships_fits(arch: str) -> None:
             entry, form, n, k, rows = key.split()
             assert entry == small.SMALL.entry
             shape = small.geometry(form, int(n), int(k))
-            found = small.choose([(form, int(n))], shape, int(rows), sm_count, SHARED_LIMIT[arch] - small.STATIC,
+            found = small.choose([(form, int(n))], shape, int(rows), int(k), sm_count,
+                                 SHARED_LIMIT[arch] - small.STATIC,
                                  Tiling(*choice))
             assert found is not None and found[1] == Tiling(*choice), key

@@ -92,7 +92,7 @@ def matrices(model: str, arch: str, sm_count: int) -> set[Matrix]:
             given = dict(zip((p.name for p in small.SMALL.params), launch.args, strict=True))
             if given["N1"]:  # two matrices share what a launch has
                 continue
-            form = dict(launch.variant.defines)["SECOND" if given["second"] else "FORMAT"]
+            form = dict(launch.variant.defines)["SECOND" if given["SECOND"] else "FORMAT"]
             found.add(Matrix(str(form), int(given["N"]), int(given["K"])))  # type: ignore[arg-type]
     return found
 

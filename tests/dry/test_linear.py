@@ -92,7 +92,7 @@ def test_every_group_of_rows_has_a_turn_and_all_ctas_run_at_once(sizes: small.Si
                 sizes, shape, tiling) <= shared
 
 
-SMALL, MEDIUM, LARGE = ["linear_small"], ["linear_medium", "linear_medium_sums"], ["fragment_rows", "cublaslt"]
+SMALL, MEDIUM, LARGE = ["linear_small"], ["linear_medium", "linear_medium_sums"], ["fragment_tiles", "cublaslt"]
 
 
 @pytest.mark.parametrize(("form", "rows", "dtype", "expected"), [

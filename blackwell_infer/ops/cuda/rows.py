@@ -11,7 +11,7 @@ from blackwell_infer.device.tensor import Tensor
 from blackwell_infer.errors import KernelError
 from blackwell_infer.kernels.cost import Call, Cost
 from blackwell_infer.kernels.kernel import Kernel, Param, Variant
-from blackwell_infer.ops.cuda.arrange import fragment_rows
+from blackwell_infer.ops.cuda.arrange import fragment_rows, fragment_tiles
 from blackwell_infer.ops.cuda.parts import WEIGHT, pointers
 from blackwell_infer.quant.format import Weight
 from blackwell_infer.quant.fragments import SUFFIX
@@ -39,19 +39,23 @@ def embed(q: Queue, table: Weight, ids: Array, dtype: str) -> Array:
     """Rows of `table` [V, H] at ids [T] int32 -> [T, H] of dtype; an id outside [0, V) gives zeros."""
     tokens, hidden = ids.shape[0], table.shape[1]
     out = q.empty((tokens, hidden), np.dtype(dtype))
-    launch(q, "embed", table, ids, 0, out)
+    if table.format.endswith(SUFFIX):
+        fragment_rows(q, "embed", table, ids, out)
+    else:
+        weight_rows(q, "embed", table, ids, 0, out)
     return out
 
 
 def dequantize(q: Queue, w: Weight, first: int, out: Tensor) -> None:
-    """Rows `first` and following of w [N, K] into out [n, K]."""
-    launch(q, "dequantize", w, None, first, out)
-
-
-def launch(q: Queue, op: str, w: Weight, ids: Array | None, first: int, out: Tensor) -> None:
+    """Rows `first`, a multiple of 16, and following of w [N, K] into out [n, K]."""
     if w.format.endswith(SUFFIX):
-        fragment_rows(q, op, w, ids, first, out)
-        return
+        fragment_tiles(q, "dequantize", w, first, out)
+    else:
+        weight_rows(q, "dequantize", w, None, first, out)
+
+
+def weight_rows(q: Queue, op: str, w: Weight, ids: Array | None, first: int, out: Tensor) -> None:
+    """Rows `ids`, or `first` and following, of w as it is stored into out [n, K]."""
     (count, k), rows = out.shape, w.shape[0]
     v = choose(q, op, ROWS, w.format, out.dtype)
     work = k // 8 if k % 8 == 0 else k

@@ -90,7 +90,7 @@ SMALL = Kernel("linear/small.cu", "linear_small", (
     Param("bias", "in", "float32"), Param("bias1", "in", "float32"), Param("y", "out"), Param("M", "i32"),
     Param("N", "i32"), Param("N1", "i32"), Param("K", "i32"), Param("tiles", "i32"), Param("turns", "i32"),
     Param("turns1", "i32"), Param("ahead", "i32"), Param("ahead1", "i32"), Param("column", "i32"),
-    Param("column1", "i32"), Param("first1", "i32"), Param("second", "i32"), Param("depth", "i32"),
+    Param("column1", "i32"), Param("first1", "i32"), Param("SECOND", "i32"), Param("depth", "i32"),
     Param("split_log", "i32"), Param("rows_log", "i32"), Param("stride", "i32"), Param("x_type", "i32"),
     Param("y_type", "i32")),
     {"FORMAT": FORMATS, "SECOND": FORMATS, "WARPS": (8, 16), "XROWS": (1, 4, 8, 16), "TILES": (1, 2)},

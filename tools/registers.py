@@ -1,8 +1,9 @@
 """Registers, spills and shared memory of kernels, measured by compiling them; needs no GPU.
 
     python tools/registers.py                                     all variants; refreshes tests/data/registers.json
-    python tools/registers.py --source norm/rms.cu --arch sm_90a            declared variants of one source
-    python tools/registers.py --source norm/rms.cu -D ACT=bf16 -D TILE=4    one choice of defines, declared or not
+    python tools/registers.py --source norm/rms_norm.cu                     one source, and its part of that table
+    python tools/registers.py --source norm/rms_norm.cu --arch sm_90a       only shows them
+    python tools/registers.py --source norm/rms_norm.cu -D ACT=bf16 -D TILE=4    one choice of defines, declared or not
 """
 from __future__ import annotations
 
@@ -68,8 +69,12 @@ def main() -> int:
     except KernelError as error:
         print(error, file=sys.stderr)
         return 1
-    if args.source is None and not args.arch:
-        version = ".".join(map(str, compiler_version()))
+    if not args.arch:
+        version, entries = ".".join(map(str, compiler_version())), {k.entry for k in kernels}
+        old = json.loads(TABLE.read_text())["registers"] if args.source else {}
+        for arch, found in table.items():
+            kept = {key: n for key, n in old.get(arch, {}).items() if key.partition("(")[0] not in entries}
+            table[arch] = kept | found
         TABLE.write_text(json.dumps({"compiler": version, "registers": table}, indent=1, sort_keys=True) + "\n")
     return 0
 

@@ -32,11 +32,22 @@ struct statics_t {
     u32 odd[16];  // rows of x with infinities or NaNs
 };
 
-// The matrix of a CTA, which is number `cta` of `ctas`, and what all have in common.
+// One of two parameters, each loaded from its own place: not the parameter of a chosen place.
+template <typename T> __device__ __forceinline__ T picked(bool other, T b, T a) {
+    asm("" : "+r"(a));
+    return other ? b : a;
+}
+template <typename T> __device__ __forceinline__ T* picked(bool other, T* b, T* a) {
+    asm("" : "+l"(a));
+    return other ? b : a;
+}
+
+// The matrix of a CTA, which is number `cta` of `ctas`, and what all have in common. What only the end needs is chosen there.
 struct task_t {
+    bool other;
     const u8* w;
-    const float* bias;
-    int N, turns, ahead, column, cta, ctas;
+    const float *bias, *bias1;
+    int N, turns, ahead, column, column1, cta, ctas;
     const void* x;
     const u8* staged;
     void* y;
@@ -116,6 +127,8 @@ template <typename F> __device__ __forceinline__ void multiply(const task_t& tas
             mine[((p * COLUMNS + m / 8) * 8 + m % 8) * SUM_STRIDE + r] = v;
         });
         __syncthreads();
+        const float* bias = picked(task.other, task.bias1, task.bias);
+        const int column = picked(task.other, task.column1, task.column);
 #pragma unroll(XROWS > 1 ? 2 : 1)
         for (int o = threadIdx.x; o < M << rows_log; o += blockDim.x) {
             const int r = o & ((1 << rows_log) - 1), m = o >> rows_log, n = (group << rows_log) + r;
@@ -126,21 +139,11 @@ template <typename F> __device__ __forceinline__ void multiply(const task_t& tas
 #pragma unroll 4
             for (int s = 0; s < split; s++) v += from[s * SUMS];
             if (statics.odd[m]) v += share_of_odd<F>(task.x, task.x_type, m, task.K, task.w, tiles, n);
-            if (task.bias != nullptr) v += task.bias[n];
-            store_as(task.y, (i64)m * task.stride + task.column + n, v, task.y_type);
+            if (bias != nullptr) v += bias[n];
+            store_as(task.y, (i64)m * task.stride + column + n, v, task.y_type);
         }
         turn ^= 1;
     }
-}
-
-// One of two parameters, each loaded from its own place: not the parameter of a chosen place.
-template <typename T> __device__ __forceinline__ T picked(bool other, T b, T a) {
-    asm("" : "+r"(a));
-    return other ? b : a;
-}
-template <typename T> __device__ __forceinline__ T* picked(bool other, T* b, T* a) {
-    asm("" : "+l"(a));
-    return other ? b : a;
 }
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
@@ -150,9 +153,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
     extern __shared__ __align__(128) u8 shared[];
     __shared__ __align__(8) statics_t statics;
     const bool mixed = !same_type<fragments_t, second_t>::value, other = mixed && (int)blockIdx.x >= first1;
-    const task_t task = {picked(other, w1, w), picked(other, bias1, bias), picked(other, N1, N),
-                         picked(other, turns1, turns), picked(other, ahead1, ahead), picked(other, column1, column),
-                         (int)blockIdx.x - (other ? first1 : 0),
+    const task_t task = {other, picked(other, w1, w), bias, bias1, picked(other, N1, N), picked(other, turns1, turns),
+                         picked(other, ahead1, ahead), column, column1, (int)blockIdx.x - (other ? first1 : 0),
                          mixed && !other ? first1 : (int)gridDim.x - (mixed ? first1 : 0), x, staged, y, M, K, tiles,
                          depth, split_log, rows_log, stride, x_type, y_type};
     if (mixed && second >> (int)other & 1)

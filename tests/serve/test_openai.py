@@ -205,14 +205,14 @@ def test_the_best_of_several(client: openai.OpenAI) -> None:
 def test_what_is_cancelled_is_no_answer(address: str, llm: LLM, path: str, stream: bool) -> None:
     body: Any = {"model": "demo", "stream": stream, "max_tokens": 2000, "ignore_eos": True}
     body |= {"prompt": "Once"} if path == "/v1/completions" else {"messages": QUESTION}
+    assert idle(llm, 20), "requests of earlier tests are over"
+    with llm.stream("x") as probe:
+        last = probe.request_id
     with ThreadPoolExecutor(1) as pool:
         got = pool.submit(httpx.post, address + path, json=body, timeout=60)
-        while not got.done():  # what runs may be of an earlier test: whatever was asked before this moment is cancelled
-            probe = llm.stream("x")
-            for id in range(probe.request_id):
-                llm.cancel(id)
-            probe.close()
-            time.sleep(0.05)
+        while not got.done():  # ids count up; one that is not there yet is ignored
+            llm.cancel(last + 1)
+            time.sleep(0.02)
         answer = got.result()
     assert "the answer was cancelled" in answer.text
     assert answer.status_code == 200 if stream else answer.status_code == 503

@@ -55,7 +55,8 @@ def test_a_grammar_brings_no_reasoning_where_that_is_off(client: openai.OpenAI) 
     tools: Any = {"tools": [TOOL], "tool_choice": "required"}
     for more in ({"response_format": FORMAT}, tools):
         said = client.chat.completions.create(**asked, **more).choices[0]
-        assert "reasoning_content" not in said.message.model_extra and said.finish_reason in ("stop", "tool_calls")
+        assert "reasoning_content" not in (said.message.model_extra or {})
+        assert said.message.content or said.message.tool_calls
 
 
 @pytest.mark.parametrize(("syntax", "definition"), [

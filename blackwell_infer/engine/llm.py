@@ -277,6 +277,8 @@ class LLM:
         """Token ids of prompts to embed, checked, as many together as run at once: long lists leave the queue to
         others."""
         check_pooling(pooling)
+        if is_many(prompt) and not len(prompt):
+            raise RequestError("there is nothing to embed; give at least one prompt")
         ids = [self._request(p, None, {}).prompt for p in (prompt if is_many(prompt) else [prompt])]
         for each in ids:
             self._engine.check_length(each)

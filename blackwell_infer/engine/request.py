@@ -73,19 +73,20 @@ def make_request(text: Text, vocab: int, prompt: Any, sampling: Sampling, variab
 def chat_request(text: Text, vocab: int, rendered: str, sampling: Sampling) -> Request:
     """The request of a prompt that the chat template made: its answer may begin with reasoning."""
     return checked_request(text, vocab, tuple(text.tokenizer.encode(rendered, bos=False)), sampling, text.reasoning,
-                           text.starts_inside(rendered))
+                           text.starts_inside(rendered), text.before_answer(rendered))
 
 
 def checked_request(text: Text, vocab: int, ids: tuple[int, ...], sampling: Sampling,
-                    markers: tuple[str, str] | None, inside: bool) -> Request:
-    """The request of these token ids; for `markers` and `inside` see `Request`."""
+                    markers: tuple[str, str] | None, inside: bool, before: tuple[str, str] | None = None) -> Request:
+    """The request of these token ids; for `markers` and `inside` see `Request`. A grammar lets reasoning between the
+    markers `before` pass."""
     check_sampling(sampling, vocab)
     check_ids(ids, vocab, "the prompt")
     # Where a grammar ends, nothing but an end token is left.
     own = frozenset[int]() if sampling.ignore_eos and sampling.grammar is None else text.tokenizer.stop_ids
     matchers: tuple[Matcher, ...] = ()
     if sampling.grammar is not None:
-        matcher = text.matcher(sampling.grammar, vocab, markers, inside)
+        matcher = text.matcher(sampling.grammar, vocab, before, inside)
         matchers = tuple(matcher() for _ in range(sampling.n))
     if sampling.thinking_budget is not None and markers is not None:
         end = closing_text("" if text.template is None else text.template.source, markers[1])

@@ -183,7 +183,7 @@ def _tool(spec: ToolSpec, index: int) -> Tool:
         raise RequestError(f"tools[{index}].input_schema is missing: the JSON schema of the arguments, an object")
     return Tool(
         name=spec.name, description=spec.description or "", parameters=spec.input_schema,
-        strict=spec.strict is not False,
+        strict=bool(spec.strict),
     )
 
 

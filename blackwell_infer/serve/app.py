@@ -80,4 +80,6 @@ async def failed(request: Request, error: Exception) -> Response:
 async def refused(request: Request, error: Exception) -> Response:
     """Unknown paths and methods, in the shape of the request's API."""
     assert isinstance(error, HTTPException)
-    return error_response(request, HttpError(error.status_code, error.detail))
+    answer = error_response(request, HttpError(error.status_code, error.detail))
+    answer.headers.update(error.headers or {})  # at 405, which methods there are
+    return answer

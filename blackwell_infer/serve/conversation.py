@@ -22,6 +22,8 @@ EFFORTS: Mapping[Effort, int] = {"low": 1024, "medium": 4096}
 """Most tokens of reasoning where a template does not know of efforts; more effort has no limit"""
 OFF: tuple[Effort, ...] = ("none", "minimal")
 """Efforts that switch reasoning off"""
+RESERVED = frozenset({"self", "messages", "tools", "add_generation_prompt", "continue_final"})
+"""What no variable of a request may be named: parameters of the rendering"""
 Call = CallStart | CallArguments
 
 
@@ -151,9 +153,9 @@ def rendered(host: Host, ask: Ask) -> str:
         options["reasoning_effort"] = ask.thinking.effort
     tools = [{"type": "function", "function": {"name": t.name, "description": t.description,
                                                "parameters": t.parameters}} for t in ask.tools]
-    if {"messages", "tools", "add_generation_prompt", "continue_final"} & options.keys():
-        raise HttpError(400, "template variables must not be named messages, tools, add_generation_prompt or "
-                        "continue_final", "chat_template_kwargs")
+    taken = RESERVED & options.keys()
+    if taken:
+        raise HttpError(400, f"a template variable must not be named {min(taken)}", "chat_template_kwargs")
     return host.llm.text.prompt(ask.messages, tools=tools or None, continue_final=ask.prefill, **options)
 
 
@@ -164,7 +166,7 @@ def prepare(host: Host, ask: Ask) -> Request:
         raise HttpError(400, f"n is {ask.sampling.n}; at most {host.config.max_choices} (max_choices)", "n")
     prompt = rendered(host, ask)
     budget = thinking_budget(host.llm.template, ask)
-    grammar = constraint(host.dialect, ask, text.reasoning, text.starts_inside(prompt))
+    grammar = constraint(host.dialect, ask, text.before_answer(prompt), text.starts_inside(prompt))
     request = chat_request(text, vocab, prompt,
                            msgspec.structs.replace(ask.sampling, grammar=grammar, thinking_budget=budget))
     timeout = min(ask.timeout or host.config.request_timeout, host.config.request_timeout)

@@ -52,6 +52,7 @@ class Common(msgspec.Struct, frozen=True, kw_only=True):
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
     ignore_eos: bool = False
+    response_format: dict[str, Any] | None = None
     timeout: Annotated[float, Meta(gt=0)] | None = None
     priority: Annotated[int, Meta(ge=-1000, le=1000)] = 0
 
@@ -62,7 +63,6 @@ class ChatBody(Common, frozen=True, kw_only=True):
     max_completion_tokens: int | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] = 0
-    response_format: dict[str, Any] | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool = True
@@ -192,10 +192,16 @@ def to_grammar(value: Mapping[str, Any] | None) -> Grammar | None:
         return None
     if kind == "json_object":
         return Grammar("json_object")
+    if kind == "grammar":
+        syntax, definition = value.get("syntax"), value.get("definition")
+        if syntax in ("regex", "lark", "gbnf") and isinstance(definition, str):
+            return Grammar(syntax, definition)
+        raise HttpError(400, "response_format of type grammar needs a syntax, which is regex, lark or gbnf, and a "
+                        "definition, a text", "response_format")
     described = value.get("json_schema")
     if kind != "json_schema" or not isinstance(described, dict) or not isinstance(described.get("schema"), dict):
-        raise HttpError(400, 'response_format must be of type text, json_object, or json_schema with {"json_schema": '
-                        '{"name", "schema"}}', "response_format")
+        raise HttpError(400, 'response_format must be of type text, json_object, json_schema with {"json_schema": '
+                        '{"name", "schema"}}, or grammar with {"syntax", "definition"}', "response_format")
     return Grammar("json_schema", msgspec.json.encode(described["schema"]).decode())
 
 

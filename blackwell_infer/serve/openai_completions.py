@@ -21,7 +21,7 @@ from blackwell_infer.errors import BlackwellInferError, RequestError
 from blackwell_infer.serve import sse
 from blackwell_infer.serve.errors import HttpError, openai_body
 from blackwell_infer.serve.host import Host, attended
-from blackwell_infer.serve.openai_chat import IGNORED, Common, to_sampling, usage_body
+from blackwell_infer.serve.openai_chat import IGNORED, Common, to_grammar, to_sampling, usage_body
 from blackwell_infer.serve.openai_echo import Echo, echoed, joined, logprobs_body
 from blackwell_infer.text.tokenizer import Tokenizer
 from blackwell_infer.types import Event, TokenLogprob, Usage
@@ -98,7 +98,8 @@ def routes(host: Host) -> list[Route]:
     async def tokenize(request: Request) -> Response:
         body = await host.read(request, TokenizeBody)
         host.check_model(body.model)
-        ids = host.llm.tokenizer.encode(body.text, bos=None if body.add_special_tokens else False)
+        ids = await asyncio.to_thread(host.llm.tokenizer.encode, body.text,
+                                      bos=None if body.add_special_tokens else False)
         return JSONResponse({"tokens": list(ids), "count": len(ids), "max_model_len": host.llm.info().max_context})
 
     async def detokenize(request: Request) -> Response:
@@ -108,7 +109,7 @@ def routes(host: Host) -> list[Route]:
         wrong = next((id for id in body.tokens if not 0 <= id < vocab), None)
         if wrong is not None:
             raise HttpError(400, f"tokens holds {wrong}; the vocabulary has ids 0 to {vocab - 1}", "tokens")
-        return JSONResponse({"text": host.llm.tokenizer.decode(body.tokens)})
+        return JSONResponse({"text": await asyncio.to_thread(host.llm.tokenizer.decode, body.tokens)})
 
     return [Route("/v1/completions", completions, methods=["POST"]), Route("/tokenize", tokenize, methods=["POST"]),
             Route("/detokenize", detokenize, methods=["POST"])]
@@ -148,7 +149,8 @@ def prepared(host: Host, body: CompletionBody, prompts: list[str | list[int]]) -
     """All prompts, checked."""
     ranked = body.tries > body.n and body.logprobs is None
     sampling = msgspec.structs.replace(to_sampling(body, host.llm.default_sampling), n=body.tries,
-                                       logprobs=0 if ranked else body.logprobs, max_tokens=body.max_tokens or None)
+                                       logprobs=0 if ranked else body.logprobs, max_tokens=body.max_tokens or None,
+                                       grammar=to_grammar(body.response_format))
     made = [make_request(host.llm.text, host.llm.info().vocab, prompt, sampling, {}) for prompt in prompts]
     return [msgspec.structs.replace(r, priority=body.priority, deadline=waiting(host, body)) for r in made]
 

@@ -99,8 +99,13 @@ class SchemaFormat(Struct, tag_field="type", tag="json_schema"):
     description: str | None = None
 
 
+class GrammarFormat(Struct, tag_field="type", tag="grammar"):
+    syntax: Literal["regex", "lark", "gbnf"]
+    definition: str
+
+
 class TextSpec(Struct):
-    format: TextFormat | ObjectFormat | SchemaFormat | None = None
+    format: TextFormat | ObjectFormat | SchemaFormat | GrammarFormat | None = None
 
 
 class ReasoningSpec(Struct):
@@ -187,6 +192,8 @@ def _grammar(spec: TextSpec | None) -> Grammar | None:
     format = spec.format if spec else None
     if isinstance(format, SchemaFormat):
         return Grammar("json_schema", msgspec.json.encode(format.schema).decode())
+    if isinstance(format, GrammarFormat):
+        return Grammar(format.syntax, format.definition)
     return Grammar("json_object") if isinstance(format, ObjectFormat) else None
 
 

@@ -61,7 +61,8 @@ PREFIXES = {"blackwell_infer.serve.anthropic_request": "Messages",
 CLOSED = {"ChatBody": IGNORED, "CompletionBody": IGNORED, "EmbeddingBody": IGNORED, "TokenizeBody": frozenset[str](),
           "DetokenizeBody": frozenset[str]()}
 """Bodies in which a field of another name is refused, with those that may be there and mean nothing"""
-REFUSALS = {400: "something in the request is wrong", 401: "no valid key", 404: "another model, or nothing there",
+REFUSALS = {400: "something in the request is wrong", 401: "no valid key", 403: "a page of another origin",
+            404: "another model, or nothing there",
             405: "the path has other methods", 413: "the body is too large", 429: "too many requests wait",
             503: "the server is about to end", 504: "the answer took too long"}
 

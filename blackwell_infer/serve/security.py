@@ -15,7 +15,7 @@ OPEN = ("/", "/page/chat.css", "/page/chat.js", "/health", "/ready")
 
 
 class Guard:
-    """ASGI middleware: 401 without a valid key, 503 while draining."""
+    """ASGI middleware: 401 without a valid key, 403 for pages of other origins, 503 while draining."""
 
     def __init__(self, app: ASGIApp, host: Host) -> None:
         self._app, self._host = app, host
@@ -34,9 +34,19 @@ class Guard:
         if keys and not known(shown(Request(scope)), keys):
             return HttpError(401, "no valid API key: send Authorization: Bearer KEY, or x-api-key: KEY",
                              code="invalid_api_key")
+        if foreign(scope, self._host.config.cors_origin):
+            return HttpError(403, "pages of other origins may not use this server; allow theirs with cors_origin")
         if self._host.draining:
             return HttpError(503, "the server is shutting down")
         return None
+
+
+def foreign(scope: Scope, allowed: Sequence[str]) -> bool:
+    """Whether a page of another origin has a browser do something here. Browsers ask before they send JSON, but not
+    before they send text that is JSON."""
+    headers = Request(scope).headers
+    return (scope["method"] not in ("GET", "HEAD") and headers.get("sec-fetch-site") in ("cross-site", "same-site")
+            and not {"*", headers.get("origin", "")} & set(allowed))
 
 
 def shown(request: Request) -> list[str]:

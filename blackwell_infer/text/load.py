@@ -11,7 +11,7 @@ from blackwell_infer.errors import TemplateError, TokenizerError
 from blackwell_infer.text.folder import template_source, tokenizer_from_folder
 from blackwell_infer.text.gguf_vocab import tokenizer_from_gguf
 from blackwell_infer.text.grammar import Compiler
-from blackwell_infer.text.template import ChatTemplate, reasoning_markers, starts_inside
+from blackwell_infer.text.template import ChatTemplate, reasoning_markers, starts_behind, starts_inside
 from blackwell_infer.text.tokenizer import Tokenizer
 from blackwell_infer.text.tools import Dialect, dialect_of
 from blackwell_infer.types import Grammar, Matcher, Message
@@ -39,6 +39,11 @@ class Text(msgspec.Struct, frozen=True):
     def starts_inside(self, prompt: str) -> bool:
         """Whether the answer to this rendered prompt begins inside reasoning."""
         return starts_inside(prompt, self.reasoning)
+
+    def before_answer(self, prompt: str) -> tuple[str, str] | None:
+        """The markers of reasoning that a grammar of the answer to this rendered prompt has to let through: none where
+        the prompt has closed it. Where a grammar leaves little else, a model takes what it would not have said."""
+        return None if starts_behind(prompt, self.reasoning) else self.reasoning
 
     @property
     def dialect(self) -> Dialect | None:

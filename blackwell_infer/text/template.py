@@ -153,3 +153,8 @@ def closing_text(source: str, marker: str) -> str:
 def starts_inside(prompt: str, markers: tuple[str, str] | None) -> bool:
     """Whether a rendered prompt ends with the opening marker, so that the answer begins as reasoning."""
     return markers is not None and prompt.rstrip().endswith(markers[0])
+
+
+def starts_behind(prompt: str, markers: tuple[str, str] | None) -> bool:
+    """Whether a rendered prompt ends with the closing marker, so that the answer is to begin without reasoning."""
+    return markers is not None and prompt.rstrip().endswith(markers[1])

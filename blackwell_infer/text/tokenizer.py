@@ -7,8 +7,8 @@ prefix of the bytes, which is what streaming needs, and the result never depends
 from __future__ import annotations
 
 import copy
+import functools
 import json
-import threading
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,9 @@ STOP_TEXTS = (
 
 ANCHORS = ("", "\n", "=", "a")
 """Texts put before one that is to be cut, since some tokenizers add a space to the very beginning"""
+
+LONG = 1 << 14
+"""Characters that are encoded in some milliseconds"""
 
 
 class PieceRule(msgspec.Struct, frozen=True):
@@ -104,8 +107,6 @@ class Tokenizer:
         self._rule = piece_rule(json.loads(backend.decoder.__getstate__()) if backend.decoder is not None else None)
         self._alphabet = gpt2_alphabet() if self._rule.byte_level else {}
         self._pieces: dict[int, bytes] = {}
-        # The library holds "special tokens are plain text" as a switch of the tokenizer, not as an argument.
-        self._lock = threading.Lock()
 
     def showing(self, markers: Iterable[str]) -> Tokenizer:
         """This tokenizer with the control tokens of these texts kept by `decode`."""
@@ -124,15 +125,24 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             raise RequestError(f"the text is not valid Unicode (lone surrogate at character {error.start})") from error
-        with self._lock:
-            self.backend.encode_special_tokens = not specials
-            ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
+        backend = self.backend if specials else self._plain
+        # Only lists are encoded without Python's global lock, which a long text holds for seconds; a short one is not
+        # worth the library's threads.
+        ids: list[int] = (backend.encode(text, add_special_tokens=False) if len(text) < LONG else
+                          backend.encode_batch_fast([text], add_special_tokens=False)[0]).ids
         wanted = self.add_bos if bos is None else bos
         if not wanted:
             return ids
         if self.bos_id is None:
             raise RequestError("this model has no beginning-of-sequence token; do not ask for one")
         return ids if ids[:1] == [self.bos_id] else [self.bos_id, *ids]
+
+    @functools.cached_property
+    def _plain(self) -> Backend:
+        """The vocabulary with the text of control tokens as plain text, which the library has as a switch."""
+        twin = copy.deepcopy(self.backend)
+        twin.encode_special_tokens = True
+        return twin
 
     def decode(self, ids: Iterable[int], *, skip_specials: bool = True) -> str:
         """The text of `ids`; an id beyond the vocabulary (padding of the output matrix) has no text."""

@@ -67,3 +67,8 @@ def test_what_cannot_be_embedded_is_refused(llm: LLM) -> None:
         llm.embed("a", "first")  # type: ignore[arg-type]
     assert llm.embed([1] * 256).ndim == 1
     assert llm.stats().pages_used == 0
+
+
+def test_nothing_to_embed(llm: LLM) -> None:
+    with pytest.raises(RequestError, match="nothing to embed"):
+        llm.embed([])

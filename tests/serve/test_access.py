@@ -65,6 +65,22 @@ def test_what_nobody_foresaw_has_an_id_and_a_line(host: Host, caplog: pytest.Log
     assert lines(caplog)[1]["path"] == "/late"
 
 
+@pytest.mark.parametrize(("origins", "site", "status"), [
+    ((), "cross-site", 403), ((), "same-site", 403), ((), "same-origin", 200), ((), None, 200),
+    ((ORIGIN,), "cross-site", 200), (("https://other.example",), "cross-site", 403), (("*",), "cross-site", 200)])
+def test_pages_of_other_origins_can_start_nothing(llm: LLM, origins: tuple[str, ...], site: str | None,
+                                                  status: int) -> None:
+    headers = {"origin": ORIGIN, "content-type": "text/plain"} | ({} if site is None else {"sec-fetch-site": site})
+    client = TestClient(make_app(Host(llm, "demo", ServeConfig(cors_origin=origins))))
+    assert client.post("/tokenize", content=b'{"text": "a"}', headers=headers).status_code == status
+    assert client.get("/", headers=headers).status_code == 200  # a link to the page
+
+
+def test_a_wrong_method_is_told_the_right_ones(host: Host) -> None:
+    got = TestClient(make_app(host)).get("/v1/chat/completions")
+    assert got.status_code == 405 and got.headers["allow"] == "POST" and got.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("origins", [(), (ORIGIN,)])
 def test_pages_of_other_origins(llm: LLM, origins: tuple[str, ...]) -> None:
     with serving(Host(llm, "demo", ServeConfig(cors_origin=origins, api_key=("k",)))) as address:

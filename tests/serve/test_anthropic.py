@@ -41,6 +41,15 @@ def test_an_answer(client: anthropic.Anthropic) -> None:
     assert got.usage.output_tokens > 0
 
 
+def test_a_schema_that_cannot_be_enforced_is_refused_of_strict_tools_only(client: anthropic.Anthropic) -> None:
+    schema = TOOL["input_schema"] | {"propertyNames": {"pattern": "^c"}}
+    loose: Any = TOOL | {"input_schema": schema}
+    got = client.messages.create(messages=WEATHER, tools=[loose], tool_choice={"type": "any"}, **BASE)
+    assert got.stop_reason == "tool_use" and got.content[0].name == "get_weather"
+    with pytest.raises(anthropic.BadRequestError, match="propertyNames"):
+        client.messages.create(messages=WEATHER, tools=[loose | {"strict": True}], **BASE)
+
+
 def test_a_stream_adds_up_to_the_answer(client: anthropic.Anthropic) -> None:
     whole = client.messages.create(messages=QUESTION, **BASE)
     with client.messages.stream(messages=QUESTION, **BASE) as stream:

@@ -43,6 +43,39 @@ def test_an_answer(client: openai.OpenAI) -> None:
     assert got.usage.total_tokens == got.usage.prompt_tokens + got.usage.completion_tokens
 
 
+@pytest.mark.parametrize("name", ["self", "messages", "tools", "continue_final", "add_generation_prompt"])
+def test_template_variables_cannot_take_the_place_of_the_conversation(client: openai.OpenAI, name: str) -> None:
+    with pytest.raises(openai.BadRequestError, match=name):
+        client.chat.completions.create(model="demo", messages=QUESTION, extra_body={"chat_template_kwargs": {name: 1}})
+
+
+def test_a_grammar_brings_no_reasoning_where_that_is_off(client: openai.OpenAI) -> None:
+    """Token 4090 is <think>."""
+    asked: Any = {"model": "demo", "messages": QUESTION, "max_tokens": 40, "logit_bias": {"4090": 50}, "temperature": 0}
+    tools: Any = {"tools": [TOOL], "tool_choice": "required"}
+    for more in ({"response_format": FORMAT}, tools):
+        said = client.chat.completions.create(**asked, **more).choices[0]
+        assert "reasoning_content" not in (said.message.model_extra or {})
+        assert said.message.content or said.message.tool_calls
+
+
+@pytest.mark.parametrize(("syntax", "definition"), [
+    ("regex", "(yes|no)!"), ("lark", 'start: ("yes" | "no") "!"'), ("gbnf", 'root ::= ("yes" | "no") "!"')])
+def test_grammars(client: openai.OpenAI, syntax: str, definition: str) -> None:
+    form: Any = {"type": "grammar", "syntax": syntax, "definition": definition}
+    chat = client.chat.completions.create(model="demo", messages=QUESTION, response_format=form, max_tokens=20,
+                                          temperature=0)
+    plain = client.completions.create(model="demo", prompt="One", extra_body={"response_format": form}, max_tokens=20,
+                                      temperature=0)
+    response = client.responses.create(model="demo", input="Well?", text={"format": form}, max_output_tokens=20,
+                                       temperature=0)
+    for text in (chat.choices[0].message.content, plain.choices[0].text, response.output_text):
+        assert text in ("yes!", "no!")
+    for wrong in ({"syntax": "json_schema"}, {"definition": 5}, {"definition": "("}):
+        with pytest.raises(openai.BadRequestError):
+            client.chat.completions.create(model="demo", messages=QUESTION, response_format=form | wrong)
+
+
 def test_a_stream_says_the_same(client: openai.OpenAI) -> None:
     whole = client.chat.completions.create(model="demo", messages=QUESTION, temperature=0, logprobs=True)
     chunks = list(client.chat.completions.create(model="demo", messages=QUESTION, temperature=0, stream=True,

@@ -4,6 +4,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
+import time
 import unicodedata
 from functools import cache
 from pathlib import Path
@@ -138,6 +140,27 @@ def byte_level() -> Tokenizer:
     from tokenizers import Tokenizer as Backend
 
     return Tokenizer(Backend.from_str(json.dumps(document())), bos_id=257, eos_id=258)
+
+
+def test_long_texts_are_encoded_beside_other_threads() -> None:
+    tokenizer, part = byte_level(), "a text<|turn|> "
+    ticks, over = list[float](), threading.Event()
+
+    def tick() -> None:
+        while not over.wait(0.005):
+            ticks.append(time.perf_counter())
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    try:
+        began = time.perf_counter()
+        found = tokenizer.encode(60_000 * part)
+        ended = time.perf_counter()
+    finally:
+        over.set()
+        thread.join()
+    assert found == 60_000 * tokenizer.encode(part)
+    assert sum(began < at < ended for at in ticks) > 4
 
 
 @given(st.text(max_size=60))
